@@ -1,0 +1,99 @@
+"""The one seam behind which engines differ. No caller asks which engine it has."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from llmserve.clock import Clock
+from llmserve.core import Chunk, Request, StepRecord
+from llmserve.knobs import Applied, Knobs
+
+StepSink = Callable[[StepRecord], None]
+"""Called on the loop's thread, once per engine step, before that step's chunks are yielded."""
+
+
+class EngineError(RuntimeError):
+    """The engine cannot serve: it did not start, or it died. The message holds its last words."""
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a started engine."""
+
+    engine: str
+    model_id: str
+    max_model_len: int
+    """Prompt and reply together, in tokens."""
+    kv_capacity_tokens: int
+    ceilings: dict[str, int] = {}
+    """Highest value of a live knob that this start allows; a higher one is clamped."""
+    unsupported: dict[str, str] = {}
+    """Knobs without effect here, each with the reason shown beside the disabled control."""
+    supports: frozenset[str] = frozenset()
+    """Optional protocols: "sleep", "reset_cache", …"""
+    device: str = "cpu"
+    dtype: str = ""
+    pids: tuple[int, ...] = ()
+    """Child processes that hold the engine's memory."""
+    details: dict[str, str] = {}
+    """Further facts for `%llmserve status`: threads, parameters, attention path …"""
+
+
+class Tokenizer(Protocol):
+    def encode(self, text: str) -> list[int]:
+        """Token ids of raw text, with what special tokens the model wants in front."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        """Token ids of a conversation rendered by the model's chat template, ready to answer.
+
+        Raises ValueError where the model has no chat template or the template refuses.
+        """
+        ...
+
+
+class Engine(Protocol):
+    @property
+    def info(self) -> EngineInfo:
+        """Valid once `start` has returned."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    async def start(self) -> None:
+        """Return when ready to generate; EngineError with the cause where it cannot be."""
+        ...
+
+    async def stop(self) -> None:
+        """Give everything back: processes, memory, files. Safe to call twice, or before start."""
+        ...
+
+    async def apply(self, knobs: Knobs) -> Applied:
+        """Return once the engine has adopted `knobs` (at once when idle), clamped to ceilings."""
+        ...
+
+    def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        """Chunks until one has a finish_reason. Cancel the consuming task to stop the work: the
+        request's place and KV are free within one step. EngineError when the engine died."""
+        ...
+
+
+def create(name: str, *, sink: StepSink, clock: Clock, **options: object) -> Engine:
+    """An engine by name, not yet started. Heavy imports happen here, in its own branch.
+
+    Raises TypeError for an option that the engine does not have, ValueError for an unknown name.
+    """
+    if name == "torch":
+        from llmserve.engines.torch.engine import TorchEngine
+
+        return TorchEngine(sink=sink, clock=clock, **options)  # type: ignore[arg-type]  # options are the user's, checked by the constructor
+    if name == "simulator":
+        from llmserve.engines.simulator import SimulatorEngine
+
+        return SimulatorEngine(sink=sink, clock=clock, **options)  # type: ignore[arg-type]  # as above
+    raise ValueError(f"there is no engine {name!r}; engines: torch, simulator")

@@ -1,0 +1,244 @@
+"""Knobs: everything that may change while requests flow, and nothing else.
+
+One frozen dataclass. Bounds, unit, help and layer stand in each field's metadata, and sliders,
+`%llmserve set`, `PATCH /llmserve/knobs`, the command line and docs/knobs.md are made from them.
+A knob is read at the moment of decision (`knobs = board.current`), never kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+PolicyName = Literal["fifo", "priority"]
+QueueMode = Literal["queue", "reject"]
+Batching = Literal["continuous", "static", "none"]
+Layer = Literal["scheduler", "admission", "engine"]
+KnobValue = str | int | float | None
+
+
+class KnobError(ValueError):
+    """A knob's name or value is wrong; `name` says which."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What is known of one knob besides its value."""
+
+    name: str
+    type: Literal["int", "float", "choice"]
+    default: KnobValue
+    help: str
+    layer: Layer
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    nullable: str | None = None
+    """What None means, where None is allowed."""
+
+
+def _knob(
+    default: KnobValue,
+    help: str,
+    layer: Layer,
+    *,
+    unit: str = "",
+    bounds: tuple[float, float] | None = None,
+    choices: tuple[str, ...] = (),
+    nullable: str | None = None,
+    whole: bool = True,
+) -> Any:  # Any, as dataclasses.field itself is typed: the field's own annotation decides
+    kind: Literal["int", "float", "choice"] = "choice" if choices else "int" if whole else "float"
+    low, high = bounds or (None, None)
+    spec = Spec("", kind, default, help, layer, unit, low, high, choices, nullable)
+    return field(default=default, metadata={"spec": spec})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knobs:
+    """The live settings. Build changed copies through `changed`, which checks names and bounds."""
+
+    policy: PolicyName = _knob(
+        "fifo", "Who goes next: by arrival, or by priority with aging.", "scheduler",
+        choices=get_args(PolicyName),
+    )
+    priority_aging_s: float | None = _knob(
+        30.0, "Seconds of waiting that are worth one priority level.", "scheduler",
+        unit="s", bounds=(0.001, 3600), whole=False, nullable="strict priority, no aging",
+    )
+    max_active: int | None = _knob(
+        None, "Most requests handed to the engine at once.", "scheduler",
+        unit="requests", bounds=(1, 4096), nullable="max_num_seqs + 2",
+    )
+    queue_max: int = _knob(
+        1000, "Most requests waiting; one more is refused with 429.", "admission",
+        unit="requests", bounds=(0, 100_000),
+    )
+    queue_mode: QueueMode = _knob(
+        "queue", "Wait for a place, or be refused at once when there is none.", "admission",
+        choices=get_args(QueueMode),
+    )
+    queue_timeout_s: float = _knob(
+        120.0, "Longest wait for a place, then 503.", "admission",
+        unit="s", bounds=(0.01, 86_400), whole=False,
+    )
+    request_timeout_s: float = _knob(
+        900.0, "Longest life of a request, wait included, then 504.", "admission",
+        unit="s", bounds=(0.01, 86_400), whole=False,
+    )
+    batching: Batching = _knob(
+        "continuous", "Join and leave at every step; or run closed batches; or one at a time.",
+        "engine", choices=get_args(Batching),
+    )
+    batch_window_ms: float = _knob(
+        0.0, "How long a static batch waits to fill before it starts.", "engine",
+        unit="ms", bounds=(0, 10_000), whole=False,
+    )
+    max_num_seqs: int = _knob(
+        32, "Most sequences in one engine step.", "engine", unit="requests", bounds=(1, 1024),
+    )
+    max_num_batched_tokens: int = _knob(
+        2048, "Most tokens computed in one engine step, prefill and decode together.", "engine",
+        unit="tokens", bounds=(1, 131_072),
+    )
+    long_prefill_token_threshold: int = _knob(
+        0, "Longest prefill chunk of one request in a step; 0 for no limit of its own.", "engine",
+        unit="tokens", bounds=(0, 131_072),
+    )
+
+    @property
+    def active_cap(self) -> int:
+        """`max_active`, or what it follows when it is None."""
+        return self.max_num_seqs + 2 if self.max_active is None else self.max_active
+
+    def changed(self, changes: Mapping[str, object]) -> Knobs:
+        """A copy with `changes` made, all of them or (KnobError) none."""
+        return dataclasses.replace(self, **{k: coerce(k, v) for k, v in changes.items()})
+
+    def as_dict(self) -> dict[str, KnobValue]:
+        return dataclasses.asdict(self)
+
+
+SPECS: dict[str, Spec] = {
+    f.name: dataclasses.replace(f.metadata["spec"], name=f.name) for f in dataclasses.fields(Knobs)
+}
+
+
+def coerce(name: str, value: object) -> KnobValue:
+    """The value as the knob's own type, from Python, JSON or text; KnobError where it is none."""
+    spec = SPECS.get(name)
+    if spec is None:
+        near = difflib.get_close_matches(name, SPECS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; knobs: {', '.join(SPECS)}"
+        raise KnobError(name, f"there is no knob {name!r}{hint}")
+    if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "")):
+        if spec.nullable is None:
+            raise KnobError(name, f"{name} needs a value")
+        return None
+    if spec.type == "choice":
+        if value not in spec.choices:
+            raise KnobError(name, f"{name} is one of {', '.join(spec.choices)}, not {value!r}")
+        return str(value)
+    return _number(spec, value)
+
+
+def _number(spec: Spec, value: object) -> int | float:
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        number = float(value)
+        if not math.isfinite(number) or (spec.type == "int" and number != int(number)):
+            raise ValueError
+    except ValueError:
+        kind = "a whole number" if spec.type == "int" else "a number"
+        raise KnobError(spec.name, f"{spec.name} takes {kind}, not {value!r}") from None
+    assert spec.low is not None and spec.high is not None
+    if not spec.low <= number <= spec.high:
+        raise KnobError(
+            spec.name,
+            f"{spec.name} must be within {spec.low:g} and {spec.high:g} {spec.unit}, not {value}",
+        )
+    return int(number) if spec.type == "int" else number
+
+
+@dataclass(frozen=True, slots=True)
+class Clamp:
+    """A value asked for that the engine could not take, and the one in force instead."""
+
+    name: str
+    asked: KnobValue
+    got: KnobValue
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a change came to: the knobs in force, and when the engine took them up."""
+
+    values: Knobs
+    changed: dict[str, tuple[KnobValue, KnobValue]]
+    """Name to (before, after), only what differs."""
+    clamped: tuple[Clamp, ...] = ()
+    adopted_step: int | None = None
+    """The first engine step planned under the new values; None when the engine had no part."""
+    ms: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.changed and not self.clamped:
+            return "nothing changed"
+        parts = [f"{k}: {old} → {new}" for k, (old, new) in self.changed.items()]
+        parts += [f"{c.name}: asked {c.asked}, got {c.got} ({c.why})" for c in self.clamped]
+        step = "" if self.adopted_step is None else f" at step {self.adopted_step}"
+        return f"{'; '.join(parts)}{step} ({self.ms:.1f} ms)"
+
+
+class KnobBoard:
+    """The current knobs, and who wants to hear of a change. Any thread may read or update."""
+
+    def __init__(self, knobs: Knobs | None = None) -> None:
+        self._knobs = knobs or Knobs()
+        self._lock = threading.Lock()
+        self._watchers: list[Callable[[Knobs, Knobs], None]] = []
+
+    @property
+    def current(self) -> Knobs:
+        return self._knobs
+
+    def update(self, changes: Mapping[str, object]) -> tuple[Knobs, Knobs]:
+        """Make all of `changes` or none (KnobError); return the knobs before and after."""
+        with self._lock:
+            before = self._knobs
+            after = self._knobs = before.changed(changes)
+            watchers = tuple(self._watchers)
+        if after != before:
+            for watcher in watchers:
+                watcher(before, after)
+        return before, after
+
+    def watch(self, watcher: Callable[[Knobs, Knobs], None]) -> Callable[[], None]:
+        """Call `watcher(before, after)` in the thread that updates; returns the way to stop."""
+        with self._lock:
+            self._watchers.append(watcher)
+
+        def unwatch() -> None:
+            with self._lock:
+                if watcher in self._watchers:
+                    self._watchers.remove(watcher)
+
+        return unwatch
+
+
+def differences(before: Knobs, after: Knobs) -> dict[str, tuple[KnobValue, KnobValue]]:
+    """Name to (before, after) of every knob that differs."""
+    old, new = before.as_dict(), after.as_dict()
+    return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
