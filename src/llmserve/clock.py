@@ -47,7 +47,7 @@ class VirtualClock:
     async def sleep_until(self, when: float) -> None:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_at(when, lambda: waiter.done() or waiter.set_result(None))
+        timer = loop.call_at(when, _resolve, waiter)
         try:
             await waiter
         finally:
@@ -68,6 +68,11 @@ class VirtualClock:
     def _run(self, main: Coroutine[Any, Any, T]) -> T:
         with asyncio.Runner(loop_factory=lambda: _VirtualLoop(self)) as runner:
             return runner.run(main)
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class _JumpingSelector(selectors.SelectSelector):

@@ -123,7 +123,8 @@ class Knobs:
 
     def changed(self, changes: Mapping[str, object]) -> Knobs:
         """A copy with `changes` made, all of them or (KnobError) none."""
-        return dataclasses.replace(self, **{k: coerce(k, v) for k, v in changes.items()})
+        values: dict[str, Any] = {name: coerce(name, value) for name, value in changes.items()}
+        return dataclasses.replace(self, **values)
 
     def as_dict(self) -> dict[str, KnobValue]:
         return dataclasses.asdict(self)
@@ -162,7 +163,8 @@ def _number(spec: Spec, value: object) -> int | float:
     except ValueError:
         kind = "a whole number" if spec.type == "int" else "a number"
         raise KnobError(spec.name, f"{spec.name} takes {kind}, not {value!r}") from None
-    assert spec.low is not None and spec.high is not None
+    assert spec.low is not None  # every number has bounds
+    assert spec.high is not None
     if not spec.low <= number <= spec.high:
         raise KnobError(
             spec.name,

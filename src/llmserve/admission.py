@@ -1,0 +1,67 @@
+"""The door: take a request in, or say at once why not and when to return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from llmserve.core import Request
+from llmserve.events import RejectReason
+from llmserve.knobs import Knobs
+
+UNKNOWN_DRAIN_RETRY_S = 1.0
+"""Told as Retry-After while nothing has finished yet and no rate is known."""
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    pass
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    reason: RejectReason
+    retry_after_s: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the door knows of the house."""
+
+    waiting: int
+    active: int
+    finished_per_s: float | None
+    """The drain rate lately measured; None before there is one."""
+    max_model_len: int
+
+
+def admit(request: Request, load: Load, knobs: Knobs) -> Accepted | Rejected:
+    prompt = len(request.prompt_ids)
+    if prompt + 1 > load.max_model_len:
+        return Rejected(
+            "too_long",
+            message=f"the prompt has {prompt} tokens, and with one more to generate they do not "
+            f"fit the model's {load.max_model_len}",
+        )
+    if load.active < knobs.active_cap and load.waiting == 0:
+        return Accepted()
+    if knobs.queue_mode == "reject":
+        return Rejected(
+            "no_place",
+            _retry_after(1, load),
+            f"all {knobs.active_cap} places are taken and queue_mode is reject",
+        )
+    if load.waiting >= knobs.queue_max:
+        return Rejected(
+            "queue_full",
+            _retry_after(load.waiting - knobs.queue_max + 1, load),
+            f"{load.waiting} requests wait already (queue_max={knobs.queue_max})",
+        )
+    return Accepted()
+
+
+def _retry_after(places: int, load: Load) -> float:
+    """Seconds until so many places should have come free at the measured rate."""
+    if not load.finished_per_s:
+        return UNKNOWN_DRAIN_RETRY_S
+    return places / load.finished_per_s
