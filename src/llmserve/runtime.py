@@ -69,7 +69,7 @@ class Runtime:
             if tasks:
                 self.loop.run_until_complete(asyncio.wait(tasks, timeout=5))
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-            self.loop.run_until_complete(self.loop.shutdown_default_executor(5))
+            self.loop.run_until_complete(self.loop.shutdown_default_executor())
             self.loop.close()
 
 

@@ -1,0 +1,327 @@
+"""The async shell around the scheduler and the engine; the only publisher of request events.
+
+It awaits and decides nothing: who goes next is the scheduler's word, which tokens now the
+engine's. One task per request in the engine; cancelling that task is stopping the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from llmserve.admission import Rejected
+from llmserve.clock import Clock
+from llmserve.core import Chunk, FinishReason, Request, StepRecord
+from llmserve.engines import Engine, EngineError
+from llmserve.events import (
+    Dispatched,
+    EventBus,
+    Finished,
+    FirstToken,
+    Held,
+    KnobsChanged,
+    KnobsSatisfied,
+    Rejection,
+    StepRecorded,
+    Submitted,
+    TokensEmitted,
+)
+from llmserve.knobs import SPECS, Applied, KnobBoard, Knobs, differences
+from llmserve.scheduler import Scheduler
+from llmserve.stream import Refused, RequestTimeout, Stream
+
+log = logging.getLogger(__name__)
+
+_RESTARTS = 3
+"""Attempts to bring back an engine that died, before what waits is told so."""
+
+
+@dataclass(slots=True)
+class _Running:
+    stream: Stream
+    last: Chunk = Chunk(finish_reason="error")
+    failure: Exception | None = None
+    ending: FinishReason = "abort"
+    """What a cancelled task means: set before cancelling."""
+    task: asyncio.Task[None] = field(init=False)
+
+
+class Service:
+    """Submit requests, change knobs. All methods belong to the loop's thread."""
+
+    def __init__(self, engine: Engine, board: KnobBoard, bus: EventBus, clock: Clock) -> None:
+        self.engine = engine
+        self.board = board
+        self.bus = bus
+        self.clock = clock
+        self.ready = False
+        self._scheduler = Scheduler(max_model_len=0)
+        self._queued: dict[str, Stream] = {}
+        self._running: dict[str, _Running] = {}
+        self._knob_lock = asyncio.Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        self._reviving: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._failed = False
+        self._ids = itertools.count(1)
+
+    def new_id(self, prefix: str) -> str:
+        return f"{prefix}-{next(self._ids)}"
+
+    async def start(self) -> None:
+        """Start the engine and hand it the knobs; EngineError where it cannot start."""
+        await self.engine.start()
+        await self._adopt_start_knobs()
+        self._scheduler.max_model_len = self.engine.info.max_model_len
+        self.ready = True
+
+    async def stop(self) -> None:
+        """End every request (waiting ones are refused), then the engine."""
+        self._stopping, self.ready = True, False
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._reviving is not None:
+            self._reviving.cancel()
+        for stream in list(self._queued.values()):
+            self._refuse_queued(stream, Rejected("stopping", message="the server is stopping"))
+        tasks = [running.task for running in self._running.values()]
+        for running in list(self._running.values()):
+            running.task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=5)
+            await asyncio.sleep(0)  # their done callbacks tell the ends
+        await self.engine.stop()
+
+    def submit(self, request: Request) -> Stream:
+        """Take the request in; Refused where the door says no. Its tokens come by the Stream."""
+        now, knobs = self.clock.now(), self.board.current
+        verdict = (
+            Rejected("stopping", message="the server is stopping")
+            if self._stopping
+            else self._scheduler.offer(request, knobs, now)
+        )
+        if isinstance(verdict, Rejected):
+            self._publish_rejection(request, verdict)
+            raise Refused(verdict)
+        self.bus.publish(
+            Submitted(
+                t=request.arrival,
+                request_id=request.id,
+                tenant=request.tenant,
+                priority=request.priority,
+                prompt_tokens=len(request.prompt_ids),
+                max_tokens=request.sampling.max_tokens,
+            )
+        )
+        stream = Stream(request, lambda: self._cancel(request.id))
+        self._queued[request.id] = stream
+        if self._failed:
+            self._revive()
+        self._pump()
+        return stream
+
+    async def set_knobs(self, changes: Mapping[str, object], source: str = "code") -> Applied:
+        """Change knobs, all or none (KnobError); return once the engine has adopted them."""
+        async with self._knob_lock:
+            before = self.board.current
+            started = self.clock.now()
+            asked = before.changed(changes)
+            applied = Applied(values=asked, changed=differences(before, asked))
+            if any(SPECS[name].layer == "engine" for name in applied.changed) and self.ready:
+                engine_part = await self.engine.apply(asked)
+                applied = replace(engine_part, changed=differences(before, engine_part.values))
+            self.board.update({name: after for name, (_, after) in applied.changed.items()})
+            applied = replace(applied, ms=(self.clock.now() - started) * 1e3)
+            self._publish_change(applied, source)
+        self._pump()
+        return applied
+
+    def on_step(self, record: StepRecord) -> None:
+        """The sink of the engine's steps, called before that step's chunks arrive."""
+        now = record.start_s + record.duration_s
+        for request_id, reason in record.held:
+            self.bus.publish(Held(t=now, request_id=request_id, reason=reason, step=record.index))
+        self.bus.publish(StepRecorded(t=now, record=record))
+        for name in record.satisfied:
+            self.bus.publish(KnobsSatisfied(t=now, name=name, step=record.index))
+
+    def _pump(self) -> None:
+        """Hand over whoever may go, expire whoever may not, and set the next alarm."""
+        if self._stopping:
+            return
+        now, knobs = self.clock.now(), self.board.current
+        self._expire(knobs, now)
+        while self.ready and (request := self._scheduler.next(knobs)) is not None:
+            stream = self._queued.pop(request.id)
+            self.bus.publish(Dispatched(t=now, request_id=request.id))
+            running = self._running[request.id] = _Running(stream)
+            running.task = asyncio.get_running_loop().create_task(self._run(running))
+            # a task cancelled before its first step runs no `finally` of its own
+            running.task.add_done_callback(partial(self._leave, running))
+        for request_id, reason in self._scheduler.holds():
+            self.bus.publish(Held(t=now, request_id=request_id, reason=reason))
+        self._set_alarm(knobs)
+
+    async def _run(self, running: _Running) -> None:
+        """One request's life in the engine; its end is told by `_leave`."""
+        try:
+            async with aclosing(self.engine.generate(running.stream.request)) as chunks:
+                async for chunk in chunks:
+                    running.last = chunk
+                    self._deliver(running.stream, chunk)
+        except EngineError as error:
+            running.failure = error
+            self._revive()
+        except Exception as error:
+            log.exception("request %s failed in the engine", running.stream.request.id)
+            running.failure = EngineError(f"the engine failed on this request: {error!r}")
+
+    def _deliver(self, stream: Stream, chunk: Chunk) -> None:
+        now, request_id = self.clock.now(), stream.request.id
+        if stream.put(chunk, now):
+            self.bus.publish(
+                FirstToken(t=now, request_id=request_id, cached_tokens=chunk.cached_tokens)
+            )
+        if chunk.token_ids:
+            self.bus.publish(TokensEmitted(t=now, request_id=request_id, n=len(chunk.token_ids)))
+
+    def _leave(self, running: _Running, task: asyncio.Task[None]) -> None:
+        stream, last, failure = running.stream, running.last, running.failure
+        if task.cancelled() and last.finish_reason in (None, "error"):
+            last = Chunk(finish_reason=running.ending)
+            if running.ending == "timeout":
+                failure = self._timeout_error()
+        elif failure is not None:
+            last = Chunk(finish_reason="error")
+        del self._running[stream.request.id]
+        self._scheduler.finish(stream.request.id, self.clock.now())
+        self._publish_end(stream, last, failure)
+        self._pump()
+
+    def _cancel(self, request_id: str) -> None:
+        running = self._running.get(request_id)
+        if running is not None:
+            running.task.cancel()
+        elif (stream := self._queued.get(request_id)) is not None:
+            self._end_queued(stream, "abort", None)
+            self._pump()
+
+    def _expire(self, knobs: Knobs, now: float) -> None:
+        expired = self._scheduler.expire(knobs, now)
+        for request in expired.queued_too_long:
+            message = f"no place came free within {knobs.queue_timeout_s:g} s (queue_timeout_s)"
+            retry = self._scheduler.load(now).finished_per_s
+            self._refuse_queued(
+                self._queued[request.id],
+                Rejected("queue_timeout", 1 / retry if retry else None, message),
+            )
+        for request in expired.lived_too_long:
+            running = self._running.get(request.id)
+            if running is None:
+                self._end_queued(self._queued[request.id], "timeout", self._timeout_error())
+            elif running.ending != "timeout":
+                running.ending = "timeout"
+                running.task.cancel()
+
+    def _set_alarm(self, knobs: Knobs) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._scheduler.deadline(knobs)
+        if deadline is not None:
+            # never in the past: one that is being cancelled may take a step to go
+            when = max(deadline, self.clock.now() + 0.001)
+            self._timer = asyncio.get_running_loop().call_at(when, self._pump)
+
+    def _refuse_queued(self, stream: Stream, rejected: Rejected) -> None:
+        self._queued.pop(stream.request.id)
+        self._scheduler.drop(stream.request.id)
+        self._publish_rejection(stream.request, rejected)
+        stream.end(Chunk(finish_reason="timeout"), self.clock.now(), Refused(rejected))
+
+    def _end_queued(self, stream: Stream, reason: FinishReason, failure: Exception | None) -> None:
+        self._queued.pop(stream.request.id)
+        self._scheduler.drop(stream.request.id)
+        self._publish_end(stream, Chunk(finish_reason=reason), failure)
+
+    def _publish_end(self, stream: Stream, last: Chunk, failure: Exception | None) -> None:
+        now = self.clock.now()
+        stream.end(last, now, failure)
+        usage = stream.usage
+        self.bus.publish(
+            Finished(
+                t=now,
+                request_id=stream.request.id,
+                reason=last.finish_reason or "error",
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                error=None if failure is None else str(failure),
+            )
+        )
+
+    def _publish_rejection(self, request: Request, rejected: Rejected) -> None:
+        self.bus.publish(
+            Rejection(
+                t=self.clock.now(),
+                request_id=request.id,
+                tenant=request.tenant,
+                priority=request.priority,
+                reason=rejected.reason,
+                retry_after_s=rejected.retry_after_s,
+            )
+        )
+
+    def _publish_change(self, applied: Applied, source: str) -> None:
+        if applied.changed or applied.clamped:
+            self.bus.publish(
+                KnobsChanged(
+                    t=self.clock.now(),
+                    changed=applied.changed,
+                    source=source,
+                    step=applied.adopted_step,
+                    ms=applied.ms,
+                    clamped=tuple(clamp.name for clamp in applied.clamped),
+                )
+            )
+
+    def _timeout_error(self) -> RequestTimeout:
+        limit = self.board.current.request_timeout_s
+        return RequestTimeout(f"the request was not done within {limit:g} s (request_timeout_s)")
+
+    async def _adopt_start_knobs(self) -> None:
+        before = self.board.current
+        applied = await self.engine.apply(before)
+        changed = differences(before, applied.values)
+        self.board.update({name: after for name, (_, after) in changed.items()})
+        self._publish_change(replace(applied, changed=changed), "start")
+
+    def _revive(self) -> None:
+        """The engine died: what waits goes on waiting while it is started anew."""
+        if self._reviving is None and not self._stopping:
+            self.ready = self._failed = False
+            self._reviving = asyncio.get_running_loop().create_task(self._restart())
+
+    async def _restart(self) -> None:
+        error: Exception | None = None
+        for attempt in range(_RESTARTS):
+            await asyncio.sleep(0.2 * attempt)
+            try:
+                await self.engine.stop()
+                await self.start()
+            except EngineError as failed:
+                error = failed
+                continue
+            break
+        self._reviving = None
+        self._failed = not self.ready
+        if self._failed:
+            for stream in list(self._queued.values()):
+                self._end_queued(stream, "error", error)
+        with contextlib.suppress(RuntimeError):  # the loop may be closing
+            self._pump()
