@@ -2,4 +2,39 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmserve.magics import load_ipython_extension, unload_ipython_extension
+    from llmserve.nested import allow_nested
+    from llmserve.session import Session, serve
+
 __version__ = "0.1.0"
+__all__ = [
+    "Session",
+    "allow_nested",
+    "load_ipython_extension",
+    "serve",
+    "unload_ipython_extension",
+]
+
+_HOMES = {
+    "Session": "llmserve.session",
+    "serve": "llmserve.session",
+    "allow_nested": "llmserve.nested",
+    "load_ipython_extension": "llmserve.magics",
+    "unload_ipython_extension": "llmserve.magics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use (PEP 562): the module itself stays under a few milliseconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llmserve' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,83 @@
+"""From what a user types in a cell to a `Request`, and from its outcome back to text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+
+from llmserve.core import Outcome, ParamError, Request, SamplingParams
+
+if TYPE_CHECKING:
+    from llmserve.service import Service
+
+Prompt = str | Sequence[Mapping[str, object]]
+
+_FIELDS = frozenset(SamplingParams.__struct_fields__)
+
+
+class Reply(str):
+    """The generated text, with how it came about in `outcome`. Shows as Markdown in a notebook."""
+
+    outcome: Outcome
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Self:
+        reply = cls(outcome.text)
+        reply.outcome = outcome
+        return reply
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> Request:
+    """Raises ParamError for an unknown or wrong option, an empty or too long prompt.
+
+    max_tokens defaults to 256, or to what the context has left after the prompt.
+    """
+    options = dict(options)
+    raw = bool(options.pop("raw", False))
+    priority, tenant = options.pop("priority", 0), options.pop("tenant", "default")
+    if unknown := options.keys() - _FIELDS:
+        known = ", ".join(sorted(_FIELDS | {"priority", "tenant", "raw"}))
+        raise ParamError(min(unknown), f"unknown option {min(unknown)!r}; options: {known}")
+    ids = _encode(service, prompt, raw)
+    left = service.engine.info.max_model_len - len(ids)
+    if left < 1:
+        raise ParamError("prompt", f"the prompt's {len(ids)} tokens leave no room to answer")
+    options.setdefault("max_tokens", min(256, left))
+    if isinstance(options.get("stop"), str):
+        options["stop"] = (options["stop"],)
+    try:
+        sampling = msgspec.convert(options, SamplingParams)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ParamError):
+            raise error.__cause__ from None
+        raise ParamError("sampling", str(error)) from None
+    if sampling.max_tokens > left:
+        raise ParamError(
+            "max_tokens",
+            f"{len(ids)} prompt tokens and max_tokens={sampling.max_tokens} exceed the context "
+            f"of {service.engine.info.max_model_len} tokens",
+        )
+    return Request(
+        id=service.new_id("cell"),
+        prompt_ids=tuple(ids),
+        sampling=sampling,
+        arrival=service.clock.now(),
+        priority=int(priority),
+        tenant=str(tenant),
+    )
+
+
+def _encode(service: Service, prompt: Prompt, raw: bool) -> list[int]:
+    tokenizer = service.engine.tokenizer
+    if not prompt:
+        raise ParamError("prompt", "the prompt is empty")
+    if not isinstance(prompt, str):
+        return tokenizer.chat(prompt)
+    if raw or "chat" not in service.engine.info.supports:
+        return tokenizer.encode(prompt)
+    return tokenizer.chat([{"role": "user", "content": prompt}])

@@ -1,0 +1,257 @@
+"""`Session` builds the parts and owns them; a magic, a notebook and a command line are its faces.
+
+No module globals: several sessions live side by side, and `close` gives everything of one back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from llmserve import engines
+from llmserve.bench.report import Report
+from llmserve.clock import MonotonicClock
+from llmserve.core import Outcome
+from llmserve.endpoint.app import build_app
+from llmserve.endpoint.server import Server, bind
+from llmserve.engines import EngineInfo
+from llmserve.events import EventBus
+from llmserve.house import Freed, House, Switches
+from llmserve.knobs import SPECS, Applied, KnobBoard, Knobs
+from llmserve.observe import Telemetry
+from llmserve.observe.stats import Snapshot
+from llmserve.prompting import Prompt, Reply, make_request
+from llmserve.runtime import Runtime
+from llmserve.service import Service
+
+if TYPE_CHECKING:
+    import openai
+    import pandas as pd
+
+    from llmserve.ui import DashboardView
+
+
+def serve(
+    model: str | None = None,
+    engine: str = "auto",
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    api_key: str | None = None,
+    knobs: Mapping[str, object] | None = None,
+    switch_interval_s: float | None = 5e-5,
+    **options: object,
+) -> Session:
+    """Start a server in this process's background and return when it answers.
+
+    model: a hub id or a folder; None is the bundled toy storyteller.
+    engine: "torch", "simulator", or "auto" (torch).
+    port: 0 takes a free one; a taken one raises OSError here, in the cell.
+    api_key: None makes a random one. It is never printed; read `session.api_key`.
+    switch_interval_s: the interpreter's thread switch interval while serving, so that a cell that
+        computes does not starve delivery; it costs such a cell a few per cent. None leaves it.
+    options: names of knobs are their first values; the rest goes to the engine, which refuses
+        what it does not know by name (TypeError).
+
+    Raises EngineError with the engine's own last words where it cannot start. Keep the session in
+    a variable: one that nobody holds any more closes itself.
+    """
+    first = {name: options.pop(name) for name in list(options) if name in SPECS}
+    first.update(knobs or {})
+    return Session(
+        model=model,
+        engine="torch" if engine == "auto" else engine,
+        address=(host, port),
+        api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
+        knobs=Knobs().changed(first),
+        switches=Switches(switch_interval_s),
+        options=options,
+    )
+
+
+class Session:
+    """A running server. Use `serve` to make one; `with serve() as session:` closes it after."""
+
+    def __init__(
+        self,
+        *,
+        model: str | None,
+        engine: str,
+        address: tuple[str, int],
+        api_key: str,
+        knobs: Knobs,
+        switches: Switches,
+        options: Mapping[str, object],
+    ) -> None:
+        self.api_key = api_key
+        self.clock = MonotonicClock()
+        self.board = KnobBoard(knobs)
+        self.bus = EventBus()
+        self.telemetry = Telemetry(self.bus, self.clock)
+        late: list[Service] = []
+        if model is not None:
+            options = {"model": model, **options}
+        made = engines.create(
+            engine, sink=lambda record: late[0].on_step(record), clock=self.clock, **options
+        )
+        self.service = Service(made, self.board, self.bus, self.clock)
+        late.append(self.service)
+        sock = bind(*address)
+        self.host, self.port = sock.getsockname()[:2]
+        app = build_app(self.service, self.telemetry, api_key=api_key)
+        self.runtime = Runtime()
+        house = House(self.runtime, self.service, Server(app, sock), self.bus, self.clock, switches)
+        self._house = house
+        self._closer = weakref.finalize(self, house.close)
+        try:
+            house.open()
+        except BaseException:
+            self._closer()
+            raise
+
+    @property
+    def url(self) -> str:
+        """The base URL for OpenAI clients."""
+        return f"http://{self.host}:{self.port}/v1"
+
+    @property
+    def proxy_url(self) -> str:
+        """The same through jupyter-server-proxy, for JupyterHub and Binder; a path from the
+        server's root where the public host is not known to the kernel."""
+        host = os.environ.get("JUPYTERHUB_PUBLIC_URL") or os.environ.get("JUPYTERHUB_HOST", "")
+        prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/")
+        return f"{host.rstrip('/')}{prefix}proxy/{self.port}/v1"
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.service.engine.info
+
+    @property
+    def knobs(self) -> Knobs:
+        return self.board.current
+
+    @property
+    def closed(self) -> bool:
+        return not self._closer.alive
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        """An OpenAI client that knows the address and the key."""
+        import openai
+
+        return openai.OpenAI(base_url=self.url, api_key=self.api_key, **options)
+
+    def generate(self, prompt: Prompt, **sampling: Any) -> Reply:
+        """The whole reply, a str that also carries `outcome`. An interrupt cancels only this.
+
+        prompt: text (a user's turn where the model has a chat template) or a list of messages.
+        sampling: the fields of SamplingParams, and `priority`, `tenant`, `raw` (no template).
+        """
+        return Reply.of(self.runtime.call(self._collect(prompt, sampling)))
+
+    async def agenerate(self, prompt: Prompt, **sampling: Any) -> Reply:
+        """As `generate`, from any event loop."""
+        return Reply.of(
+            await asyncio.wrap_future(self.runtime.submit(self._collect(prompt, sampling)))
+        )
+
+    def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[str]:
+        """Pieces of the reply as they come. Leaving the loop early stops the generation."""
+        pieces = self._pieces(prompt, sampling)
+        try:
+            while (piece := self.runtime.call(_next(pieces))) is not None:
+                yield piece
+        finally:
+            if not self.closed:
+                self.runtime.call(pieces.aclose())
+
+    async def astream(self, prompt: Prompt, **sampling: Any) -> AsyncIterator[str]:
+        """As `stream`, from any event loop."""
+        pieces = self._pieces(prompt, sampling)
+        try:
+            while True:
+                piece = await asyncio.wrap_future(self.runtime.submit(_next(pieces)))
+                if piece is None:
+                    return
+                yield piece
+        finally:
+            if not self.closed:
+                await asyncio.wrap_future(self.runtime.submit(pieces.aclose()))
+
+    def set(self, **changes: object) -> Applied:
+        """Change knobs while requests flow; returns once the engine has taken them up.
+
+        Raises KnobError, and changes nothing, where a name or value is wrong.
+        """
+        return self.runtime.call(self.service.set_knobs(changes, source="code"))
+
+    def stats(self) -> Snapshot:
+        return self.telemetry.stats.snapshot(self.clock.now())
+
+    def tape(self) -> pd.DataFrame:
+        """One row per engine step, the newest 10,000."""
+        return self.telemetry.steps.to_frame()
+
+    def requests(self) -> pd.DataFrame:
+        """One row per request, the newest last."""
+        return self.telemetry.requests.to_frame()
+
+    def dashboard(self) -> DashboardView:
+        """Live charts and controls of this session; show it as a cell's last line."""
+        from llmserve.ui import dashboard
+
+        return dashboard(self)
+
+    def bench(self, **workload: Any) -> Report:
+        """Run a load against this session and report TTFT, ITL, throughput with percentiles.
+
+        rate, duration (open loop, Poisson) or concurrency, requests (closed loop);
+        prompt_tokens, max_tokens, seed. An interrupt keeps what was measured.
+        """
+        from llmserve.bench.cell import bench
+
+        return bench(self.runtime, self.service, self.telemetry, **workload)
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the session closes, in the closing thread."""
+        self._house.on_close.append(callback)
+
+    def close(self) -> Freed:
+        """Give back the thread, the port, the child processes and their memory; say how much.
+
+        Safe to call twice. Requests in flight end, waiting ones are refused.
+        """
+        self._closer()
+        return self._house.freed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<llmserve session, closed>"
+        return f"<llmserve session {self.info.model_id} on {self.info.engine}, {self.url}>"
+
+    async def _collect(self, prompt: Prompt, sampling: Mapping[str, Any]) -> Outcome:
+        return await self.service.submit(make_request(self.service, prompt, sampling)).collect()
+
+    async def _pieces(self, prompt: Prompt, sampling: Mapping[str, Any]) -> Any:
+        stream = self.service.submit(make_request(self.service, prompt, sampling))
+        try:
+            async for chunk in stream:
+                if text := chunk.text + "".join(more.text for more in stream.ready()):
+                    yield text
+        finally:
+            stream.cancel()
+
+
+async def _next(pieces: Any) -> str | None:
+    piece: str | None = await anext(pieces, None)
+    return piece
+
