@@ -1,0 +1,83 @@
+"""An engine whose every token is written in the test: for tests of what stands around engines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from itertools import pairwise
+
+from llmserve.core import Chunk, Request
+from llmserve.engines import EngineError, EngineInfo
+from llmserve.knobs import Applied, Clamp, Knobs, differences
+
+
+class ByteTokenizer:
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        return self.encode("".join(f"{m['role']}:{m['content']}\n" for m in messages))
+
+
+class ScriptedEngine:
+    """Gives each request the same pieces, one per `gap_s`; `hold()` makes them wait for `go()`."""
+
+    tokenizer = ByteTokenizer()
+
+    def __init__(self, pieces: Sequence[str], gap_s: float = 0.0, ceiling: int = 256) -> None:
+        self._pieces = list(pieces)
+        self._gap_s = gap_s
+        self._ceiling = ceiling
+        self._gate = asyncio.Event()
+        self._gate.set()
+        self.here: list[str] = []
+        self.freed: list[str] = []
+        self.starts = 0
+        self.fail_next: Exception | None = None
+        self.start_failures = 0
+        self.info = EngineInfo(
+            engine="scripted", model_id="script", max_model_len=100, kv_capacity_tokens=1000
+        )
+
+    def hold(self) -> None:
+        self._gate.clear()
+
+    def go(self) -> None:
+        self._gate.set()
+
+    async def start(self) -> None:
+        self.starts += 1
+        if self.start_failures:
+            self.start_failures -= 1
+            raise EngineError("it did not start")
+
+    async def stop(self) -> None:
+        self._gate.set()
+
+    async def apply(self, knobs: Knobs) -> Applied:
+        if knobs.max_num_seqs <= self._ceiling:
+            return Applied(knobs, {}, adopted_step=7)
+        got = knobs.changed({"max_num_seqs": self._ceiling})
+        clamp = Clamp("max_num_seqs", knobs.max_num_seqs, self._ceiling, "the ceiling")
+        return Applied(got, differences(knobs, got), (clamp,), adopted_step=7)
+
+    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        self.here.append(request.id)
+        try:
+            for index, (piece, following) in enumerate(pairwise([*self._pieces, None])):
+                await self._gate.wait()
+                await asyncio.sleep(self._gap_s)
+                if self.fail_next is not None:
+                    error, self.fail_next = self.fail_next, None
+                    raise error
+                assert piece is not None
+                last = following is None
+                yield Chunk(
+                    text=piece, token_ids=(index,), finish_reason="stop" if last else None
+                )
+        finally:
+            self.here.remove(request.id)
+            self.freed.append(request.id)
