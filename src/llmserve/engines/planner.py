@@ -66,6 +66,14 @@ class StepPlanner:
     def kv_used_blocks(self) -> int:
         return self.pool.used
 
+    @property
+    def room(self) -> int:
+        """Prompt and reply of one request together may have so many tokens.
+
+        The last token of a reply is never read, so its KV is never stored: hence the 1.
+        """
+        return min(self.max_model_len, self.pool.capacity_tokens + 1)
+
     def get(self, request_id: str) -> Sequence | None:
         return self._running.get(request_id) or self._waiting.get(request_id)
 
@@ -76,11 +84,9 @@ class StepPlanner:
             raise ValueError("the prompt is empty")
         if self.get(request.id):
             raise ValueError(f"request {request.id!r} is already here")
-        # The last token of a reply is never read, so its KV is never stored: hence the + 1.
-        room = min(self.max_model_len, self.pool.capacity_tokens + 1)
-        if prompt + 1 > room:
-            raise ValueError(f"a prompt of {prompt} tokens and one more exceed {room}")
-        seq = Sequence(request, now, min(room, prompt + request.sampling.max_tokens))
+        if prompt + 1 > self.room:
+            raise ValueError(f"a prompt of {prompt} tokens and one more exceed {self.room}")
+        seq = Sequence(request, now, min(self.room, prompt + request.sampling.max_tokens))
         self._waiting[request.id] = seq
         self._untold.append(seq)
         return seq

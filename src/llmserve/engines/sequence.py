@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -71,7 +70,7 @@ class PlannedRow(NamedTuple):
 class Plan:
     """One step. Rows are in no promised order, at most one per sequence, and never none."""
 
-    rows: Ordered[PlannedRow]
+    rows: list[PlannedRow]
     max_num_seqs: int
     max_num_batched_tokens: int
     preempted: list[Sequence] = field(default_factory=list)

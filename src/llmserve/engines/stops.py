@@ -1,0 +1,40 @@
+"""Stop strings in a reply that comes in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopStrings:
+    """Ends a text before the first stop string that is completed, however the text is cut.
+
+    What may yet become a stop string is held back, so nothing has to be unsaid.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._tail = ""
+
+    def push(self, piece: str) -> tuple[str, str | None]:
+        """The text that is certain now, and the stop string that ended it, if one did."""
+        text = self._tail + piece
+        found = [(at + len(s), at, s) for s in self._stops if (at := text.find(s)) >= 0]
+        if found:
+            _, at, stop = min(found)
+            self._tail = ""
+            return text[:at], stop
+        kept = max((_overlap(text, stop) for stop in self._stops), default=0)
+        certain = len(text) - kept
+        self._tail = text[certain:]
+        return text[:certain], None
+
+    def rest(self) -> str:
+        """What was held back, when the reply has ended otherwise."""
+        tail, self._tail = self._tail, ""
+        return tail
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` with which `stop` begins."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
