@@ -27,6 +27,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     """Prompt and reply together, in tokens."""
     kv_capacity_tokens: int
+    vocab_size: int | None = None
+    """Token ids are below it; the endpoint refuses others. None where the engine checks itself."""
     ceilings: dict[str, int] = {}
     """Highest value of a live knob that this start allows; a higher one is clamped."""
     unsupported: dict[str, str] = {}
