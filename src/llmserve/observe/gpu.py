@@ -1,0 +1,162 @@
+"""What the device holds: a GPU by NVML, or the host where there is no GPU, labelled as such.
+
+Nothing is made up: what the platform does not tell is None, never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from llmserve.clock import Clock
+from llmserve.events import DeviceSampled
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class DeviceSampler:
+    """`sample` may take milliseconds (NVML, /proc): call it off the loop, one call at a time.
+
+    `pids` tells this session's processes anew at each sample; their children count too. `nvml`
+    is the module `pynvml` or one like it; None looks for it.
+    """
+
+    def __init__(
+        self,
+        pids: Callable[[], Iterable[int]],
+        clock: Clock,
+        *,
+        nvml: Any | None = None,
+        cgroup: Path = _CGROUP,
+    ) -> None:
+        self._pids = pids
+        self._clock = clock
+        self._cgroup = cgroup
+        self._nvml: Any = _pynvml() if nvml is None else nvml
+        self._handles: list[Any] | None = None
+        self._cpu_asked = False
+
+    def sample(self) -> list[DeviceSampled]:
+        """One per GPU; without a GPU, one of the host."""
+        family = _family(self._pids())
+        samples = [s for h in self._gpus() if (s := self._gpu(h, family)) is not None]
+        return samples or [self._host(family)]
+
+    def close(self) -> None:
+        """Give NVML back. Safe to call twice, and without a GPU."""
+        if self._handles:
+            self._ask(self._nvml.nvmlShutdown)
+        self._handles = None
+
+    def _gpus(self) -> list[Any]:
+        """NVML's handles; found at the first call, which starts NVML."""
+        if self._handles is None:
+            self._handles = []
+            nvml = self._nvml
+            if nvml is not None:
+                try:
+                    nvml.nvmlInit()
+                    count = nvml.nvmlDeviceGetCount()
+                    self._handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+                except nvml.NVMLError:
+                    self._handles = []
+        return self._handles
+
+    def _gpu(self, handle: Any, family: set[int]) -> DeviceSampled | None:
+        nvml = self._nvml
+        memory = self._ask(nvml.nvmlDeviceGetMemoryInfo, handle)
+        if memory is None:
+            return None
+        name = self._ask(nvml.nvmlDeviceGetName, handle)
+        rates = self._ask(nvml.nvmlDeviceGetUtilizationRates, handle)
+        milliwatts = self._ask(nvml.nvmlDeviceGetPowerUsage, handle)
+        celsius = self._ask(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
+        return DeviceSampled(
+            t=self._clock.now(),
+            kind="gpu",
+            name=name.decode() if isinstance(name, bytes) else str(name or "GPU"),
+            used_bytes=memory.used,
+            total_bytes=memory.total,
+            own_bytes=self._own_gpu_bytes(handle, family),
+            utilization=None if rates is None else rates.gpu / 100,
+            power_w=None if milliwatts is None else milliwatts / 1000,
+            temperature_c=None if celsius is None else float(celsius),
+        )
+
+    def _own_gpu_bytes(self, handle: Any, family: set[int]) -> int | None:
+        """None where none of our pids is listed: in a container the driver knows them by others."""
+        processes = self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()
+        own = [p.usedGpuMemory for p in processes if p.pid in family]
+        return sum(own) if own and None not in own else None
+
+    def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any | None:
+        try:
+            return question(*arguments)
+        except self._nvml.NVMLError:
+            return None
+
+    def _host(self, family: set[int]) -> DeviceSampled:
+        memory = psutil.virtual_memory()
+        used, total = memory.total - memory.available, memory.total
+        limited = _cgroup_memory(self._cgroup)
+        if limited is not None and limited[1] < total:
+            used, total = limited
+        percent = psutil.cpu_percent(interval=None)
+        known, self._cpu_asked = self._cpu_asked, True  # the first answer is of no interval
+        return DeviceSampled(
+            t=self._clock.now(),
+            kind="host",
+            name="host memory",
+            used_bytes=used,
+            total_bytes=total,
+            own_bytes=_resident(family),
+            utilization=percent / 100 if known else None,
+        )
+
+
+def _pynvml() -> Any | None:
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    return pynvml
+
+
+def _family(pids: Iterable[int]) -> set[int]:
+    """The processes and all their descendants, of those that still are."""
+    family: set[int] = set()
+    for pid in pids:
+        try:
+            process = psutil.Process(pid)
+            family |= {pid, *(child.pid for child in process.children(recursive=True))}
+        except psutil.Error:
+            continue
+    return family
+
+
+def _resident(pids: set[int]) -> int | None:
+    """Resident bytes together; pages that they share count in each. None when none answers."""
+    sizes = []
+    for pid in pids:
+        try:
+            sizes.append(psutil.Process(pid).memory_info().rss)
+        except psutil.Error:
+            continue
+    return sum(sizes) if sizes else None
+
+
+def _cgroup_memory(root: Path) -> tuple[int, int] | None:
+    """Bytes used and allowed in this container; None where there is no limit or no cgroup v2.
+
+    Page cache that can be dropped at once is not in use, as in psutil's own `available`.
+    """
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        used = int((root / "memory.current").read_text())
+        stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+        return used - int(stat.get("inactive_file", 0)), int(limit)
+    except (OSError, ValueError):  # "max" is no number: no limit
+        return None

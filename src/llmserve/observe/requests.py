@@ -1,0 +1,162 @@
+"""RequestLog: one row per request, live ones and the latest of those that ended.
+
+Invariants: every live request has a row; a row of an ended request stays until there are more
+than `capacity` rows, and then those that ended first go first.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, assert_never
+
+import msgspec
+
+from llmserve.core import FinishReason, HoldReason
+from llmserve.events import (
+    DeviceSampled,
+    Dispatched,
+    Event,
+    Finished,
+    FirstToken,
+    Held,
+    KnobsChanged,
+    KnobsSatisfied,
+    Rejection,
+    RejectReason,
+    StepRecorded,
+    Submitted,
+    TokensEmitted,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RequestState = Literal["waiting", "active", "done", "refused"]
+
+
+class RequestRow(msgspec.Struct, kw_only=True, gc=False):
+    """What is known of one request. None stands for "not yet" or "not told"."""
+
+    id: str
+    tenant: str
+    priority: int
+    state: RequestState
+    arrival: float
+    """When it was submitted; of one refused at the door, when it was refused."""
+    prompt_tokens: int | None = None
+    max_tokens: int | None = None
+    completion_tokens: int = 0
+    cached_tokens: int | None = None
+    queue_s: float | None = None
+    ttft_s: float | None = None
+    e2e_s: float | None = None
+    finish_reason: FinishReason | RejectReason | None = None
+    error: str | None = None
+    preemptions: int = 0
+    hold_reason: HoldReason | None = None
+    """Why it waits, or last waited."""
+
+
+class RequestLog:
+    """Attach to an EventBus; read with `rows` from any thread."""
+
+    def __init__(self, capacity: int = 2000) -> None:
+        self.capacity = capacity
+        self._lock = threading.Lock()
+        self._rows: dict[str, RequestRow] = {}
+        self._ended: deque[str] = deque()
+
+    def rows(self, limit: int | None = None) -> list[RequestRow]:
+        """Copies of the rows, by arrival, the newest last; the newest `limit` of them."""
+        with self._lock:
+            skip = 0 if limit is None else max(0, len(self._rows) - limit)
+            return [copy.copy(row) for row in islice(self._rows.values(), skip, None)]
+
+    def to_frame(self, limit: int | None = None) -> pd.DataFrame:
+        """`rows` as a DataFrame, indexed by request id."""
+        from llmserve.observe.frames import requests_frame
+
+        return requests_frame(self.rows(limit))
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            self.fold(event)
+
+    def fold(self, event: Event) -> None:
+        match event:
+            case TokensEmitted():
+                if (row := self._rows.get(event.request_id)) is not None:
+                    row.completion_tokens += event.n
+            case StepRecorded():
+                for request_id in event.record.preempted:
+                    if (row := self._rows.get(request_id)) is not None:
+                        row.preemptions += 1
+            case Submitted():
+                self._submit(event)
+            case Held():
+                if (row := self._rows.get(event.request_id)) is not None:
+                    row.hold_reason = event.reason
+            case Dispatched():
+                if (row := self._rows.get(event.request_id)) is not None:
+                    row.state = "active"
+                    row.queue_s = event.t - row.arrival
+            case FirstToken():
+                if (row := self._rows.get(event.request_id)) is not None:
+                    row.ttft_s = event.t - row.arrival
+                    row.cached_tokens = event.cached_tokens
+            case Finished():
+                self._finish(event)
+            case Rejection():
+                self._refuse(event)
+            case DeviceSampled() | KnobsChanged() | KnobsSatisfied():
+                pass
+            case _:
+                assert_never(event)
+
+    def _submit(self, event: Submitted) -> None:
+        self._rows[event.request_id] = RequestRow(
+            id=event.request_id,
+            tenant=event.tenant,
+            priority=event.priority,
+            state="waiting",
+            arrival=event.t,
+            prompt_tokens=event.prompt_tokens,
+            max_tokens=event.max_tokens,
+        )
+        self._make_room()
+
+    def _finish(self, event: Finished) -> None:
+        if (row := self._rows.get(event.request_id)) is None:
+            return
+        row.state = "done"
+        row.e2e_s = event.t - row.arrival
+        row.completion_tokens = event.completion_tokens
+        row.finish_reason = event.reason
+        row.error = event.error
+        self._end(row)
+
+    def _refuse(self, event: Rejection) -> None:
+        row = self._rows.get(event.request_id)
+        if row is None:
+            row = self._rows[event.request_id] = RequestRow(
+                id=event.request_id,
+                tenant=event.tenant,
+                priority=event.priority,
+                state="refused",
+                arrival=event.t,
+            )
+        row.state = "refused"
+        row.finish_reason = event.reason
+        row.e2e_s = event.t - row.arrival
+        self._end(row)
+
+    def _end(self, row: RequestRow) -> None:
+        self._ended.append(row.id)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        while len(self._rows) > self.capacity and self._ended:
+            del self._rows[self._ended.popleft()]
