@@ -1,0 +1,79 @@
+# The whole contributor story: `make lab`, `make test`, `make lint`. All settings: pyproject.toml.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+SOURCES := pyproject.toml binder/constraints-cpu.txt src/llmserve/__init__.py \
+  $(wildcard widgets/*.json widgets/*.py widgets/*.mjs widgets/src/*.ts)
+CHROMIUM := $(firstword $(foreach b,chromium chromium-browser google-chrome,$(shell command -v $(b) 2>/dev/null)))
+TORCH_CPU := $(shell sed -n 's/^torch==//p' binder/constraints-cpu.txt)
+# A machine with an NVIDIA device takes the newest torch; macOS wheels never hold CUDA.
+CPU_ONLY := $(shell test "$$(uname -s)" = Linux -a ! -e /dev/nvidiactl && echo yes)
+CONSTRAIN := $(if $(CPU_ONLY),-c binder/constraints-cpu.txt)
+
+.PHONY: help lab test lint types unit notebooks browser widgets system clean
+
+help:
+	@echo 'make lab    install and open JupyterLab on the quickstart (ARGS="--no-browser --port 8899")'
+	@echo 'make test   install what the tests need and run all of them'
+	@echo 'make lint   ruff and mypy only'
+
+lab: $(VENV)/.lab
+	$(VENV)/bin/jupyter lab $(ARGS) notebooks/01_quickstart.ipynb
+
+test: lint widgets unit notebooks browser
+	@echo "all tests passed"
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+
+unit: $(VENV)/.dev
+	$(PY) -m pytest -m "not browser" tests
+
+notebooks: $(VENV)/.dev
+	$(PY) -m pytest --nbval-lax --nbval-cell-timeout=120 \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg --timeout 300 notebooks
+
+browser: $(VENV)/.dev | system
+	$(PY) -m pytest -m browser tests
+
+widgets: $(VENV)/.dev
+	$(PY) widgets/build_hook.py test
+
+system:
+ifeq ($(CHROMIUM),)
+	@if [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
+	else \
+	  echo "the browser test needs chromium: sudo apt-get install -y chromium fonts-dejavu-core"; \
+	  exit 1; \
+	fi
+endif
+
+$(VENV)/.venv:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "llmserve needs Python 3.11 or newer"'
+	$(PYTHON) -m venv $(VENV) || { \
+	  echo "python has no working venv module: sudo apt-get install -y python3-venv"; exit 1; }
+	touch $@
+
+# The CPU build of torch comes from the pip sources that are set up, else from PyTorch's own index.
+$(VENV)/.torch: $(VENV)/.venv binder/constraints-cpu.txt
+ifneq ($(CPU_ONLY),)
+	$(PIP) install -q "torch==$(TORCH_CPU)" 2>/dev/null || \
+	  $(PIP) install "torch==$(TORCH_CPU)" --extra-index-url https://download.pytorch.org/whl/cpu
+endif
+	touch $@
+
+$(VENV)/.lab: $(VENV)/.torch $(SOURCES)
+	$(PIP) install -q $(CONSTRAIN) -e ".[lab,nested]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch $(SOURCES)
+	$(PIP) install -q $(CONSTRAIN) -e ".[lab,nested,dev]"
+	touch $@ $(VENV)/.lab
+
+clean:
+	rm -rf $(VENV) build dist widgets/node_modules src/llmserve/ui/static .mypy_cache .ruff_cache \
+	  .pytest_cache .hypothesis tests/artifacts
