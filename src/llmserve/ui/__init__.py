@@ -1,0 +1,12 @@
+"""The live dashboard's Python side. Its browser side is in `widgets/`, bundled into `static/`."""
+
+from __future__ import annotations
+
+from llmserve.ui.view import Dashboards, DashboardView, SessionLike
+
+__all__ = ["DashboardView", "Dashboards", "SessionLike", "dashboard"]
+
+
+def dashboard(session: SessionLike) -> DashboardView:
+    """A live view of `session`, with its own history from now on."""
+    return Dashboards(session).open()

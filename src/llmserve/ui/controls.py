@@ -1,0 +1,233 @@
+"""One control per knob, generated from `llmserve.knobs.SPECS`, with ipywidgets.
+
+A control's observer runs in whichever thread the page's message came in on: the main thread, or a
+subshell's while a cell runs. The other way, from a knob to its control, nothing here writes a
+control: a write from a background thread would move the control's messages to a thread that never
+reads them. The dashboard's page sets the controls instead (`widgets/src/controls.ts`), and the
+browser then reports the value here, as an echo that must not count as a user's move.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ipywidgets
+
+from llmserve.clock import Clock
+from llmserve.engines import EngineInfo
+from llmserve.knobs import SPECS, Applied, KnobBoard, KnobValue, Layer, Spec
+
+log = logging.getLogger(__name__)
+
+ECHO_S = 2.0
+"""For how long a value that the page was told may come back as an echo."""
+_NARROW = 4096
+_LAYERS: dict[Layer, str] = {
+    "scheduler": "Who goes next",
+    "admission": "Who may wait",
+    "engine": "What one step computes",
+}
+
+
+def pin_comm(widget: ipywidgets.Widget) -> None:
+    """Keep this widget's messages on the shell that the browser sent them to.
+
+    ipykernel 7.4 moves a comm to the shell that published on it last; after a reply from a cell's
+    thread a slider would wait for that cell to end. Other versions have no such hook.
+    """
+    comm = widget.comm
+    if hasattr(comm, "_reply_subshell_for"):
+        comm._reply_subshell_for = lambda data, default: default
+
+
+class Controls:
+    """`box` shows them; `status` says in one line what the last move came to."""
+
+    def __init__(
+        self, board: KnobBoard, info: EngineInfo, clock: Clock, set_knobs: Callable[..., Applied]
+    ) -> None:
+        self._board = board
+        self._clock = clock
+        self._set = set_knobs
+        self._lock = threading.Lock()
+        self._told: dict[str, list[tuple[float, KnobValue]]] = {}
+        self.status = ""
+        self._changed = False
+        look = Look()
+        self.by_name = {
+            spec.name: Control(spec, getattr(board.current, spec.name), info, look)
+            for spec in SPECS.values()
+        }
+        self.box = self._arrange(look)
+        for control in self.by_name.values():
+            control.observe(self._moved)
+
+    def ids(self) -> dict[str, list[str | None]]:
+        """Per knob the model ids of its value control and of its "none" checkbox."""
+        return {name: control.ids() for name, control in self.by_name.items()}
+
+    def take_changed(self) -> bool:
+        """Whether the page must be told all values again, since a control may show another."""
+        with self._lock:
+            changed, self._changed = self._changed, False
+        return changed
+
+    def told(self, values: Mapping[str, KnobValue]) -> None:
+        """Note what the page is told: it will set its controls, and they will report it here."""
+        now = self._clock.now()
+        with self._lock:
+            for name, value in values.items():
+                recent = [(t, v) for t, v in self._told.get(name, ()) if now - t < ECHO_S]
+                self._told[name] = [*recent, (now, value)]
+
+    def close(self) -> None:
+        for widget in self._widgets():
+            widget.close()
+
+    def _moved(self, name: str) -> None:
+        value = self.by_name[name].value()
+        if value == getattr(self._board.current, name):
+            return
+        if not self._is_echo(name, value):  # else of a value that has changed again since
+            try:
+                self.status = str(self._set(**{name: value}))
+            except Exception as error:  # a move must end in a sentence, whatever went wrong
+                log.debug("a control's move failed", exc_info=True)
+                self.status = f"{name} stays as it is: {error or type(error).__name__}"
+        with self._lock:
+            self._changed = True
+
+    def _is_echo(self, name: str, value: KnobValue) -> bool:
+        now = self._clock.now()
+        with self._lock:
+            return any(now - t < ECHO_S and v == value for t, v in self._told.get(name, ()))
+
+    def _arrange(self, look: Look) -> ipywidgets.Box:
+        groups = []
+        for layer, title in _LAYERS.items():
+            rows = [c.row for c in self.by_name.values() if c.spec.layer == layer]
+            heading = ipywidgets.HTML(f"<b>{title}</b>", layout=look.plain)
+            groups.append(ipywidgets.VBox([heading, *rows], layout=look.group))
+        box = ipywidgets.HBox(groups, layout=look.wrapping)
+        box.add_class("llmserve-controls")
+        return box
+
+    def _widgets(self) -> list[ipywidgets.Widget]:
+        parts = [w for control in self.by_name.values() for w in control.widgets]
+        return [*parts, *self.box.children, self.box]
+
+
+class Look:
+    """Layouts and styles, shared by all controls so that the saved state stays small."""
+
+    def __init__(self) -> None:
+        layout = ipywidgets.Layout
+        self.plain = layout()
+        self.wrapping = layout(flex_flow="row wrap", overflow="hidden")
+        self.group = layout(margin="0 24px 8px 0")
+        self.wide = layout(width="430px")
+        self.unit = layout(width="64px")
+        self.check = layout(width="auto")
+        self.slider = ipywidgets.SliderStyle(description_width="200px")
+        self.text = ipywidgets.DescriptionStyle(description_width="200px")
+        self.checkbox = ipywidgets.CheckboxStyle(description_width="0px")
+        self.label = ipywidgets.LabelStyle()
+
+
+class Control:
+    """The widgets of one knob: a value, its unit, and a checkbox where None is allowed."""
+
+    def __init__(self, spec: Spec, value: KnobValue, info: EngineInfo, look: Look) -> None:
+        self.spec = spec
+        reason = info.unsupported.get(spec.name)
+        ceiling = info.ceilings.get(spec.name)
+        self.main = _value_widget(spec, value, ceiling, look)
+        self.main.tooltip = _tooltip(spec, ceiling, reason)
+        self.main.disabled = reason is not None
+        self.main.add_class(f"llmserve-knob-{spec.name}")
+        note = f"not here: {reason}" if reason else spec.unit
+        unit = ipywidgets.Label(
+            note, layout=look.plain if reason else look.unit, style=look.label, tooltip=note
+        )
+        self.widgets: list[ipywidgets.Widget] = [self.main, unit]
+        self.none: ipywidgets.Checkbox | None = None
+        if spec.nullable is not None:
+            self.none = ipywidgets.Checkbox(
+                value is None, description=spec.nullable, disabled=reason is not None,
+                indent=False, layout=look.check, style=look.checkbox,
+            )
+            self.none.add_class(f"llmserve-none-{spec.name}")
+            self.widgets.append(self.none)
+            if reason is None:  # in the browser, so that no thread writes a control
+                link = ipywidgets.jslink((self.none, "value"), (self.main, "disabled"))
+                self.widgets.append(link)
+        shown = [w for w in self.widgets if isinstance(w, ipywidgets.DOMWidget)]
+        self.row = ipywidgets.HBox(shown, layout=look.plain)
+        self.widgets.append(self.row)
+        for widget in (self.main, self.none):
+            if widget is not None:
+                pin_comm(widget)
+
+    def ids(self) -> list[str | None]:
+        return [self.main.model_id, None if self.none is None else self.none.model_id]
+
+    def value(self) -> KnobValue:
+        """The knob's value that the controls show, rounded to what a person would have typed."""
+        if self.none is not None and self.none.value:
+            return None
+        shown = self.main.value
+        if self.spec.type == "choice":
+            return str(shown)
+        low, high = self.spec.low, self.spec.high
+        assert low is not None  # every number has bounds
+        assert high is not None
+        number = round(shown) if self.spec.type == "int" else float(f"{shown:.4g}")
+        within = min(max(number, low), high)
+        return int(within) if self.spec.type == "int" else float(within)
+
+    def observe(self, moved: Callable[[str], None]) -> None:
+        for widget in (self.main, self.none):
+            if widget is not None:
+                widget.observe(lambda _: moved(self.spec.name), names="value")
+
+
+def _value_widget(spec: Spec, value: KnobValue, ceiling: int | None, look: Look) -> Any:
+    common = {"description": spec.name, "layout": look.wide}
+    if spec.type == "choice":
+        return ipywidgets.Dropdown(options=spec.choices, value=value, style=look.text, **common)
+    assert spec.low is not None  # every number has bounds
+    assert spec.high is not None
+    high = min(spec.high, ceiling) if ceiling is not None else spec.high
+    start = high if value is None else value  # what an unchecked "none" begins with
+    if spec.nullable and value is None:
+        start = min(high, 32)
+    whole = spec.type == "int"
+    if whole and high - spec.low <= _NARROW:
+        return ipywidgets.IntSlider(
+            start, int(spec.low), int(high), style=look.slider, continuous_update=False, **common
+        )
+    if spec.low > 0:  # a wide range: each decade gets the same length
+        return ipywidgets.FloatLogSlider(
+            start, min=math.log10(spec.low), max=math.log10(high), step=0.05,
+            readout_format=",.0f" if whole else ",.4~g", style=look.slider,
+            continuous_update=False, **common,
+        )
+    text = ipywidgets.BoundedIntText if whole else ipywidgets.BoundedFloatText
+    step = 1 if whole else 0.5
+    return text(start, min=spec.low, max=high, step=step, style=look.text, **common)
+
+
+def _tooltip(spec: Spec, ceiling: int | None, reason: str | None) -> str:
+    parts = [spec.help]
+    if spec.low is not None and spec.high is not None:
+        high = spec.high if ceiling is None else min(ceiling, spec.high)
+        parts.append(f"{spec.low:g} to {high:,g} {spec.unit}".rstrip())
+    if ceiling is not None:
+        parts.append("the highest value is set when the engine starts")
+    if reason is not None:
+        parts.append(f"no effect with this engine: {reason}")
+    return " · ".join(parts)

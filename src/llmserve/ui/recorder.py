@@ -1,0 +1,77 @@
+"""Samples one session's figures for all of its dashboards.
+
+It holds the parts it reads and never the session itself: a session that nobody holds any more
+closes itself, and a dashboard must not keep it from that.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmserve.clock import Clock
+from llmserve.events import DeviceSampled, Event, EventBus, KnobsChanged, KnobsSatisfied
+from llmserve.observe.stats import LiveStats
+from llmserve.ui.panels import COLUMNS, WINDOW_S, Panel, panels, row
+from llmserve.ui.series import Mark, Marks, Series
+
+
+class TelemetryLike(Protocol):
+    @property
+    def stats(self) -> LiveStats: ...
+
+
+class Recorder:
+    """`sample` adds a row; any thread may read."""
+
+    def __init__(self, stats: LiveStats, bus: EventBus, clock: Clock) -> None:
+        self._stats = stats
+        self._bus = bus
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._series = Series(len(COLUMNS))
+        self._marks = Marks()
+        self._events: deque[Event] = deque(maxlen=1000)  # knob changes only, so it never fills
+        self._devices: tuple[DeviceSampled, ...] = ()
+        self.requests_seen = 0
+        self.t0 = clock.now()
+        bus.attach(self._hear)
+
+    def close(self) -> None:
+        self._bus.detach(self._hear)
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, KnobsChanged | KnobsSatisfied):
+            self._events.append(event)
+
+    def sample(self) -> None:
+        snapshot = self._stats.snapshot(self._clock.now(), WINDOW_S)
+        with self._lock:
+            while self._events:
+                self._marks.fold(self._events.popleft())
+            self._series.append(snapshot.t - self.t0, row(snapshot))
+            self._devices = snapshot.devices
+            self.requests_seen = snapshot.running + snapshot.waiting + sum(
+                (*snapshot.finished.values(), *snapshot.refused.values())
+            )
+
+    @property
+    def oldest(self) -> int:
+        return self._series.oldest
+
+    def rows(self, position: int) -> tuple[int, NDArray[np.float64], NDArray[np.float32]]:
+        """The position after the newest row, and the rows from `position` on."""
+        with self._lock:
+            return (self._series.total, *self._series.since(position))
+
+    def marks(self, revision: int) -> tuple[int, list[Mark]]:
+        """The newest revision, and the marks later than `revision`."""
+        with self._lock:
+            return self._marks.revision, self._marks.since(revision)
+
+    def panels(self) -> tuple[Panel, ...]:
+        return panels(self._devices)
