@@ -142,14 +142,14 @@ def coerce(name: str, value: object) -> KnobValue:
         near = difflib.get_close_matches(name, SPECS, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; knobs: {', '.join(SPECS)}"
         raise KnobError(name, f"there is no knob {name!r}{hint}")
+    if value in spec.choices:  # first of all: a choice may be called "none"
+        return str(value)
     if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "")):
         if spec.nullable is None:
             raise KnobError(name, f"{name} needs a value")
         return None
     if spec.type == "choice":
-        if value not in spec.choices:
-            raise KnobError(name, f"{name} is one of {', '.join(spec.choices)}, not {value!r}")
-        return str(value)
+        raise KnobError(name, f"{name} is one of {', '.join(spec.choices)}, not {value!r}")
     return _number(spec, value)
 
 

@@ -33,6 +33,7 @@ def test_each_policy_named_in_the_knob_exists_and_no_other() -> None:
         ("priority_aging_s", "2.5", 2.5),
         ("priority_aging_s", "none", None),
         ("max_active", None, None),
+        ("batching", "none", "none"),
         ("policy", "priority", "priority"),
     ],
 )
