@@ -42,6 +42,16 @@ _RESTARTS = 3
 """Attempts to bring back an engine that died, before what waits is told so."""
 
 
+def publish_step(bus: EventBus, record: StepRecord) -> None:
+    """The sink of an engine's steps: called before that step's chunks arrive."""
+    now = record.start_s + record.duration_s
+    for request_id, reason in record.held:
+        bus.publish(Held(t=now, request_id=request_id, reason=reason, step=record.index))
+    bus.publish(StepRecorded(t=now, record=record))
+    for name in record.satisfied:
+        bus.publish(KnobsSatisfied(t=now, name=name, step=record.index))
+
+
 @dataclass(slots=True)
 class _Running:
     stream: Stream
@@ -141,15 +151,6 @@ class Service:
             self._publish_change(applied, source)
         self._pump()
         return applied
-
-    def on_step(self, record: StepRecord) -> None:
-        """The sink of the engine's steps, called before that step's chunks arrive."""
-        now = record.start_s + record.duration_s
-        for request_id, reason in record.held:
-            self.bus.publish(Held(t=now, request_id=request_id, reason=reason, step=record.index))
-        self.bus.publish(StepRecorded(t=now, record=record))
-        for name in record.satisfied:
-            self.bus.publish(KnobsSatisfied(t=now, name=name, step=record.index))
 
     def _pump(self) -> None:
         """Hand over whoever may go, expire whoever may not, and set the next alarm."""

@@ -10,6 +10,7 @@ import os
 import secrets
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from llmserve import engines
@@ -26,7 +27,7 @@ from llmserve.observe import Telemetry
 from llmserve.observe.stats import Snapshot
 from llmserve.prompting import Prompt, Reply, make_request
 from llmserve.runtime import Runtime
-from llmserve.service import Service
+from llmserve.service import Service, publish_step
 
 if TYPE_CHECKING:
     import openai
@@ -92,14 +93,11 @@ class Session:
         self.board = KnobBoard(knobs)
         self.bus = EventBus()
         self.telemetry = Telemetry(self.bus, self.clock)
-        late: list[Service] = []
         if model is not None:
             options = {"model": model, **options}
-        made = engines.create(
-            engine, sink=lambda record: late[0].on_step(record), clock=self.clock, **options
-        )
+        sink = partial(publish_step, self.bus)
+        made = engines.create(engine, sink=sink, clock=self.clock, **options)
         self.service = Service(made, self.board, self.bus, self.clock)
-        late.append(self.service)
         sock = bind(*address)
         self.host, self.port = sock.getsockname()[:2]
         app = build_app(self.service, self.telemetry, api_key=api_key)
