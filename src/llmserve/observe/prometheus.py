@@ -82,7 +82,7 @@ class PrometheusExporter:
         self._journeys = Journeys()
         self._histograms = {name: Histogram(spec[1]) for name, spec in _HISTOGRAMS.items()}
         self._gaps = self._histograms["inter_token_latency_seconds"]
-        self._counts: Counter[str] = Counter(dict.fromkeys(_COUNTERS, 0))
+        self._counts = dict.fromkeys(_COUNTERS, 0)
         self._success: Counter[str] = Counter()
         self._refused: Counter[tuple[str, str, str]] = Counter()
         self._tenants = _Values(max_tenants)
@@ -93,40 +93,37 @@ class PrometheusExporter:
 
     def __call__(self, event: Event) -> None:
         with self._lock:
-            self.fold(event)
-
-    def fold(self, event: Event) -> None:
-        match event:
-            case TokensEmitted():
-                self._counts["generation_tokens"] += event.n
-                if (gap := self._journeys.emit(event)) is not None:
-                    self._gaps.observe(gap)
-            case StepRecorded():
-                self._record = event.record
-                self._counts["num_preemptions"] += len(event.record.preempted)
-                tokens = sum(row.tokens for row in event.record.rows)
-                self._histograms["iteration_tokens_total"].observe(tokens)
-            case Submitted():
-                self._journeys.submit(event)
-            case Dispatched():
-                self._journeys.dispatch(event)
-            case FirstToken():
-                self._fold_first(event)
-            case Finished():
-                self._fold_end(event)
-            case Rejection():
-                self._journeys.end(event.request_id)
-                priority = self._priorities.bounded(str(event.priority))
-                tenant = self._tenants.bounded(event.tenant)
-                self._refused[event.reason, priority, tenant] += 1
-            case DeviceSampled():
-                self._devices[event.kind, event.name] = event
-            case KnobsChanged():
-                self._knob_changes.update(event.changed.keys())
-            case Held() | KnobsSatisfied():
-                pass
-            case _:
-                assert_never(event)
+            match event:
+                case TokensEmitted():
+                    self._counts["generation_tokens"] += event.n
+                    if (gap := self._journeys.emit(event)) is not None:
+                        self._gaps.observe(gap)
+                case StepRecorded():
+                    self._record = event.record
+                    self._counts["num_preemptions"] += len(event.record.preempted)
+                    tokens = sum(row.tokens for row in event.record.rows)
+                    self._histograms["iteration_tokens_total"].observe(tokens)
+                case Submitted():
+                    self._journeys.submit(event)
+                case Dispatched():
+                    self._journeys.dispatch(event)
+                case FirstToken():
+                    self._fold_first(event)
+                case Finished():
+                    self._fold_end(event)
+                case Rejection():
+                    self._journeys.end(event.request_id)
+                    priority = self._priorities.bounded(str(event.priority))
+                    tenant = self._tenants.bounded(event.tenant)
+                    self._refused[event.reason, priority, tenant] += 1
+                case DeviceSampled():
+                    self._devices[event.kind, event.name] = event
+                case KnobsChanged():
+                    self._knob_changes.update(event.changed.keys())
+                case Held() | KnobsSatisfied():
+                    pass
+                case _:
+                    assert_never(event)
 
     def _fold_first(self, event: FirstToken) -> None:
         if (journey := self._journeys.first_token(event)) is not None:

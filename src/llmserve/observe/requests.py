@@ -83,38 +83,35 @@ class RequestLog:
 
     def __call__(self, event: Event) -> None:
         with self._lock:
-            self.fold(event)
-
-    def fold(self, event: Event) -> None:
-        match event:
-            case TokensEmitted():
-                if (row := self._rows.get(event.request_id)) is not None:
-                    row.completion_tokens += event.n
-            case StepRecorded():
-                for request_id in event.record.preempted:
-                    if (row := self._rows.get(request_id)) is not None:
-                        row.preemptions += 1
-            case Submitted():
-                self._submit(event)
-            case Held():
-                if (row := self._rows.get(event.request_id)) is not None:
-                    row.hold_reason = event.reason
-            case Dispatched():
-                if (row := self._rows.get(event.request_id)) is not None:
-                    row.state = "active"
-                    row.queue_s = event.t - row.arrival
-            case FirstToken():
-                if (row := self._rows.get(event.request_id)) is not None:
-                    row.ttft_s = event.t - row.arrival
-                    row.cached_tokens = event.cached_tokens
-            case Finished():
-                self._finish(event)
-            case Rejection():
-                self._refuse(event)
-            case DeviceSampled() | KnobsChanged() | KnobsSatisfied():
-                pass
-            case _:
-                assert_never(event)
+            match event:
+                case TokensEmitted():
+                    if (row := self._rows.get(event.request_id)) is not None:
+                        row.completion_tokens += event.n
+                case StepRecorded():
+                    for request_id in event.record.preempted:
+                        if (row := self._rows.get(request_id)) is not None:
+                            row.preemptions += 1
+                case Submitted():
+                    self._submit(event)
+                case Held():
+                    if (row := self._rows.get(event.request_id)) is not None:
+                        row.hold_reason = event.reason
+                case Dispatched():
+                    if (row := self._rows.get(event.request_id)) is not None:
+                        row.state = "active"
+                        row.queue_s = event.t - row.arrival
+                case FirstToken():
+                    if (row := self._rows.get(event.request_id)) is not None:
+                        row.ttft_s = event.t - row.arrival
+                        row.cached_tokens = event.cached_tokens
+                case Finished():
+                    self._finish(event)
+                case Rejection():
+                    self._refuse(event)
+                case DeviceSampled() | KnobsChanged() | KnobsSatisfied():
+                    pass
+                case _:
+                    assert_never(event)
 
     def _submit(self, event: Submitted) -> None:
         self._rows[event.request_id] = RequestRow(

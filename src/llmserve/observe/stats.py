@@ -111,7 +111,7 @@ class LiveStats:
         self._lock = threading.Lock()
         self._journeys = Journeys()
         self._began: float | None = None
-        self._last = 0.0
+        self._last = -math.inf
         self._deliveries = Samples(3, DELIVERIES)  # t, tokens, gap
         self._firsts = Samples(3, SAMPLES)  # t, TTFT, prompt tokens
         self._queued = Samples(2, SAMPLES)  # t, queue time
@@ -125,40 +125,37 @@ class LiveStats:
         self._preemptions = self._step_count = self._dropped = 0
 
     def __call__(self, event: Event) -> None:
+        """Fold one event. The frequent ones come first: the match is tried in this order."""
         with self._lock:
-            if event.t > self._last or self._began is None:
+            if event.t > self._last:
                 self._last = event.t
-            if self._began is None:
-                self._began = event.t
-            self.fold(event)
-
-    def fold(self, event: Event) -> None:
-        """One event. The frequent ones come first, for the match is tried in this order."""
-        match event:
-            case TokensEmitted():
-                gap = self._journeys.emit(event)
-                self._tokens += event.n
-                self._deliveries.append(event.t, event.n, _NAN if gap is None else gap)
-            case StepRecorded():
-                self._fold_step(event.t, event.record)
-            case Submitted():
-                self._journeys.submit(event)
-            case Dispatched():
-                if (journey := self._journeys.dispatch(event)) is not None:
-                    self._queued.append(event.t, event.t - journey.submitted)
-            case FirstToken():
-                self._fold_first(event)
-            case Finished():
-                self._fold_end(event)
-            case Rejection():
-                self._journeys.end(event.request_id)
-                self._refused[event.reason] += 1
-            case DeviceSampled():
-                self._devices[event.kind, event.name] = event
-            case Held() | KnobsChanged() | KnobsSatisfied():
-                pass
-            case _:
-                assert_never(event)
+                if self._began is None:
+                    self._began = event.t
+            match event:
+                case TokensEmitted():
+                    gap = self._journeys.emit(event)
+                    self._tokens += event.n
+                    self._deliveries.append(event.t, event.n, _NAN if gap is None else gap)
+                case StepRecorded():
+                    self._fold_step(event.t, event.record)
+                case Submitted():
+                    self._journeys.submit(event)
+                case Dispatched():
+                    if (journey := self._journeys.dispatch(event)) is not None:
+                        self._queued.append(event.t, event.t - journey.submitted)
+                case FirstToken():
+                    self._fold_first(event)
+                case Finished():
+                    self._fold_end(event)
+                case Rejection():
+                    self._journeys.end(event.request_id)
+                    self._refused[event.reason] += 1
+                case DeviceSampled():
+                    self._devices[event.kind, event.name] = event
+                case Held() | KnobsChanged() | KnobsSatisfied():
+                    pass
+                case _:
+                    assert_never(event)
 
     def note_dropped(self, n: int) -> None:
         """`n` events did not reach this fold: the snapshot will say so."""
@@ -192,12 +189,13 @@ class LiveStats:
         """Figures over the window that ends `now` (None: at the last event)."""
         window = self.window_s if window_s is None else window_s
         with self._lock:  # copies only: the percentiles are worked out after the lock is let go
-            until = self._last if now is None else now
+            began = 0.0 if self._began is None else self._began
+            until = max(self._last, began) if now is None else now
             after = until - window
             kept = (self._deliveries, self._firsts, self._queued, self._ends, self._steps)
             deliveries, firsts, queued, ends, steps = (s.window(after, until) for s in kept)
             cuts = [s.oldest() for s in kept]
-            span = min(window, until - (until if self._began is None else self._began))
+            span = 0.0 if self._began is None else min(window, until - began)
             record = self._record
             totals = {
                 "running": self._journeys.running,
