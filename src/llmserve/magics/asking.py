@@ -1,0 +1,114 @@
+"""A prompt from a cell: the reply streams as Markdown, and an interrupt ends this reply alone."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from llmserve.core import Chunk, Outcome
+from llmserve.magics.problems import Interrupted
+from llmserve.magics.showing import Update, note, show
+from llmserve.prompting import Prompt, make_request
+
+if TYPE_CHECKING:
+    from llmserve.service import Service
+    from llmserve.session import Session
+
+_FRAME_S = 0.05
+_CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]*`)", re.DOTALL)
+
+
+def ask(session: Session, prompt: Prompt, options: Mapping[str, Any]) -> Outcome:
+    """Show the reply as it comes, then a line of figures.
+
+    Raises Interrupted with the reply so far left on the page; whatever else goes wrong is the
+    service's own exception.
+    """
+    arrived: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    job = session.runtime.submit(_forward(session.service, prompt, options, arrived.put))
+    job.add_done_callback(lambda _: arrived.put(None))
+    page = _Page(show(markdown("")), session.clock.now)
+    try:
+        page.follow(arrived)
+        outcome = job.result()
+    except KeyboardInterrupt:
+        job.cancel()
+        page.draw()
+        raise Interrupted("this reply ends here; everything else goes on.") from None
+    except BaseException:
+        job.cancel()
+        raise
+    show(note(figures(outcome)))
+    return outcome
+
+
+def markdown(text: str) -> dict[str, str]:
+    """The text for a page. Its tags are shown, not obeyed: a model may write anything."""
+    parts = _CODE.split(text)
+    parts[::2] = [part.replace("<", "&lt;") for part in parts[::2]]
+    return {"text/plain": text, "text/markdown": "".join(parts)}
+
+
+def figures(outcome: Outcome) -> str:
+    """`64 tokens · first after 45 ms · 210 tokens/s`."""
+    tokens = outcome.usage.completion_tokens
+    parts = [f"{tokens} token{'s' * (tokens != 1)}"]
+    if outcome.ttft_s is not None:
+        parts.append(f"TTFT {outcome.ttft_s * 1e3:.0f} ms")
+        decoding = outcome.e2e_s - outcome.ttft_s
+        if tokens > 1 and decoding > 0:
+            parts.append(f"{(tokens - 1) / decoding:,.0f} tokens/s")
+    if outcome.finish_reason != "stop":
+        parts.append(f"ended by {outcome.finish_reason}")
+    return " · ".join(parts)
+
+
+class _Page:
+    """One Markdown display, redrawn at most every frame, and never left behind its text."""
+
+    def __init__(self, update: Update, now: Callable[[], float]) -> None:
+        self._update = update
+        self._now = now
+        self._text = ""
+        self._shown = ""
+
+    def follow(self, arrived: queue.SimpleQueue[str | None]) -> None:
+        """Draw what arrives until None does."""
+        due = 0.0
+        while True:
+            behind = self._text != self._shown
+            piece: str | None = ""
+            with contextlib.suppress(queue.Empty):
+                piece = arrived.get(timeout=max(0.0, due - self._now()) if behind else None)
+            if piece is None:
+                break
+            self._text += piece
+            if self._now() >= due:
+                self.draw()
+                due = self._now() + _FRAME_S
+        self.draw()
+
+    def draw(self) -> None:
+        if self._text != self._shown:
+            self._update(markdown(self._text))
+            self._shown = self._text
+
+
+async def _forward(
+    service: Service, prompt: Prompt, options: Mapping[str, Any], put: Callable[[str], None]
+) -> Outcome:
+    stream = service.submit(make_request(service, prompt, options))
+    try:
+        async for chunk in stream:
+            put(_text(chunk, stream.ready()))
+    finally:
+        stream.cancel()
+    assert stream.outcome is not None  # set before the iteration ends
+    return stream.outcome
+
+
+def _text(chunk: Chunk, more: list[Chunk]) -> str:
+    return chunk.text + "".join(each.text for each in more)

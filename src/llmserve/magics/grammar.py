@@ -1,0 +1,195 @@
+"""What may be typed after `%llmserve`: one parser per subcommand, with our own errors.
+
+Completion and help read the same parsers, so none of the three can promise what another lacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from llmserve.knobs import SPECS
+from llmserve.magics.problems import Problem, nearest
+
+ENGINES = ("auto", "torch", "simulator")
+START_OPTIONS = ("api_key", "host", "switch_interval_s")
+"""Names that `start name=value` takes besides knobs and the engine's own options."""
+
+SUMMARIES = {
+    "start": "start a server in this kernel",
+    "status": "what runs, and how it fares",
+    "set": "change knobs while requests flow",
+    "ask": "send a prompt; the reply streams (also %%llmserve: the cell is the prompt)",
+    "dashboard": "live charts and sliders",
+    "requests": "one row per request, as a DataFrame",
+    "steps": "one row per engine step, as a DataFrame",
+    "bench": "put a load on it and report the figures",
+    "url": "the addresses for clients",
+    "stop": "stop it and say what was freed",
+    "help": "this, or the options of one subcommand",
+}
+
+_NOTES = {
+    "start": "option=value gives knobs their first values (max_num_seqs=8) and sets options of "
+    "the engine (dtype=float32). MODEL is a hub id or a folder; none is the bundled storyteller.",
+    "set": "Knobs: " + ", ".join(SPECS) + ".",
+    "bench": "With --concurrency N clients wait for each other's replies (closed loop); else "
+    "requests come at --rate for --duration (open loop).",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises Problem where argparse would end the process."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            word = unknown[1].partition("=")[0]
+            message = f"{word!r} is nothing it knows{nearest(word, options_of(self))}"
+        raise Problem(f"{self.prog}: {message}")
+
+
+def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Long option to its action."""
+    return {
+        name: action
+        for action in parser._actions
+        for name in action.option_strings
+        if name.startswith("--")
+    }
+
+
+def build_parsers() -> dict[str, Parser]:
+    parsers = {
+        name: Parser(
+            prog=f"%llmserve {name}",
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=_NOTES.get(name),
+            add_help=False,
+            allow_abbrev=False,
+        )
+        for name, summary in SUMMARIES.items()
+    }
+    _start(parsers["start"])
+    parsers["set"].add_argument("changes", nargs="*", metavar="name=value")
+    _ask(parsers["ask"])
+    for table in ("requests", "steps"):
+        parsers[table].add_argument("--last", type=int, default=20, metavar="N", help="rows")
+        parsers[table].add_argument("--all", action="store_true", help="every row that is kept")
+    _bench(parsers["bench"])
+    parsers["help"].add_argument("subcommand", nargs="?", choices=None)
+    return parsers
+
+
+def _start(parser: Parser) -> None:
+    parser.add_argument("words", nargs="*", metavar="MODEL | option=value")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what computes")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--force", action="store_true", help="stop what runs and start anew")
+
+
+def _ask(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--max-tokens", type=int, metavar="N", help="longest reply")
+    add("--temperature", type=float, metavar="T", help="0 is greedy")
+    add("--top-p", type=float, metavar="P", help="draw from the likeliest tokens of this mass")
+    add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    add("--seed", type=int, metavar="S", help="draw the same again")
+    add("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
+    add("--presence-penalty", type=float, metavar="X", help="against what was said at all")
+    add("--frequency-penalty", type=float, metavar="X", help="against what was said often")
+    add("--repetition-penalty", type=float, metavar="X", help="above 1, against repeating")
+    add("--ignore-eos", action="store_true", default=None, help="go on to --max-tokens")
+    add("--system", metavar="TEXT", help="the system's turn before yours")
+    add("--raw", action="store_true", default=None, help="complete the text, without chat template")
+    add("--priority", type=int, metavar="P", help="lower goes first, where policy=priority")
+    add("--tenant", metavar="NAME", help="on whose account")
+
+
+def _bench(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--rate", type=float, metavar="PER_S", help="requests per second, Poisson arrivals")
+    add("--duration", type=float, metavar="S", help="how long they arrive")
+    add("--concurrency", type=int, metavar="N", help="clients, each with one request at a time")
+    add("--requests", type=int, metavar="N", help="how many in all")
+    add("--prompt-tokens", type=int, metavar="N", help="length of the prompts")
+    add("--max-tokens", type=int, metavar="N", help="length of the replies")
+    add("--seed", type=int, metavar="S", help="the same arrivals again")
+
+
+def split_words(line: str) -> list[str]:
+    """Shell words, with `name = value` closed up to one word."""
+    line = re.sub(r"(?<=\w)\s*=\s*(?=\S)", "=", line)
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise Problem(f"{str(error).lower()} in: {line}") from None
+
+
+def split_ask(line: str, parser: Parser) -> tuple[list[str], str]:
+    """Options in front, and the prompt after them exactly as it was typed."""
+    options, words, rest = options_of(parser), [], line.strip()
+    while match := re.match(r"(--[\w-]+)(?:\s+|=|$)", rest):
+        name = match[1]
+        if name not in options:
+            raise Problem(f"%llmserve ask: {name!r} is nothing it knows{nearest(name, options)}")
+        words.append(name)
+        rest = rest[match.end() :]
+        if options[name].nargs == 0:
+            continue
+        value = re.match(r"(\"[^\"]*\"|'[^']*'|\S+)\s*", rest)
+        if value is None:
+            raise Problem(f"%llmserve ask: {name} needs a value")
+        words[-1] = f"{name}={_unquoted(value[1])}"
+        rest = rest[value.end() :]
+    return words, rest
+
+
+def assignments(words: Sequence[str], prog: str) -> tuple[list[str], dict[str, Any]]:
+    """Plain words, and what the `name=value` among them say, as Python values where they are."""
+    plain, values = [], {}
+    for word in words:
+        name, sign, text = word.partition("=")
+        if sign and re.fullmatch(r"[A-Za-z_]\w*", name):
+            if name in values:
+                raise Problem(f"{prog}: {name} is given twice")
+            values[name] = _value(text)
+        elif sign and name.startswith("-"):
+            raise Problem(f"{prog}: {name!r} is nothing it knows")
+        else:
+            plain.append(word)
+    return plain, values
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that were typed."""
+    return {name: value for name, value in vars(args).items() if value is not None}
+
+
+def help_text(parsers: Mapping[str, Parser], subcommand: str | None = None) -> str:
+    if subcommand is not None:
+        if subcommand not in parsers:
+            raise Problem(f"there is no subcommand {subcommand!r}{nearest(subcommand, parsers)}")
+        return parsers[subcommand].format_help().rstrip()
+    width = max(map(len, SUMMARIES))
+    lines = [f"  %llmserve {name:<{width}}  {summary}" for name, summary in SUMMARIES.items()]
+    return "\n".join(
+        ["llmserve: a model server in this kernel.", "", *lines, "",
+         "%llmserve help SUBCOMMAND tells its options. Tab completes names and values.",
+         "In code the server is `session`: session.client(), session.generate(…), session.url."]
+    )
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
