@@ -10,6 +10,7 @@ import os
 import secrets
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,6 +26,7 @@ from llmserve.house import Freed, House, Switches
 from llmserve.knobs import SPECS, Applied, KnobBoard, Knobs
 from llmserve.observe import Telemetry
 from llmserve.observe.stats import Snapshot
+from llmserve.observe.trace import TraceWriter
 from llmserve.prompting import Prompt, Reply, make_request
 from llmserve.runtime import Runtime
 from llmserve.service import Service, publish_step
@@ -196,6 +198,23 @@ class Session:
     def requests(self) -> pd.DataFrame:
         """One row per request, the newest last."""
         return self.telemetry.requests.to_frame()
+
+    @contextmanager
+    def trace(self, path: str | os.PathLike[str]) -> Iterator[TraceWriter]:
+        """Write every event to a JSON-lines file while the block runs; `read_trace` replays it."""
+        writer = TraceWriter(
+            os.fspath(path),
+            t=self.clock.now(),
+            model=self.info.model_id,
+            engine=self.info.engine,
+            knobs=self.knobs.as_dict(),
+        )
+        self.bus.attach(writer)
+        try:
+            yield writer
+        finally:
+            self.bus.detach(writer)
+            writer.close()
 
     def dashboard(self) -> DashboardView:
         """Live charts and controls of this session; show it as a cell's last line."""
