@@ -160,7 +160,7 @@ def _number(spec: Spec, value: object) -> int | float:
         number = float(value)
         if not math.isfinite(number) or (spec.type == "int" and number != int(number)):
             raise ValueError
-    except ValueError:
+    except (ValueError, OverflowError):  # a whole number of 400 digits is no float
         kind = "a whole number" if spec.type == "int" else "a number"
         raise KnobError(spec.name, f"{spec.name} takes {kind}, not {value!r}") from None
     assert spec.low is not None  # every number has bounds
