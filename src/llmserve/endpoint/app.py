@@ -1,0 +1,80 @@
+"""The routes, put together. Every answer that is an error is OpenAI's error object."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llmserve.endpoint.access import ApiKey, KeyGate
+from llmserve.endpoint.errors import SERVING_ERRORS, ApiError, ClientGone, as_api_error
+from llmserve.endpoint.generation import Generation
+from llmserve.endpoint.knobs import knob_routes
+from llmserve.endpoint.models import model_routes
+from llmserve.endpoint.openai import ChatBody, CompletionBody
+from llmserve.endpoint.served import Served
+from llmserve.endpoint.watch import watch_routes
+from llmserve.service import Service
+
+if TYPE_CHECKING:
+    from llmserve.observe import Telemetry
+
+log = logging.getLogger(__name__)
+
+
+def build_app(service: Service, telemetry: Telemetry, *, api_key: str | None) -> Starlette:
+    """The application of one session. Without an `api_key` whoever reaches the port may use it."""
+    served = Served(service)
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", Generation(served, ChatBody), methods=["POST"]),
+            Route("/v1/completions", Generation(served, CompletionBody), methods=["POST"]),
+            *model_routes(served),
+            *watch_routes(served, telemetry),
+            *knob_routes(served),
+        ],
+        middleware=[] if api_key is None else [Middleware(KeyGate, ApiKey(api_key))],
+        exception_handlers={
+            HTTPException: _http_error,
+            ClientGone: _nobody,
+            Exception: _defect,
+            **dict.fromkeys(SERVING_ERRORS, _error),
+        },
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _error(request: Request, error: Exception) -> Response:
+    told = as_api_error(error)
+    return Response(told.body, told.status, told.headers, "application/json")
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return await _error(request, error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    messages = {
+        404: f"there is no {request.url.path} here",
+        405: f"{request.method} is not for {request.url.path}",
+    }
+    told = ApiError(
+        error.status_code,
+        messages.get(error.status_code, error.detail),
+        code={404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code),
+        headers=dict(error.headers or {}),
+    )
+    return await _error(request, told)
+
+
+async def _nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # is not sent: the client left

@@ -1,0 +1,56 @@
+"""GET and PATCH /llmserve/knobs: what every control is made from, and the way to turn one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llmserve.endpoint import openai
+from llmserve.endpoint.answers import json_response, read_json
+from llmserve.endpoint.served import Served
+from llmserve.knobs import SPECS, Spec
+
+
+def knob_routes(served: Served) -> list[Route]:
+    knobs = _Knobs(served)
+    return [Route("/llmserve/knobs", knobs.answer, methods=["GET", "PATCH"])]
+
+
+class _Knobs:
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    async def answer(self, request: Request) -> Response:
+        return await self._change(request) if request.method == "PATCH" else self._read()
+
+    def _read(self) -> Response:
+        info, values = self._served.info, self._served.service.board.current.as_dict()
+        return json_response(
+            {
+                "knobs": {
+                    name: {
+                        "value": values[name],
+                        **_described(spec),
+                        "ceiling": info.ceilings.get(name),
+                        "disabled": info.unsupported.get(name),
+                    }
+                    for name, spec in SPECS.items()
+                }
+            }
+        )
+
+    async def _change(self, request: Request) -> Response:
+        """All of the object's changes or, with 400, none. Returns once the engine has them."""
+        raw = await read_json(request.scope, request.receive)
+        changes = openai.decode(raw, dict[str, Any])
+        return json_response(await self._served.service.set_knobs(changes, source="http"))
+
+
+def _described(spec: Spec) -> dict[str, Any]:
+    fields = dataclasses.asdict(spec)
+    del fields["name"]
+    return fields

@@ -1,0 +1,48 @@
+"""What every route reads of the service."""
+
+from __future__ import annotations
+
+from llmserve.endpoint.errors import ApiError, starting
+from llmserve.endpoint.logprobs import TokenTexts
+from llmserve.engines import EngineInfo, Tokenizer
+from llmserve.service import Service
+
+
+class Served:
+    """The service, and its model once there is one: before that, 503 with Retry-After."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._info: EngineInfo | None = None
+        self._texts: TokenTexts | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        """While a dead engine is being restarted this is what it was: requests may queue."""
+        if self.service.ready:
+            self._info = self.service.engine.info
+        if self._info is None:
+            raise starting()
+        return self._info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.service.engine.tokenizer
+
+    @property
+    def texts(self) -> TokenTexts:
+        if self._texts is None:
+            self._texts = TokenTexts(self.tokenizer)
+        return self._texts
+
+    def check_model(self, name: str | None) -> EngineInfo:
+        """The served model; ApiError 404 where another is asked for. No name means this one."""
+        info = self.info
+        if name is not None and name != info.model_id:
+            raise ApiError(
+                404,
+                f"the model {name!r} does not exist here; {info.model_id!r} is served",
+                param="model",
+                code="model_not_found",
+            )
+        return info
