@@ -14,7 +14,7 @@ LAYERS = [
     ("core",), ("knobs",), ("events",), ("clock",), ("runtime",), ("models",),
     ("policies",), ("admission",), ("scheduler",), ("engines",), ("observe",),
     ("stream",), ("service",), ("endpoint",), ("bench",), ("lab",), ("prompting",),
-    ("house",), ("ui",), ("session",), ("completion", "magics", "nested", "cli", "__init__"),
+    ("house",), ("ui",), ("session",), ("knobs_page", "magics", "nested", "cli", "__init__"),
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(SRC.rglob("*.py"))

@@ -85,9 +85,10 @@ class Face:
 
         clock = MonotonicClock()
         began = clock.now()
-        what = asked["model"] or "the bundled model"
+        simulated = asked["engine"] == "simulator"
+        what = asked["model"] or ("the simulator" if simulated else "the bundled model")
         try:
-            with Elapsed(f"Starting {what} (engine: {asked['engine']})") as line:
+            with Elapsed(f"Starting {what}") as line:
                 self._session = serve(**asked)
                 self._started_with = asked
         except KeyboardInterrupt:

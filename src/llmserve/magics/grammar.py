@@ -50,6 +50,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             word = unknown[1].partition("=")[0]
             message = f"{word!r} is nothing it knows{nearest(word, options_of(self))}"
+        choice = re.search(r"argument (\S+): invalid choice: '([^']*)'", message)
+        if choice:
+            choices = [str(each) for each in options_of(self)[choice[1]].choices or ()]
+            message = f"{choice[1]} is never {choice[2]!r}{nearest(choice[2], choices)}"
         raise Problem(f"{self.prog}: {message}")
 
 

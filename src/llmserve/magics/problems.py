@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 _RED, _PLAIN = "\x1b[31m", "\x1b[0m"
+_MOST_TOLD = 14
 
 
 class Problem(Exception):
@@ -23,7 +24,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or what there is."""
+    """`; did you mean X?`, or what there is, where that is little enough to read."""
     words = sorted(known)
     near = difflib.get_close_matches(word, words, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there is {', '.join(words)}"
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; there is {', '.join(words)}" if len(words) <= _MOST_TOLD else ""
