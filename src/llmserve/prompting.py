@@ -78,6 +78,9 @@ def _encode(service: Service, prompt: Prompt, raw: bool) -> list[int]:
         raise ParamError("prompt", "the prompt is empty")
     if not isinstance(prompt, str):
         return tokenizer.chat(prompt)
-    if raw or "chat" not in service.engine.info.supports:
+    if raw:
         return tokenizer.encode(prompt)
-    return tokenizer.chat([{"role": "user", "content": prompt}])
+    try:
+        return tokenizer.chat([{"role": "user", "content": prompt}])
+    except ValueError:  # a base model: it has no chat template
+        return tokenizer.encode(prompt)

@@ -102,6 +102,7 @@ class Service:
             self._refuse_queued(stream, Rejected("stopping", message="the server is stopping"))
         tasks = [running.task for running in self._running.values()]
         for running in list(self._running.values()):
+            running.failure = EngineError("the server was stopped")
             running.task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=5)
