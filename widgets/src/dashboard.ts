@@ -1,0 +1,110 @@
+// The dashboard's module: takes in what the kernel sends, and keeps the page in step with it.
+
+import { Charts } from "./charts.ts";
+import { decode } from "./codec.ts";
+import { type ControlIds, showKnobs } from "./controls.ts";
+import { Feed } from "./feed.ts";
+import type { Delta, FromKernel, Mark, Panel, Snapshot, ToKernel } from "./messages.ts";
+import { Page } from "./page.ts";
+import { Rows } from "./rows.ts";
+import { asView, type Cleanup, type Context, type Model } from "./widget.ts";
+
+const TICK_MS = 500;
+
+class Dashboard {
+  readonly #model: Model;
+  readonly #page: Page;
+  readonly #charts: Charts;
+  readonly #feed = new Feed();
+  readonly #marks = new Map<number, Mark>();
+  readonly #resized: ResizeObserver;
+  readonly #ticking: ReturnType<typeof setInterval>;
+  #rows = new Rows(0, 1);
+  #columns: string[] = [];
+  #panels: Panel[] = [];
+  #controls: ControlIds = {};
+  #ended = false;
+
+  constructor({ model, el }: Context) {
+    this.#model = model;
+    this.#page = new Page(el, () => this.#charts.refresh());
+    this.#charts = new Charts(this.#page);
+    this.#resized = new ResizeObserver(() => this.#charts.refresh());
+    this.#resized.observe(this.#page.root);
+    model.on("msg:custom", this.#heard);
+    this.#ticking = setInterval(() => this.#tick(), TICK_MS);
+    this.#say(this.#feed.hello(performance.now()));
+  }
+
+  close(): void {
+    clearInterval(this.#ticking);
+    this.#resized.disconnect();
+    this.#model.off("msg:custom", this.#heard);
+    this.#charts.close();
+    this.#say({ kind: "bye" });
+  }
+
+  readonly #heard = (content: unknown, buffers: (DataView | ArrayBuffer)[]): void => {
+    const message = content as FromKernel;
+    if (message.kind === "picture") void this.#draw(message.id);
+    if (message.kind !== "snapshot" && message.kind !== "delta") return;
+    const { take, reply } = this.#feed.accept(message, performance.now());
+    if (take) this.#take(message, asView(buffers[0]!));
+    if (reply) this.#say(reply);
+  };
+
+  #take(message: Snapshot | Delta, bytes: DataView): void {
+    if (message.kind === "snapshot") this.#reset(message);
+    this.#rows.append(decode(bytes));
+    for (const mark of message.marks ?? []) this.#marks.set(mark.id, mark);
+    if (message.panels) this.#page.setPanels((this.#panels = message.panels));
+    if (message.status !== undefined) this.#page.setStatus(message.status);
+    if (message.empty !== undefined) this.#page.setEmpty(message.empty);
+    if (message.ended !== undefined) this.#ended = message.ended;
+    if (message.knobs) void showKnobs(this.#model, this.#controls, message.knobs);
+    this.#page.setState(this.#ended ? "ended" : "live");
+    this.#page.setCounts(this.#rows.length, this.#marks.size, message.seq);
+    this.#charts.show({
+      rows: this.#rows,
+      columns: this.#columns,
+      panels: this.#panels,
+      marks: [...this.#marks.values()],
+    });
+  }
+
+  #reset(snapshot: Snapshot): void {
+    this.#columns = snapshot.columns;
+    this.#controls = snapshot.controls;
+    this.#rows = new Rows(snapshot.columns.length, snapshot.capacity);
+    this.#marks.clear();
+    this.#page.describe(snapshot.about, snapshot.window_s);
+  }
+
+  #tick(): void {
+    const now = performance.now();
+    this.#charts.refresh();
+    if (this.#ended) return;
+    if (this.#feed.seq >= 0 && !this.#feed.live(now)) this.#page.setState("silent");
+    const question = this.#feed.tick(now);
+    if (question) this.#say(question);
+  }
+
+  async #draw(id: number): Promise<void> {
+    this.#say({ kind: "picture", id }, await this.#charts.picture());
+  }
+
+  #say(message: ToKernel, buffer?: ArrayBuffer): void {
+    try {
+      this.#model.send(message, undefined, buffer ? [buffer] : undefined);
+    } catch {
+      // the kernel is gone, and with it the other end: the page shows that nothing comes
+    }
+  }
+}
+
+export default {
+  render(context: Context): Cleanup {
+    const dashboard = new Dashboard(context);
+    return () => dashboard.close();
+  },
+};

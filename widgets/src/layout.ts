@@ -1,0 +1,144 @@
+// What plotly is told to draw, as plain values. Pure.
+
+import type { Data, Layout } from "plotly.js-basic-dist-min";
+import type { KnobValue, Mark, Panel } from "./messages.ts";
+import type { Span } from "./rows.ts";
+import type { Theme } from "./theme.ts";
+import { thin } from "./thin.ts";
+
+export const PANEL_HEIGHT = 210;
+export const MAX_POINTS = 400;
+/** The chart ends this long after the newest row at least, so that a young one is not a smear. */
+const YOUNG_S = 10;
+
+export interface View {
+  panel: Panel;
+  theme: Theme;
+  width: number;
+  /** Seconds shown. */
+  window: number;
+  now: number;
+  marks: Mark[];
+}
+
+export function traces(view: View, span: Span, columns: string[]): Data[] {
+  const { panel, theme } = view;
+  return panel.lines.map((line, i) => {
+    const points = thin(span.times, span.columns[columns.indexOf(line.column)]!, MAX_POINTS);
+    return {
+      type: "scatter",
+      mode: "lines",
+      name: line.label,
+      x: points.x,
+      y: points.y,
+      connectgaps: false,
+      line: {
+        color: theme.inks[i % theme.inks.length],
+        width: 1.75,
+        shape: panel.step ? "hv" : "linear",
+      },
+      hovertemplate: `%{y:,.4~g} ${panel.unit}<extra>${line.label}</extra>`,
+    };
+  });
+}
+
+/** An unseen line of points along the top: what one hovers over to read a knob change. */
+export function markTrace(view: View, top: number): Data {
+  const marks = shown(view);
+  return {
+    type: "scatter",
+    mode: "markers",
+    name: "knobs",
+    showlegend: false,
+    x: marks.map((mark) => mark.t),
+    y: marks.map(() => top),
+    cliponaxis: false,
+    marker: { symbol: "triangle-down", size: 8, color: view.theme.mark },
+    text: marks.map(describe),
+    hovertemplate: "%{text}<extra></extra>",
+  };
+}
+
+export function layout(view: View, top: number): Layout {
+  const { panel, theme } = view;
+  const axis = {
+    color: theme.faint,
+    gridcolor: theme.grid,
+    linecolor: theme.grid,
+    zeroline: false,
+    fixedrange: true,
+    tickfont: { size: 10 },
+  };
+  return {
+    width: view.width,
+    height: PANEL_HEIGHT,
+    margin: { l: 56, r: 14, t: 46, b: 38 },
+    paper_bgcolor: theme.paper,
+    plot_bgcolor: theme.paper,
+    font: { color: theme.text, family: "system-ui, sans-serif", size: 11 },
+    title: {
+      text: `${panel.title} (${panel.unit})`,
+      font: { size: 13 },
+      x: 0, xref: "container", pad: { l: 8, t: 6 }, y: 1, yref: "container", yanchor: "top",
+    },
+    showlegend: true,
+    legend: {
+      orientation: "h", x: 0, y: 1, yanchor: "bottom", xanchor: "left",
+      font: { size: 10 }, bgcolor: "rgba(0,0,0,0)",
+    },
+    hovermode: "closest",
+    xaxis: {
+      ...axis,
+      range: range(view),
+      nticks: 5,
+      title: { text: "time (s)", font: { size: 10 }, standoff: 6 },
+    },
+    yaxis: { ...axis, range: [0, top], nticks: 5, tickformat: ",.4~g" },
+    shapes: shown(view).map((mark) => ({
+      type: "line", xref: "x", yref: "paper", x0: mark.t, x1: mark.t, y0: 0, y1: 1,
+      line: { color: theme.mark, width: 1, dash: "dot" },
+    })),
+  };
+}
+
+export function range(view: View): [number, number] {
+  const end = Math.max(view.now, YOUNG_S);
+  return [Math.max(0, end - view.window), end];
+}
+
+/** The end of the y axis: a little above the highest value shown, never 0. */
+export function ceiling(span: Span, panel: Panel, columns: string[]): number {
+  let high = 0;
+  for (const line of panel.lines) {
+    for (const value of span.columns[columns.indexOf(line.column)]!) {
+      if (value > high) high = value;
+    }
+  }
+  if (panel.total !== null && high > 0.5 * panel.total) return panel.total;
+  if (panel.unit === "requests") return Math.max(4, Math.ceil(high * 1.1));
+  return high > 0 ? high * 1.1 : 1;
+}
+
+export function describe(mark: Mark): string {
+  const lines = Object.entries(mark.changed).map(([name, [before, after]]) => {
+    const kept = mark.satisfied[name];
+    const clamped = mark.clamped.includes(name) ? ", held at its ceiling" : "";
+    const keeps = kept === undefined ? "" : `, kept by all from step ${kept}`;
+    return `<b>${escape(name)}</b>: ${word(before)} → ${word(after)}${clamped}${keeps}`;
+  });
+  const step = mark.step === null ? "" : ` at engine step ${mark.step}`;
+  return [...lines, `by ${escape(mark.source)}${step}`].join("<br>");
+}
+
+function shown(view: View): Mark[] {
+  const [start, end] = range(view);
+  return view.marks.filter((mark) => mark.t >= start && mark.t <= end);
+}
+
+function word(value: KnobValue): string {
+  return value === null ? "none" : escape(String(value));
+}
+
+function escape(text: string): string {
+  return text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+}
