@@ -1,0 +1,1 @@
+"""Load and its report: `workload` says what comes when, `driver` sends it, `report` tells."""
