@@ -93,7 +93,7 @@ def create(name: str, *, sink: StepSink, clock: Clock, **options: object) -> Eng
     if name == "torch":
         from llmserve.engines.torch.engine import TorchEngine
 
-        return TorchEngine(sink=sink, clock=clock, **options)  # type: ignore[arg-type]  # options are the user's, checked by the constructor
+        return TorchEngine(sink=sink, clock=clock, **options)
     if name == "simulator":
         from llmserve.engines.simulator import SimulatorEngine
 

@@ -1,0 +1,144 @@
+"""Where keys and values lie: dense slabs, so that decoding reads one view and gathers nothing.
+
+A slab holds `slots` sequences of up to `length` tokens as `[layers, slots, heads, length, dim]`.
+Lengths are powers of two from SHORTEST up, and a sequence moves to the next slab when it outgrows
+its own: none reserves the model's maximum, and at most half of what is taken is unused.
+
+Invariants (`check` asserts them):
+- a sequence has exactly one slot, and the sequences of a slab fill its first slots without a gap;
+- a slab with no sequence does not exist.
+
+The planner accounts for blocks and decides who may have KV; this only stores it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SHORTEST = 256
+FEWEST_SLOTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What one token's KV consists of."""
+
+    layers: int
+    heads: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def token_bytes(self) -> int:
+        size = torch.empty((), dtype=self.dtype).element_size()
+        return self.layers * self.heads * (self.key_dim + self.value_dim) * size
+
+
+class Slab:
+    """Sequences of one length class, the one in slot i being `owners[i]`."""
+
+    def __init__(self, geometry: Geometry, length: int, slots: int) -> None:
+        self.geometry = geometry
+        self.length = length
+        self.owners: list[str] = []
+        self.keys, self.values = self._allocate(slots)
+
+    @property
+    def slots(self) -> int:
+        return self.keys.shape[1]
+
+    def resize(self, slots: int) -> None:
+        """Make room for `slots` sequences, at least as many as there are, keeping their KV."""
+        old_keys, old_values, used = self.keys, self.values, len(self.owners)
+        self.keys, self.values = self._allocate(slots)
+        self.keys[:, :used] = old_keys[:, :used]
+        self.values[:, :used] = old_values[:, :used]
+
+    def copy(self, slot: int, source: Slab, source_slot: int, tokens: int) -> None:
+        self.keys[:, slot, :, :tokens] = source.keys[:, source_slot, :, :tokens]
+        self.values[:, slot, :, :tokens] = source.values[:, source_slot, :, :tokens]
+
+    def _allocate(self, slots: int) -> tuple[Tensor, Tensor]:
+        g = self.geometry
+        shape = (g.layers, slots, g.heads, self.length)
+        # Zeros, not rubbish: what a mask hides is still multiplied by 0, and 0 · NaN is NaN.
+        return (
+            torch.zeros(*shape, g.key_dim, dtype=g.dtype, device=g.device),
+            torch.zeros(*shape, g.value_dim, dtype=g.dtype, device=g.device),
+        )
+
+
+@dataclass(slots=True)
+class Place:
+    slab: Slab
+    slot: int
+
+
+class KvStore:
+    """The slabs of one engine and who lies where."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        self._slabs: dict[int, Slab] = {}
+        self._places: dict[str, Place] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def place(self, owner: str) -> Place:
+        return self._places[owner]
+
+    def reserve(self, owner: str, tokens: int, stored: int) -> None:
+        """See to it that `owner` has a slot of at least `tokens`; its first `stored` are kept."""
+        place = self._places.get(owner)
+        if place is not None and tokens <= place.slab.length:
+            return
+        slab = self._slab(max(SHORTEST, 1 << (tokens - 1).bit_length()))
+        if len(slab.owners) == slab.slots:
+            slab.resize(slab.slots + max(FEWEST_SLOTS, slab.slots // 4))
+        slot = len(slab.owners)
+        if place is not None:
+            slab.copy(slot, place.slab, place.slot, stored)
+            self.release(owner)
+        slab.owners.append(owner)
+        self._places[owner] = Place(slab, slot)
+
+    def release(self, owner: str) -> None:
+        """Free the slot at once; the slab's last sequence moves into the gap."""
+        place = self._places.pop(owner, None)
+        if place is None:
+            return
+        slab, last = place.slab, len(place.slab.owners) - 1
+        mover = slab.owners.pop()
+        if place.slot != last:
+            slab.copy(place.slot, slab, last, slab.length)
+            slab.owners[place.slot] = mover
+            self._places[mover].slot = place.slot
+        if not slab.owners:
+            del self._slabs[slab.length]
+        elif slab.slots // 2 > FEWEST_SLOTS and last < slab.slots // 4:
+            slab.resize(slab.slots // 2)
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        found = {
+            owner: (slab.length, slot)
+            for slab in self._slabs.values()
+            for slot, owner in enumerate(slab.owners)
+        }
+        told = {owner: (p.slab.length, p.slot) for owner, p in self._places.items()}
+        assert found == told, "a sequence's slot is not where it is said to be"
+        for length, slab in self._slabs.items():
+            assert length == slab.length
+            assert 0 < len(slab.owners) <= slab.slots
+            assert len(set(slab.owners)) == len(slab.owners)
+
+    def _slab(self, length: int) -> Slab:
+        if length not in self._slabs:
+            self._slabs[length] = Slab(self.geometry, length, FEWEST_SLOTS)
+        return self._slabs[length]

@@ -1,0 +1,51 @@
+"""One request in the engine's process: what it has drawn, and when its reply ends."""
+
+from __future__ import annotations
+
+from llmserve.core import FinishReason, TokenLogprob
+from llmserve.engines.sequence import Sequence
+from llmserve.engines.stops import StopStrings
+from llmserve.engines.torch.detokenize import Stream
+from llmserve.engines.torch.messages import Delta
+from llmserve.engines.torch.sampling import Draws
+
+
+class Live:
+    """Turns drawn tokens into what the client is told."""
+
+    def __init__(self, seq: Sequence, draws: Draws, stream: Stream) -> None:
+        self.seq = seq
+        self.draws = draws
+        self._stream = stream
+        self._stops = StopStrings(seq.request.sampling.stop)
+
+    def push(self, token: int, logprob: TokenLogprob | None, eos_ids: frozenset[int]) -> Delta:
+        """The step's news; the token is already in the sequence. The text of a token that ends
+        the reply is not told, nor what a stop string would have come from."""
+        sampling = self.seq.request.sampling
+        finish: FinishReason | None = None
+        stop_reason: str | int | None = None
+        text = ""
+        if token in sampling.stop_token_ids:
+            finish, stop_reason = "stop", token
+        elif token in eos_ids and not sampling.ignore_eos:
+            finish = "stop"
+        else:
+            text, stop_reason = self._stops.push(self._stream.push(token))
+            if stop_reason is not None:
+                finish = "stop"
+            elif self.seq.full:
+                finish = "length"
+        if finish is not None and not isinstance(stop_reason, str):
+            more, late_stop = self._stops.push(self._stream.rest())
+            text += more + self._stops.rest()
+            if late_stop is not None:
+                finish, stop_reason = "stop", late_stop
+        return Delta(
+            id=self.seq.id,
+            text=text,
+            token_ids=(token,),
+            logprobs=None if logprob is None else (logprob,),
+            finish_reason=finish,
+            stop_reason=stop_reason,
+        )

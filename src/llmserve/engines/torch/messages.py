@@ -1,0 +1,84 @@
+"""What the kernel and the engine's process say to each other, as msgpack.
+
+The child answers with one `Stepped` per engine step and never waits for the kernel.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from llmserve.core import FinishReason, SamplingParams, StepRecord, TokenLogprob
+from llmserve.engines.torch.options import TorchOptions
+from llmserve.knobs import KnobValue
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """The first message: what to load."""
+
+    options: TorchOptions
+    knobs: dict[str, KnobValue]
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    id: str
+
+
+class Retune(msgspec.Struct, frozen=True, tag=True):
+    """New knobs, within the ceilings; answered by `Adopted` with the same number."""
+
+    number: int
+    knobs: dict[str, KnobValue]
+
+
+ToChild = Load | Submit | Abort | Retune
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    folder: str
+    """Where the tokenizer's files are."""
+    max_model_len: int
+    kv_capacity_tokens: int
+    vocab_size: int
+    device: str
+    dtype: str
+    details: dict[str, str]
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """Loading failed; the process is about to end."""
+
+    message: str
+
+
+class Adopted(msgspec.Struct, frozen=True, tag=True):
+    number: int
+    step: int
+    """The first step planned under the new knobs."""
+
+
+class Delta(msgspec.Struct, frozen=True, array_like=True):
+    """What a step added to one request, as in `Chunk`."""
+
+    id: str
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    error: str | None = None
+    """Why this request failed, where finish_reason is "error"."""
+
+
+class Stepped(msgspec.Struct, frozen=True, tag=True):
+    deltas: list[Delta]
+    record: StepRecord | None = None
+    """None where requests failed before any step."""
+
+
+FromChild = Ready | Failed | Adopted | Stepped

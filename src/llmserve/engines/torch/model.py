@@ -1,0 +1,178 @@
+"""The model: loaded by transformers' Auto classes, run flat, refused where it would be wrong.
+
+`load` refuses what it can see in the configuration, then probes the layers, then compares a short
+sequence with the model's own attention: a model that this engine does not understand must fail
+here and not answer nonsense.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmserve.engines.torch import attention
+from llmserve.engines.torch.attention import Part, Probe, UnsupportedModel, layout
+from llmserve.engines.torch.kv import Geometry, KvStore
+from llmserve.engines.torch.options import TorchOptions
+
+CHECK_TOKENS = 12
+CHECK_CHUNK = 7
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+"""Largest relative difference of logits, of two attention kernels in that precision."""
+PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
+
+
+@dataclass(slots=True)
+class FlatModel:
+    """Runs steps of a causal language model."""
+
+    network: Any  # a transformers PreTrainedModel
+    geometry: Geometry
+    max_model_len: int
+    vocab_size: int
+    eos_ids: frozenset[int]
+
+    @torch.inference_mode()
+    def forward(self, step: attention.Step, tokens: list[int], wanted: list[int]) -> Tensor:
+        """Logits in float32 of the rows `wanted`; `tokens` lie in the order of `step.order`."""
+        device = self.geometry.device
+        positions = [p for part in step.order for p in range(part.start, part.start + part.tokens)]
+        logits: Tensor = self.network(
+            input_ids=torch.tensor([tokens], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            logits_to_keep=torch.tensor(wanted, device=device),
+            use_cache=False,
+            **{attention.STEP: step},
+        ).logits
+        return logits[0].float()
+
+
+def load(options: TorchOptions) -> FlatModel:
+    """Raises UnsupportedModel, or what transformers raises for a model it cannot find or read."""
+    from transformers import AttentionInterface, AutoModelForCausalLM
+
+    AttentionInterface.register(attention.NAME, attention.attend)
+    device = pick_device(options.device)
+    network = AutoModelForCausalLM.from_pretrained(
+        options.model_path,
+        revision=options.revision,
+        dtype=pick_dtype(options.dtype, device),
+        trust_remote_code=options.trust_remote_code,
+    )
+    network = network.to(device).eval().requires_grad_(False)
+    config = network.config.get_text_config()
+    max_model_len = pick_max_model_len(options.max_model_len, config)
+    check_config(config, max_model_len)
+    vocab_size = network.get_input_embeddings().weight.shape[0]
+    own_attention = config._attn_implementation
+    try:
+        network.set_attn_implementation(attention.NAME)
+        geometry = probe(network, max_model_len)
+        model = FlatModel(network, geometry, max_model_len, vocab_size, eos_ids(network))
+        check_against(model, own_attention)
+    except UnsupportedModel as error:
+        kind = type(network).__name__
+        raise UnsupportedModel(f"the torch engine cannot run {kind}: {error}") from None
+    return model
+
+
+def pick_device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, else float32; or what was asked for."""
+    if wanted == "auto":
+        fast = device.type == "cuda" or _cpu_multiplies_bfloat16()
+        return torch.bfloat16 if fast else torch.float32
+    dtype = getattr(torch, wanted, None)
+    if not isinstance(dtype, torch.dtype) or dtype not in TOLERANCE:
+        raise ValueError(f"dtype is auto, float32, bfloat16 or float16, not {wanted!r}")
+    return dtype
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private: may be renamed
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def pick_max_model_len(wanted: int | None, config: Any) -> int:
+    known: int | None = getattr(config, "max_position_embeddings", None)
+    if wanted is not None and known is not None and wanted > known:
+        raise ValueError(f"max_model_len={wanted} is more than the model's own {known} positions")
+    return wanted or known or 2048
+
+
+def check_config(config: Any, max_model_len: int) -> None:
+    """Refuse what the layers' own calls would not show."""
+    layers = getattr(config, "layer_types", None) or []
+    strange = sorted(set(layers) - PLAIN_LAYERS)
+    if strange:
+        raise UnsupportedModel(f"the torch engine has no {', '.join(strange)} layers")
+    window = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in layers if layers else window is not None
+    slides = slides and getattr(config, "use_sliding_window", True)
+    if slides and window is not None and window < max_model_len:
+        raise UnsupportedModel(
+            f"the model's attention slides over a window of {window} tokens, which the torch "
+            f"engine does not do; start it with max_model_len={window}, where both are the same"
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    if rope.get("rope_type") in ("dynamic", "longrope") and max_model_len > trained:
+        raise UnsupportedModel(
+            f"{rope['rope_type']} positions depend on what else is in the batch; start the "
+            f"engine with max_model_len={trained}, up to which they do not"
+        )
+
+
+def eos_ids(network: Any) -> frozenset[int]:
+    """Tokens that end a reply, from the generation settings first, as `generate` does."""
+    settings = getattr(network, "generation_config", None)
+    eos = getattr(settings, "eos_token_id", None)
+    if eos is None:
+        eos = getattr(network.config.get_text_config(), "eos_token_id", None)
+    if eos is None:
+        return frozenset()
+    return frozenset([eos] if isinstance(eos, int) else eos)
+
+
+@torch.inference_mode()
+def probe(network: Any, max_model_len: int) -> Geometry:
+    seen = Probe(max_model_len)
+    ids = torch.zeros(1, 1, dtype=torch.long, device=network.device)
+    network(input_ids=ids, position_ids=ids, use_cache=False, **{attention.STEP: seen})
+    count = network.config.get_text_config().num_hidden_layers
+    if sorted(seen.shapes) != list(range(count)):
+        raise UnsupportedModel(
+            f"{len(seen.shapes)} of its {count} layers use the attention given to them"
+        )
+    if len(set(seen.shapes.values())) != 1:
+        raise UnsupportedModel("its layers have keys of different shapes")
+    heads, key_dim, value_dim = seen.shapes[0]
+    return Geometry(count, heads, key_dim, value_dim, network.dtype, network.device)
+
+
+@torch.inference_mode()
+def check_against(model: FlatModel, own_attention: str) -> None:
+    """Two chunks and a decode step must give the logits of the model's own forward pass."""
+    ids = [(7 * i + 3) % model.vocab_size for i in range(CHECK_TOKENS)]
+    kv = KvStore(model.geometry)
+    kv.reserve("check", CHECK_TOKENS, 0)
+    for start, end in ((0, CHECK_CHUNK), (CHECK_CHUNK, CHECK_TOKENS - 1), (CHECK_TOKENS - 1, None)):
+        part = Part("check", start, len(ids[start:end]))
+        mine = model.forward(layout([part], kv), ids[start:end], [part.tokens - 1])[0]
+    model.network.set_attn_implementation(own_attention)
+    try:
+        row = torch.tensor([ids], device=model.geometry.device)
+        own = model.network(input_ids=row, use_cache=False).logits[0, -1].float()
+    finally:
+        model.network.set_attn_implementation(attention.NAME)
+    difference = ((mine - own).norm() / own.norm().clamp_min(1e-9)).item()
+    if not difference <= TOLERANCE[model.geometry.dtype]:
+        raise UnsupportedModel(f"its logits come out {difference:.1%} off")

@@ -1,0 +1,83 @@
+"""Start-up options of the torch engine, with vLLM's names where vLLM has them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from llmserve.models import bundled_path
+
+
+class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
+    model: str | None = None
+    """Hub id or folder; None for the bundled toy model."""
+    revision: str | None = None
+    dtype: str = "auto"
+    """auto: bfloat16 on CUDA and on a CPU that multiplies it, else float32."""
+    device: str = "auto"
+    max_model_len: int | None = None
+    """None for the model's own."""
+    seed: int | None = None
+    """Draws the seeds of requests that bring none; None for other ones at every start."""
+    trust_remote_code: bool = False
+    block_size: int = 16
+    kv_cache_memory_bytes: int | None = None
+    """None for a quarter of the memory that is free after loading, or what the ceilings need."""
+    kv_capacity_tokens: int | None = None
+    """Tokens of KV instead of bytes."""
+    max_num_seqs_ceiling: int = 256
+    max_num_batched_tokens_ceiling: int = 8192
+    threads: int | None = None
+    """None for all cores but one, at least one."""
+    omp_wait_policy: Literal["passive", "active"] = "passive"
+    """active is faster on an idle machine and falls to a tenth beside a busy process."""
+
+    @property
+    def model_path(self) -> str:
+        """What transformers is to load."""
+        return str(bundled_path() if self.model is None else self.model)
+
+    @property
+    def is_folder(self) -> bool:
+        return Path(self.model_path).is_dir()
+
+    @property
+    def model_id(self) -> str:
+        return "llmserve-tiny" if self.model is None else self.model
+
+    @property
+    def thread_count(self) -> int:
+        return self.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+def parse(options: dict[str, object]) -> TorchOptions:
+    """TypeError names an unknown option, ValueError a wrong value."""
+    valid = [field.name for field in msgspec.structs.fields(TorchOptions)]
+    unknown = [name for name in options if name not in valid]
+    if unknown:
+        raise TypeError(
+            f"the torch engine has no option {unknown[0]!r}; its options: {', '.join(valid)}"
+        )
+    model = options.get("model")
+    if isinstance(model, os.PathLike):
+        options = {**options, "model": os.fspath(model)}
+    try:
+        parsed = msgspec.convert(options, TorchOptions)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"torch engine options: {error}") from None
+    for name in ("max_model_len", "block_size", "kv_cache_memory_bytes", "kv_capacity_tokens",
+                 "max_num_seqs_ceiling", "max_num_batched_tokens_ceiling", "threads"):
+        value = getattr(parsed, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    path = parsed.model_path
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        folder = Path(path).expanduser().resolve()
+        if not folder.is_dir():
+            raise ValueError(f"there is no model folder {path!r}")
+        if parsed.model is not None:
+            parsed = msgspec.structs.replace(parsed, model=str(folder))
+    return parsed

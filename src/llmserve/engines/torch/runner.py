@@ -1,0 +1,165 @@
+"""The engine without its process: messages in, one `Stepped` per step out.
+
+Invariant: a request has a place in the KV store only while the planner has it running.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import traceback
+
+import torch
+
+from llmserve.core import Request, TokenLogprob
+from llmserve.engines.planner import StepPlanner
+from llmserve.engines.sequence import Plan
+from llmserve.engines.torch.attention import Part, layout
+from llmserve.engines.torch.detokenize import Detokenizer
+from llmserve.engines.torch.kv import KvStore
+from llmserve.engines.torch.live import Live
+from llmserve.engines.torch.messages import (
+    Abort,
+    Adopted,
+    Delta,
+    FromChild,
+    Load,
+    Retune,
+    Stepped,
+    Submit,
+    ToChild,
+)
+from llmserve.engines.torch.model import FlatModel
+from llmserve.engines.torch.sampling import Draws, draw
+from llmserve.knobs import Knobs
+
+
+class Runner:
+    def __init__(
+        self,
+        model: FlatModel,
+        detokenizer: Detokenizer,
+        planner: StepPlanner,
+        knobs: Knobs,
+        seed: int | None = None,
+    ) -> None:
+        self.planner = planner
+        self.kv = KvStore(model.geometry)
+        self._model = model
+        self._detokenizer = detokenizer
+        self._knobs = knobs
+        self._seeds = random.Random(seed)
+        self._live: dict[str, Live] = {}
+        self._index = 0
+
+    def handle(self, message: ToChild) -> FromChild | None:
+        """Take a message in; what it must be answered with at once, if anything."""
+        match message:
+            case Submit():
+                return self._submit(message)
+            case Abort():
+                self._forget(message.id)
+                return None
+            case Retune():
+                self._knobs = Knobs().changed(message.knobs)
+                return Adopted(message.number, self._index)
+            case Load():
+                raise AssertionError("a model is loaded once")
+
+    def wake_in(self) -> float | None:
+        """Seconds until there may be a step though no message comes; None where there is none."""
+        now = time.monotonic()
+        when = self.planner.wake_at(self._knobs, now)
+        return None if when is None else max(0.0, when - now)
+
+    def step(self) -> Stepped | None:
+        """Run one step; None when there is nothing to do."""
+        start = time.monotonic()
+        plan = self.planner.plan(self._knobs, start)
+        if plan is None:
+            return None
+        for seq in plan.preempted:
+            self.kv.release(seq.id)
+        try:
+            drawn = self._run(plan)
+        except Exception as error:
+            traceback.print_exc()
+            torch.zeros(1, device=self._model.geometry.device).item()  # a dead device raises here
+            deltas = self._fail(plan, f"the engine failed in its step: {error!r}")
+        else:
+            self.planner.commit(plan, {live.seq.id: token for live, token, _ in drawn})
+            deltas = [self._advance(live, token, logprob) for live, token, logprob in drawn]
+        record = self.planner.record(plan, self._index, start, time.monotonic() - start)
+        self._index += 1
+        return Stepped(deltas, record)
+
+    def check(self) -> None:
+        """Assert the invariants, between two steps."""
+        self.planner.check()
+        self.kv.check()
+        running = {seq.id for seq in self.planner.running}
+        waiting = {seq.id for seq in self.planner.waiting}
+        assert self._live.keys() == running | waiting
+        assert len(self.kv) == len(running), "KV without a running request, or the reverse"
+
+    def _submit(self, message: Submit) -> Stepped | None:
+        sampling = message.sampling
+        request = Request(
+            id=message.id, prompt_ids=message.prompt_ids, sampling=sampling, arrival=0.0
+        )
+        try:
+            seq = self.planner.add(request, time.monotonic())
+        except ValueError as error:
+            return Stepped([_failed(message.id, str(error))])
+        seed = self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed
+        draws = Draws(sampling, seed)
+        if draws.penalised:
+            model = self._model
+            draws.see_prompt(message.prompt_ids, model.vocab_size, model.geometry.device)
+        self._live[message.id] = Live(seq, draws, self._detokenizer.open(message.prompt_ids))
+        return None
+
+    def _run(self, plan: Plan) -> list[tuple[Live, int, TokenLogprob | None]]:
+        """Compute the plan's rows and draw a token for each that samples."""
+        rows = {row.seq.id: row for row in plan.rows}
+        for row in plan.rows:
+            self.kv.reserve(row.seq.id, len(row.seq.tokens), row.start)
+        step = layout([Part(row.seq.id, row.start, row.tokens) for row in plan.rows], self.kv)
+        tokens: list[int] = []
+        wanted: list[int] = []
+        drawing: list[Live] = []
+        for part in step.order:
+            row = rows[part.owner]
+            tokens += row.seq.tokens[part.start : part.start + part.tokens]
+            if row.samples:
+                wanted.append(len(tokens) - 1)
+                drawing.append(self._live[part.owner])
+        logits = self._model.forward(step, tokens, wanted)
+        if not drawing:
+            return []
+        drawn, logprobs = draw(logits, [live.draws for live in drawing])
+        return list(zip(drawing, drawn, logprobs, strict=True))
+
+    def _advance(self, live: Live, token: int, logprob: TokenLogprob | None) -> Delta:
+        live.draws.see(token)
+        delta = live.push(token, logprob, self._model.eos_ids)
+        if delta.finish_reason is not None:
+            self._forget(live.seq.id)
+        return delta
+
+    def _fail(self, plan: Plan, message: str) -> list[Delta]:
+        """A step that raised may be any of its members' doing: all of them end, no other."""
+        failed = [row.seq.id for row in plan.rows]
+        for request_id in failed:
+            self._forget(request_id)
+        self.planner.commit(plan, {})
+        return [_failed(request_id, message) for request_id in failed]
+
+    def _forget(self, request_id: str) -> None:
+        self._live.pop(request_id, None)
+        self.planner.remove(request_id)
+        self.kv.release(request_id)
+
+
+def _failed(request_id: str, message: str) -> Delta:
+    return Delta(id=request_id, text="", token_ids=(), finish_reason="error", error=message)

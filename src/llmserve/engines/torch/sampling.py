@@ -1,0 +1,154 @@
+"""Draws one token for each row of a batch, every row by its own parameters and generator.
+
+The order is transformers' and vLLM's: penalties, temperature, top_k, top_p. A draw takes exactly
+one number from the request's own generator and walks the row's distribution in an order that
+depends on that row alone, so a seed gives the same tokens whatever else is in the batch.
+Log-probabilities are those of the untouched logits, as in vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llmserve.core import SamplingParams, TokenLogprob
+
+FEW = 256
+"""Candidates looked at first for top_p; where they do not hold its mass, all are sorted."""
+
+
+class Draws:
+    """One request's sampling state: its generator, and its tokens as penalties see them."""
+
+    def __init__(self, params: SamplingParams, seed: int) -> None:
+        self.params = params
+        self.greedy = params.temperature == 0
+        self.generator = None if self.greedy else torch.Generator().manual_seed(seed)
+        self.penalised = (
+            params.repetition_penalty != 1
+            or params.presence_penalty != 0
+            or params.frequency_penalty != 0
+        )
+        self.plain = self.greedy and not self.penalised and params.logprobs is None
+        self._counts: Tensor | None = None
+        self._in_prompt: Tensor | None = None
+
+    def see_prompt(self, ids: Sequence[int], vocab_size: int, device: torch.device) -> None:
+        """Begin counting tokens; needed before the first draw of a penalised request."""
+        self._counts = torch.zeros(vocab_size, device=device)
+        self._in_prompt = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self._in_prompt[torch.tensor(ids, device=device)] = True
+
+    def see(self, token: int) -> None:
+        """Count a token of the reply."""
+        if self._counts is not None:
+            self._counts[token] += 1
+
+    def penalise(self, logits: Tensor) -> Tensor:
+        counts, in_prompt, params = self._counts, self._in_prompt, self.params
+        assert counts is not None, "see_prompt comes first"
+        assert in_prompt is not None
+        by = params.repetition_penalty
+        if by != 1:
+            divided = torch.where(logits > 0, logits / by, logits * by)
+            logits = torch.where(in_prompt | (counts > 0), divided, logits)
+        return logits - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
+
+    def uniform(self) -> float:
+        return torch.rand((), generator=self.generator).item()
+
+
+def draw(logits: Tensor, rows: Sequence[Draws]) -> tuple[list[int], list[TokenLogprob | None]]:
+    """The next token of each row of `logits` (float32), and its log-probability where asked."""
+    if all(row.plain for row in rows):
+        return logits.argmax(-1).tolist(), [None] * len(rows)
+    shaped = logits
+    penalised = [i for i, row in enumerate(rows) if row.penalised]
+    if penalised:
+        shaped = logits.clone()
+        for i in penalised:
+            shaped[i] = rows[i].penalise(logits[i])
+    tokens = shaped.argmax(-1)
+    random = [i for i, row in enumerate(rows) if not row.greedy]
+    cut = [i for i in random if rows[i].params.top_k > 0 or rows[i].params.top_p < 1]
+    whole = [i for i in random if i not in set(cut)]
+    if whole:
+        tokens[whole] = _draw_whole(_warm(shaped, rows, whole), _uniforms(logits, rows, whole))
+    if cut:
+        params = [rows[i].params for i in cut]
+        warm = _warm(shaped, rows, cut)
+        tokens[cut] = _draw_cut(warm, params, _uniforms(logits, rows, cut))
+    return tokens.tolist(), _logprobs(logits, tokens, rows)
+
+
+def _warm(logits: Tensor, rows: Sequence[Draws], picked: list[int]) -> Tensor:
+    """The picked rows, divided by their temperatures, their highest logit at 0."""
+    temperatures = torch.tensor([rows[i].params.temperature for i in picked], device=logits.device)
+    picked_logits = logits if len(picked) == len(rows) else logits[picked]
+    # The highest first, and a floor: a tiny temperature must not divide to infinity.
+    picked_logits = picked_logits - picked_logits.amax(-1, keepdim=True)
+    return picked_logits / temperatures.clamp_min(1e-5)[:, None]
+
+
+def _uniforms(logits: Tensor, rows: Sequence[Draws], picked: list[int]) -> Tensor:
+    return torch.tensor([rows[i].uniform() for i in picked], device=logits.device)
+
+
+def _draw_whole(warm: Tensor, uniforms: Tensor) -> Tensor:
+    return _invert(torch.softmax(warm, -1), uniforms)
+
+
+def _draw_cut(warm: Tensor, params: Sequence[SamplingParams], uniforms: Tensor) -> Tensor:
+    """Draw among the likeliest by top_k, and of these the least that hold a mass of top_p."""
+    vocab_size, device = warm.shape[-1], warm.device
+    top_k = torch.tensor([min(p.top_k or vocab_size, vocab_size) for p in params], device=device)
+    top_p = torch.tensor([p.top_p for p in params], device=device)
+    limited = [min(p.top_k, vocab_size) for p in params if p.top_k]
+    looked = min(vocab_size, max([FEW, *limited]))
+    while True:
+        values, ids = warm.topk(looked, -1)
+        by_rank = torch.arange(looked, device=device) < top_k[:, None]
+        mass = values.exp()
+        total = torch.where(
+            top_k <= looked, (mass * by_rank).sum(-1), warm.logsumexp(-1).exp()
+        )
+        mass = mass / total[:, None]
+        above = mass.cumsum(-1) - mass
+        enough = (top_k <= looked) | (above[:, -1] >= top_p)
+        if looked == vocab_size or bool(enough.all()):
+            break
+        looked = vocab_size
+    kept = by_rank & (above < top_p[:, None])
+    kept[:, 0] = True
+    rank = _invert(mass * kept, uniforms)
+    return ids.gather(-1, rank[:, None])[:, 0]
+
+
+def _invert(mass: Tensor, uniforms: Tensor) -> Tensor:
+    """The index at which each row's running sum passes its share of the total; never one of
+    mass 0."""
+    running = mass.cumsum(-1)
+    index = torch.searchsorted(running, uniforms[:, None] * running[:, -1:], right=True)
+    last = (running < running[:, -1:]).sum(-1, keepdim=True)  # first index at the full sum
+    return torch.minimum(index, last)[:, 0]
+
+
+def _logprobs(
+    logits: Tensor, tokens: Tensor, rows: Sequence[Draws]
+) -> list[TokenLogprob | None]:
+    told: list[TokenLogprob | None] = [None] * len(rows)
+    asking = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+    if not asking:
+        return told
+    logprobs = logits[asking].log_softmax(-1)
+    chosen = logprobs.gather(-1, tokens[asking][:, None])[:, 0].tolist()
+    most = max(rows[i].params.logprobs or 0 for i in asking)
+    values, ids = logprobs.topk(min(most, logits.shape[-1]), -1)
+    tops = zip(ids.tolist(), values.tolist(), strict=True)
+    for i, logprob, (top_ids, top_values) in zip(asking, chosen, tops, strict=True):
+        count = rows[i].params.logprobs or 0
+        top = tuple(zip(top_ids[:count], top_values[:count], strict=True))
+        told[i] = TokenLogprob(int(tokens[i]), logprob, top)
+    return told

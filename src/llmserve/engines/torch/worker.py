@@ -1,0 +1,146 @@
+"""The engine's process: `python -m llmserve.engines.torch.worker FD`, started by `engine.py`.
+
+The link to the kernel opens before torch is imported, so that a kernel which dies during the
+seconds of loading takes this process along.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import sys
+import time
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from llmserve.engines.child import ParentLink
+from llmserve.engines.torch.messages import Failed, FromChild, Load, Ready, ToChild
+from llmserve.engines.torch.options import TorchOptions
+from llmserve.knobs import Knobs
+
+if TYPE_CHECKING:
+    from llmserve.engines.torch.model import FlatModel
+    from llmserve.engines.torch.runner import Runner
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def main() -> None:
+    link = ParentLink(int(sys.argv[1]), msgspec.msgpack.Decoder(ToChild).decode)
+    message = link.inbox.get()
+    assert isinstance(message, Load)
+    try:
+        runner, ready = prepare(message)
+    except BaseException as error:
+        traceback.print_exc()
+        tell(link, Failed(f"{type(error).__name__}: {error}"))
+        link.flush(5.0)
+        os._exit(1)
+    gc.collect()
+    gc.freeze()  # what loading left is there to stay
+    tell(link, ready)
+    serve(runner, link)
+
+
+def tell(link: ParentLink, message: FromChild) -> None:
+    link.send(partial(_encode, message))
+
+
+def prepare(message: Load) -> tuple[Runner, Ready]:
+    """Load the model; raises whatever makes that impossible."""
+    started = time.monotonic()
+    options = message.options
+    import torch
+
+    from llmserve.engines.planner import StepPlanner
+    from llmserve.engines.torch.detokenize import Detokenizer
+    from llmserve.engines.torch.memory import kv_capacity
+    from llmserve.engines.torch.model import load
+    from llmserve.engines.torch.runner import Runner
+    from llmserve.engines.torch.tokenizer import open_tokenizer
+
+    torch.set_num_threads(options.thread_count)
+    model = load(options)
+    folder = model_folder(options)
+    tokenizer = open_tokenizer(folder, options.trust_remote_code)
+    capacity = kv_capacity(options, model.geometry, model.max_model_len)
+    planner = StepPlanner(
+        kv_blocks=capacity // options.block_size,
+        block_size=options.block_size,
+        max_model_len=model.max_model_len,
+    )
+    knobs = Knobs().changed(message.knobs)
+    runner = Runner(model, Detokenizer(tokenizer.backend), planner, knobs, options.seed)
+    ready = Ready(
+        folder=str(folder),
+        max_model_len=planner.room,
+        kv_capacity_tokens=capacity,
+        vocab_size=model.vocab_size,
+        device=str(model.geometry.device),
+        dtype=str(model.geometry.dtype).removeprefix("torch."),
+        details=describe(model, options) | {"loaded_s": f"{time.monotonic() - started:.1f}"},
+    )
+    return runner, ready
+
+
+def model_folder(options: TorchOptions) -> Path:
+    """The folder itself, or where the hub's files of the model were put."""
+    if options.is_folder:
+        return Path(options.model_path)
+    from transformers.utils.hub import cached_file
+
+    config: Any = cached_file(options.model_path, "config.json", revision=options.revision)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        cached_file(
+            options.model_path, name, revision=options.revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
+    return Path(config).parent
+
+
+def describe(model: FlatModel, options: TorchOptions) -> dict[str, str]:
+    """Facts for people."""
+    count = sum(weight.numel() for weight in model.network.parameters())
+    return {
+        "architecture": type(model.network).__name__,
+        "parameters": f"{count / 1e6:,.1f} M",
+        "attention": "sdpa over KV slabs, ragged batch in one row",
+        "threads": str(options.thread_count),
+        "omp_wait_policy": options.omp_wait_policy,
+        "kv_bytes_per_token": str(model.geometry.token_bytes),
+    }
+
+
+def serve(runner: Runner, link: ParentLink) -> None:
+    """Step while there is work, else wait for a message. The process ends in the link's reader."""
+    while True:
+        while answer_one(runner, link, block=False):
+            pass
+        stepped = runner.step()
+        if stepped is not None:
+            tell(link, stepped)
+        else:
+            answer_one(runner, link, block=True, timeout_s=runner.wake_in())
+
+
+def answer_one(
+    runner: Runner, link: ParentLink, *, block: bool, timeout_s: float | None = None
+) -> bool:
+    """Handle the next message; False where none has come."""
+    try:
+        message = link.inbox.get(block, timeout_s)
+    except queue.Empty:
+        return False
+    answer = runner.handle(message)  # type: ignore[arg-type]  # the decoder admits no other
+    if answer is not None:
+        tell(link, answer)
+    return True
+
+
+if __name__ == "__main__":
+    main()
