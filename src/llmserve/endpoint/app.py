@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,10 +19,8 @@ from llmserve.endpoint.models import model_routes
 from llmserve.endpoint.openai import ChatBody, CompletionBody
 from llmserve.endpoint.served import Served
 from llmserve.endpoint.watch import watch_routes
+from llmserve.observe import Telemetry
 from llmserve.service import Service
-
-if TYPE_CHECKING:
-    from llmserve.observe import Telemetry
 
 log = logging.getLogger(__name__)
 

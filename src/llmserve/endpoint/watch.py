@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -11,9 +9,7 @@ from starlette.routing import Route
 from llmserve.endpoint.answers import json_response
 from llmserve.endpoint.errors import ApiError, starting
 from llmserve.endpoint.served import Served
-
-if TYPE_CHECKING:
-    from llmserve.observe import Telemetry
+from llmserve.observe import Telemetry
 
 _DEFAULT_ROWS = 1000
 _MOST_ROWS = 10_000
