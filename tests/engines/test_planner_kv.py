@@ -68,14 +68,30 @@ def test_nobody_slips_into_the_room_that_a_preemption_leaves() -> None:
 
 
 def test_admission_leaves_room_for_prompts_that_are_half_computed() -> None:
-    run = Stepper(kv_blocks=6, block_size=4, knobs={"max_num_batched_tokens": 8})
+    run = Stepper(
+        kv_blocks=6,
+        block_size=4,
+        knobs={"max_num_batched_tokens": 8, "long_prefill_token_threshold": 4},
+    )
     run.add("a", 16, 2)
     run.add("b", 12, 2)
-    assert run.step() == {"a": "p8"}
-    assert run.step() == {"a": "p8>"}
-    assert run.step() == {"a": "d1>"}  # b's three blocks would not fit beside a's five
+    assert run.step() == {"a": "p4"}  # 5 blocks are free, but 3 of them are a's already
+    assert run.told == {"b": "kv"}
     run.steps()
     assert not any(plan.preempted for plan in run.plans)
+
+
+def test_one_preempted_after_it_was_planned_leaves_its_tokens_to_others() -> None:
+    run = Stepper(kv_blocks=3, block_size=4)
+    run.add("a", 3, 9)
+    run.add("b", 1, 9)
+    run.add("c", 1, 9)
+    run.step()
+    run.set(max_num_batched_tokens=2)
+    assert run.step() == {"a": "d1>", "b": "d1>"}
+    # c is served first now, then a, who needs a second block: c's
+    assert run.step() == {"a": "d1>", "b": "d1>"}
+    assert [seq.id for seq in run.last.preempted] == ["c"]
 
 
 def test_thrashing_room_still_lets_every_request_end_in_order_of_admission() -> None:

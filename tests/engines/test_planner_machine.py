@@ -1,0 +1,186 @@
+"""The planner under everything at once: arrivals, leavers, knobs, modes, too little memory."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from llmserve.engines.planner import StepPlanner
+from llmserve.engines.sequence import Plan, Sequence
+from llmserve.knobs import Knobs
+from support.requests import request
+
+MOST_STEPS = 5_000
+
+
+class PlannerMachine(RuleBasedStateMachine):
+    """Keeps its own account of every request, and compares after each step."""
+
+    @initialize(blocks=st.integers(2, 12), block_size=st.integers(1, 4))
+    def build(self, blocks: int, block_size: int) -> None:
+        self.capacity = blocks * block_size
+        self.planner = StepPlanner(kv_blocks=blocks, block_size=block_size, max_model_len=30)
+        self.knobs = Knobs(max_num_seqs=3, max_num_batched_tokens=8)
+        self.now = 0.0
+        self.count = 0
+        self.here: dict[str, Sequence] = {}
+        self.ended: dict[str, str] = {}
+        self.told: dict[str, str] = {}
+
+    @rule(prompt=st.integers(1, 40), reply=st.integers(1, 12))
+    def arrive(self, prompt: int, reply: int) -> None:
+        self.count += 1
+        id = f"r{self.count}"
+        one = request(id, prompt_tokens=prompt, max_tokens=reply)
+        try:
+            self.here[id] = self.planner.add(one, self.now)
+        except ValueError:
+            assert prompt + 1 > min(30, self.capacity + 1)
+
+    @precondition(lambda self: self.here)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.here)))
+        assert self.planner.remove(id) is self.here[id]
+        self.end(id, "left")
+
+    @rule(
+        seqs=st.integers(1, 6),
+        tokens=st.integers(1, 12),
+        threshold=st.sampled_from([0, 1, 3]),
+        batching=st.sampled_from(["continuous", "static", "none"]),
+        window_ms=st.sampled_from([0.0, 50.0]),
+    )
+    def retune(
+        self, seqs: int, tokens: int, threshold: int, batching: str, window_ms: float
+    ) -> None:
+        self.knobs = Knobs().changed(
+            {
+                "max_num_seqs": seqs,
+                "max_num_batched_tokens": tokens,
+                "long_prefill_token_threshold": threshold,
+                "batching": batching,
+                "batch_window_ms": window_ms,
+            }
+        )
+
+    @rule(ms=st.integers(0, 60))
+    def wait(self, ms: int) -> None:
+        self.now += ms / 1000
+
+    @rule(leaver=st.booleans())
+    def step(self, leaver: bool) -> None:
+        running_before = {seq.id for seq in self.planner.running}
+        oldest = next((seq.id for seq in self.planner.running), None)
+        plan = self.planner.plan(self.knobs, self.now)
+        if plan is None:
+            assert not running_before
+            waits = self.planner.wake_at(self.knobs, self.now)
+            assert (waits is not None) == bool(list(self.planner.waiting))
+            return
+        self.told.update(plan.held)
+        self.check_plan(plan, running_before, oldest)
+        if leaver:
+            id = plan.rows[0].seq.id
+            self.planner.remove(id)
+            self.end(id, "left")
+        self.run(plan)
+
+    def check_plan(self, plan: Plan, running_before: set[str], oldest: str | None) -> None:
+        rows = {row.seq.id: row for row in plan.rows}
+        assert plan.rows
+        assert len(rows) == len(plan.rows), "two rows of one sequence"
+        assert sum(row.tokens for row in plan.rows) <= self.knobs.max_num_batched_tokens
+        joined = rows.keys() - running_before
+        cap = 1 if self.knobs.batching == "none" else self.knobs.max_num_seqs
+        assert not joined or len(list(self.planner.running)) <= cap, "joined above the cap"
+        assert not (joined and plan.preempted), "joined a step that preempts"
+        running = {seq.id: seq for seq in self.planner.running}
+        assert rows.keys() <= running.keys(), "a row of one who does not run"
+        promised = sum(
+            max(0, self.planner.pool.needed(seq.prefill_end) - len(seq.blocks))
+            for seq in running.values()
+        )
+        assert not joined or promised <= self.planner.pool.free, "joined on promised room"
+        assert oldest is None or oldest not in {seq.id for seq in plan.preempted}
+        for row in plan.rows:
+            assert row.start == row.seq.computed
+            assert 1 <= row.tokens <= len(row.seq.tokens) - row.start
+            assert row.samples == (row.start + row.tokens == len(row.seq.tokens))
+            threshold = self.knobs.long_prefill_token_threshold
+            assert not threshold or row.tokens <= threshold
+
+        self.check_wait(plan, cap)
+
+    def check_wait(self, plan: Plan, cap: int) -> None:
+        """Nobody waits for nothing: the reason told of the head of the line is true."""
+        head = next(iter(self.planner.waiting), None)
+        if head is None:
+            return
+        assert head.held == self.told[head.id]
+        if head.held == "batch":
+            assert self.knobs.batching == "static"
+        elif head.held == "cap":
+            assert len(list(self.planner.running)) >= cap
+        elif head.held == "token_budget":
+            assert sum(row.tokens for row in plan.rows) == self.knobs.max_num_batched_tokens
+        else:
+            needs = self.planner.pool.needed
+            free = self.planner.pool.free - sum(
+                max(0, needs(len(seq.tokens)) - len(seq.blocks)) for seq in self.planner.running
+            )
+            assert plan.preempted or needs(len(head.tokens)) > free
+
+    def run(self, plan: Plan) -> None:
+        before = {row.seq.id: row.seq.generated for row in plan.rows}
+        samples = {row.seq.id: row.samples for row in plan.rows}
+        self.planner.commit(plan, {id: 7 for id, draws in samples.items() if draws})
+        for row in plan.rows:
+            seq = row.seq
+            if self.here.get(seq.id) is seq:
+                assert seq.generated == before[seq.id] + samples[seq.id]
+                assert seq.tokens[: seq.prompt_tokens] == list(seq.request.prompt_ids)
+                if seq.full:
+                    self.planner.remove(seq.id)
+                    self.end(seq.id, "length")
+
+    def end(self, id: str, how: str) -> None:
+        assert id not in self.ended, "a request ended twice"
+        del self.here[id]
+        self.ended[id] = how
+
+    @invariant()
+    def whole(self) -> None:
+        if not hasattr(self, "planner"):
+            return
+        self.planner.check()
+        known = {seq.id for seq in (*self.planner.waiting, *self.planner.running)}
+        assert known == self.here.keys()
+
+    def teardown(self) -> None:
+        """Whatever was done before, what is here ends, each after all of its tokens."""
+        if not hasattr(self, "planner"):
+            return
+        left = dict(self.here)
+        for _ in range(MOST_STEPS):
+            if not self.here:
+                break
+            self.now = self.planner.wake_at(self.knobs, self.now) or self.now
+            self.step_once()
+        assert not self.here, "some request never ends"
+        for id, seq in left.items():
+            assert self.ended[id] == "length"
+            asked = seq.prompt_tokens + seq.request.sampling.max_tokens
+            assert len(seq.tokens) == min(asked, 30, self.capacity + 1)
+        assert self.planner.kv_used_blocks == 0
+
+    def step_once(self) -> None:
+        plan = self.planner.plan(self.knobs, self.now)
+        assert plan is not None, "work waits and nothing is planned"
+        self.run(plan)
+        self.planner.check()
+
+
+TestPlannerMachine = PlannerMachine.TestCase
+TestPlannerMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
