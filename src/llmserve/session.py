@@ -230,7 +230,7 @@ class Session:
         """
         from llmserve.bench.cell import bench
 
-        return bench(self.runtime, self.service, **workload)
+        return bench(self.runtime, self.service, self.telemetry, **workload)
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Call `callback` when the session closes, in the closing thread."""
