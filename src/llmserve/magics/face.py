@@ -42,10 +42,8 @@ class Face:
         As a cell magic the cell is the prompt: %%llmserve [--max-tokens N] [--temperature T] …
         """
         word, _, rest = line.strip().partition(" ")
-        if cell is not None:
+        if cell is not None or word == "ask":
             return self._ask(rest if word == "ask" else line, cell)
-        if word == "ask":
-            return self._ask(rest, None)
         if word in ("", "-h", "--help", "-?"):
             word = "help"
         if word not in self._parsers:
@@ -153,6 +151,9 @@ class Face:
     def _ask(self, line: str, cell: str | None) -> None:
         from llmserve.magics.asking import ask
 
+        if line.strip() in ("-h", "--help"):
+            show({"text/plain": grammar.help_text(self._parsers, "ask")})
+            return
         words, typed = grammar.split_ask(line, self._parsers["ask"])
         if cell is not None and typed:
             raise Problem(f"%%llmserve takes options, not {typed!r}; the cell is the prompt")

@@ -26,7 +26,8 @@ class Interrupted(KeyboardInterrupt):
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, or what there is, where that is little enough to read."""
     words = sorted(known)
-    near = difflib.get_close_matches(word, words, n=1)
+    begun = [each for each in words if word and each.startswith(word)]
+    near = begun or difflib.get_close_matches(word, words, n=1)
     if near:
         return f"; did you mean {near[0]}?"
     return f"; there is {', '.join(words)}" if len(words) <= _MOST_TOLD else ""

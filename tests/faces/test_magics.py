@@ -1,0 +1,231 @@
+"""The magics in a shell of this process, on the simulator."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmserve.session import Session
+from support.shells import Shell
+
+
+def test_start_exposes_the_session_and_shows_how_to_reach_it_but_not_the_key(ip: Shell) -> None:
+    ran = ip.ok("%llmserve start --engine simulator")
+    session = ip.ip.user_ns["session"]
+    assert isinstance(session, Session)
+    assert session.url in ran.text
+    assert "session.api_key" in ran.text
+    assert "131,072 tokens" in ran.text
+    assert "text/html" in ran.shown[-1]
+    assert all(session.api_key not in str(bundle) for bundle in ran.shown)
+
+
+def test_no_subcommand_shows_the_key(served: Shell) -> None:
+    key = served.ip.user_ns["session"].api_key
+    for line in ("status", "url", "set", "requests", "help"):
+        ran = served.ok(f"%llmserve {line}")
+        assert key not in str(ran.shown) + repr(ran.result)
+
+
+def test_start_says_at_once_that_it_starts(ip: Shell) -> None:
+    assert "Starting the simulator" in ip.ok("%llmserve start --engine simulator").shown[0][
+        "text/plain"
+    ]
+
+
+def test_starting_again_with_the_same_words_keeps_the_server(served: Shell) -> None:
+    before = served.ip.user_ns["session"]
+    ran = served.ok("%llmserve start --engine simulator prefill_ms=1 decode_ms=1")
+    assert "running already" in ran.text
+    assert "running already" in served.ok("%llmserve start").text
+    assert served.ip.user_ns["session"] is before
+    assert not before.closed
+
+
+def test_starting_with_other_options_needs_force(served: Shell) -> None:
+    before = served.ip.user_ns["session"]
+    line = served.run("%llmserve start --engine simulator max_num_seqs=4").red_line
+    assert "--force" in line
+    assert not before.closed
+    ran = served.ok("%llmserve start --force --engine simulator max_num_seqs=4")
+    assert f"port {before.port}" in ran.text  # what was freed
+    assert before.closed
+    assert served.ip.user_ns["session"].knobs.max_num_seqs == 4
+
+
+def test_stop_says_what_was_freed_and_stopping_twice_is_harmless(served: Shell) -> None:
+    session = served.ip.user_ns["session"]
+    ran = served.ok("%llmserve stop")
+    assert ran.text == str(session.close())
+    assert str(session.port) in ran.text
+    assert session.closed
+    assert "Nothing is running" in served.ok("%llmserve stop").text
+    served.ok("%llmserve start --engine simulator")
+
+
+def test_a_server_closed_in_code_counts_as_stopped(served: Shell) -> None:
+    served.ok("session.close()")
+    assert "Nothing is running" in served.ok("%llmserve status").text
+    served.ok("%llmserve start --engine simulator")
+
+
+def test_a_session_made_in_code_obeys_the_magics(ip: Shell) -> None:
+    ip.ok("import llmserve; session = llmserve.serve(engine='simulator')")
+    ip.ok("%llmserve set max_num_seqs=3")
+    assert ip.ip.user_ns["session"].knobs.max_num_seqs == 3
+    assert "Freed" in ip.ok("%llmserve stop").text
+
+
+def test_a_variable_of_the_users_named_session_is_left_alone(ip: Shell) -> None:
+    ip.ok("session = 'a requests.Session, say'")
+    ran = ip.ok("%llmserve start --engine simulator")
+    assert ip.ip.user_ns["session"] == "a requests.Session, say"
+    assert isinstance(ip.ip.user_ns["llmserve_session"], Session)
+    assert "llmserve_session.api_key" in ran.text
+    assert "`llmserve_session`" in ran.text
+
+
+def test_a_cell_is_a_prompt_and_its_reply_streams_as_markdown(served: Shell) -> None:
+    ran = served.ok("%%llmserve --max-tokens 40 --seed 1\nTell me\na story.")
+    pages = [bundle["text/markdown"] for bundle in ran.shown if "text/markdown" in bundle]
+    assert len(pages) >= 3  # empty, on the way, whole
+    assert all(later.startswith(earlier) for earlier, later in zip(pages, pages[1:], strict=False))
+    assert len(pages[-1].split()) == 40
+    assert ran.shown[-1]["text/plain"].startswith("40 tokens · TTFT ")
+    assert "tokens/s" in ran.shown[-1]["text/plain"]
+
+
+def test_ask_sends_the_prompt_exactly_as_typed(served: Shell) -> None:
+    session = served.ip.user_ns["session"]
+    prompt = "Who's  there --really? \"Me\""
+    ran = served.ok(f"%llmserve ask --max-tokens=7 --seed 3 {prompt}")
+    page = [bundle["text/markdown"] for bundle in ran.shown if "text/markdown" in bundle][-1]
+    assert page == session.generate(prompt, max_tokens=7, seed=3)
+
+
+def test_variables_are_filled_into_the_line(served: Shell) -> None:
+    served.ok("cap = 5\npolicy = 'priority'")
+    served.ok("%llmserve set max_num_seqs=$cap policy={policy}")
+    knobs = served.ip.user_ns["session"].knobs
+    assert (knobs.max_num_seqs, knobs.policy) == (5, "priority")
+
+
+def test_set_tells_what_changed_and_without_words_shows_all_knobs(served: Shell) -> None:
+    assert "max_num_seqs: 32 → 8" in served.ok("%llmserve set max_num_seqs = 8").text
+    text = served.ok("%llmserve set").text
+    assert "queue_timeout_s" in text
+    assert "1 to 1,024 requests" in text
+
+
+def test_requests_and_steps_are_frames_of_what_ran(served: Shell) -> None:
+    served.ok("%llmserve ask --max-tokens 3 one")
+    served.ok("%llmserve ask --max-tokens 3 two")
+    assert len(served.ok("%llmserve requests").result) == 2
+    assert len(served.ok("%llmserve requests --last 1").result) == 1
+    assert len(served.ok("frame = %llmserve steps --all").result or ()) == 0
+    assert len(served.ip.user_ns["frame"]) == len(served.ip.user_ns["session"].tape())
+
+
+def test_status_tells_address_and_figures(served: Shell) -> None:
+    served.ok("%llmserve ask --max-tokens 3 one")
+    text = served.ok("%llmserve status").text
+    assert served.ip.user_ns["session"].url in text
+    assert "TTFT" in text
+
+
+def test_bench_returns_its_report(served: Shell) -> None:
+    ran = served.ok("%llmserve bench --concurrency 2 --requests 4 --max-tokens 3")
+    assert ran.result is not None
+    assert "TTFT" in str(ran.result)
+
+
+def test_help_names_every_subcommand_and_every_option(ip: Shell) -> None:
+    overview = ip.ok("%llmserve").text
+    for name in ("start", "status", "set", "ask", "dashboard", "requests", "bench", "stop"):
+        assert f"%llmserve {name}" in overview
+        assert f"%llmserve {name}" in ip.ok(f"%llmserve help {name}").text
+        assert ip.ok(f"%llmserve {name} --help").text == ip.ok(f"%llmserve help {name}").text
+    assert "--max-tokens" in ip.ok("%llmserve help ask").text
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("%llmserve stat", "status"),
+        ("%llmserve help strat", "start"),
+        ("%llmserve start --engine simulater", "simulator"),
+        ("%llmserve start --prot 80", "--port"),
+        ("%llmserve start --engine simulator max_seqs=3", "max_num_seqs"),
+        ("%llmserve start --engine simulator max_num_seqs=0", "within 1 and"),
+        ("%llmserve start --engine simulator one two", "one model"),
+        ("%llmserve start --port many", "invalid int"),
+        ("%llmserve set max_num_seqs=3", "%llmserve start"),
+        ("%llmserve dashboard", "%llmserve start"),
+        ("%llmserve ask hello", "%llmserve start"),
+        ("%llmserve ask --max-token 3 hello", "--max-tokens"),
+        ("%llmserve ask --max-tokens", "needs a value"),
+        ("%llmserve ask", "prompt is empty"),
+        ("%%llmserve tell me\na story", "the cell is the prompt"),
+        ("%%llmserve --raw --system kind\na story", "--system"),
+        ("%llmserve start 'unclosed", "closing quotation"),
+    ],
+)
+def test_a_mistake_is_one_red_line_that_helps(ip: Shell, line: str, word: str) -> None:
+    assert word in ip.run(line).red_line
+    assert not any(isinstance(each, Session) for each in ip.ip.user_ns.values())
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("%llmserve set max_seqs=8", "did you mean max_num_seqs"),
+        ("%llmserve set max_num_seqs=-1", "within"),
+        ("%llmserve set policy=fastest", "fifo"),
+        ("%llmserve set 8", "name=value"),
+        ("%llmserve ask --temperature nan hello", "temperature"),
+        ("%llmserve ask --max-tokens 0 hello", "max_tokens"),
+        ("%llmserve ask --max-tokens 99999 hello", "context"),
+    ],
+)
+def test_a_mistake_while_serving_changes_nothing(served: Shell, line: str, word: str) -> None:
+    before = served.ip.user_ns["session"].knobs
+    assert word in served.run(line).red_line
+    assert served.ip.user_ns["session"].knobs == before
+    served.ok("%llmserve ask --max-tokens 2 hello")
+
+
+def test_a_taken_port_is_told_in_the_cell(served: Shell) -> None:
+    port = served.ip.user_ns["session"].port
+    served.ok("first = session; del session")
+    served.ok("%unload_ext llmserve\n%load_ext llmserve")
+    assert str(port) in served.run(f"%llmserve start --engine simulator --port {port}").red_line
+    served.ok("first.close()")
+
+
+def test_an_exception_in_a_cell_leaves_serving_as_it_was(served: Shell) -> None:
+    assert isinstance(served.run("1 / 0").error, ZeroDivisionError)
+    served.ok("%llmserve ask --max-tokens 2 hello")
+
+
+def test_unloading_takes_the_magic_away_and_leaves_the_server_to_its_variable(
+    served: Shell,
+) -> None:
+    session = served.ip.user_ns["session"]
+    matchers = len(served.ip.Completer.custom_matchers)
+    served.ok("%unload_ext llmserve")
+    assert "llmserve" not in served.ip.magics_manager.magics["line"]
+    assert len(served.ip.Completer.custom_matchers) == matchers - 1
+    assert not session.closed
+    served.ok("%load_ext llmserve")
+    assert "running already" in served.ok("%llmserve start").text
+    served.ok("%reload_ext llmserve")
+    assert len(served.ip.Completer.custom_matchers) == matchers
+
+
+def test_tags_in_a_reply_are_shown_and_not_obeyed() -> None:
+    from llmserve.magics.asking import markdown
+
+    told = markdown("<img src=x> and `a<b` and\n```\n<b>\n```\nso 1<2")
+    assert told["text/markdown"] == (
+        "&lt;img src=x> and `a<b` and\n```\n<b>\n```\nso 1&lt;2"
+    )
+    assert told["text/plain"].startswith("<img")
