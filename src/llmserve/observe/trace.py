@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ from llmserve.knobs import KnobValue
 
 VERSION = 1
 _FLUSH_S = 0.25
+_BATCH = 4096
 
 
 class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -80,7 +81,11 @@ class TraceWriter:
         header = TraceHeader(
             wall_time=now, t=t, model=model, engine=engine, knobs=dict(knobs or {})
         )
-        self._file.write(self._encoder.encode(header) + b"\n")
+        try:
+            self._put([header])
+        except OSError:
+            self._try(self._file.close)
+            raise
         self._thread = threading.Thread(target=self._main, name="llmserve-trace", daemon=True)
         self._thread.start()
 
@@ -104,21 +109,22 @@ class TraceWriter:
         while not self._closing.wait(_FLUSH_S):
             self._write()
         self._write()
-        self._try(self._line, TraceEnd(events=self.events, dropped=self.dropped))
+        self._try(self._put, [TraceEnd(events=self.events, dropped=self.dropped)])
         self._try(self._file.close)
 
     def _write(self) -> None:
-        for _ in range(len(self._queue)):
-            event = self._queue.popleft()
-            if self.error is None and self._try(self._line, event):
-                self.events += 1
+        while self._queue:
+            count = min(len(self._queue), _BATCH)
+            batch = [self._queue.popleft() for _ in range(count)]
+            if self.error is None and self._try(self._put, batch):
+                self.events += count
             else:
-                self._unwritten += 1
-        if self.error is None:
-            self._try(self._file.flush)
+                self._unwritten += count
 
-    def _line(self, line: Event | TraceEnd) -> None:
-        self._file.write(self._encoder.encode(line) + b"\n")
+    def _put(self, lines: Sequence[TraceHeader | Event | TraceEnd]) -> None:
+        """Write and flush: a full disk is known before the lines are counted as written."""
+        self._file.write(self._encoder.encode_lines(lines))
+        self._file.flush()
 
     def _try(self, write: Callable[..., object], *arguments: object) -> bool:
         try:
