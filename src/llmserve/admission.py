@@ -9,6 +9,7 @@ import msgspec
 from llmserve.core import Request
 from llmserve.events import RejectReason
 from llmserve.knobs import Knobs
+from llmserve.ledger import Bucket
 
 UNKNOWN_DRAIN_RETRY_S = 1.0
 """Told as Retry-After while nothing has finished yet and no rate is known."""
@@ -33,9 +34,11 @@ class Load:
     finished_per_s: float | None
     """The drain rate lately measured; None before there is one."""
     max_model_len: int
+    bucket: Bucket
+    """Of the request's tenant."""
 
 
-def admit(request: Request, load: Load, knobs: Knobs) -> Accepted | Rejected:
+def admit(request: Request, load: Load, knobs: Knobs, now: float) -> Accepted | Rejected:
     prompt = len(request.prompt_ids)
     if prompt + 1 > load.max_model_len:
         return Rejected(
@@ -43,6 +46,21 @@ def admit(request: Request, load: Load, knobs: Knobs) -> Accepted | Rejected:
             message=f"the prompt has {prompt} tokens, and with one more to generate they do not "
             f"fit the model's {load.max_model_len}",
         )
+    if knobs.rate_limit_rps is not None:
+        level = load.bucket.refill(knobs.rate_limit_rps, knobs.rate_burst, now)
+        if level < 1:
+            return Rejected(
+                "rate_limit",
+                (1 - level) / knobs.rate_limit_rps,
+                f"tenant {request.tenant} sends more than {knobs.rate_limit_rps:g} requests/s",
+            )
+    verdict = _place(load, knobs)
+    if knobs.rate_limit_rps is not None and isinstance(verdict, Accepted):
+        load.bucket.take()
+    return verdict
+
+
+def _place(load: Load, knobs: Knobs) -> Accepted | Rejected:
     if load.active < knobs.active_cap and load.waiting == 0:
         return Accepted()
     if knobs.queue_mode == "reject":

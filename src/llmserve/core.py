@@ -82,6 +82,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     """Lower goes first, as in vLLM."""
     tenant: str = "default"
+    ttft_slo_ms: float | None = None
+    """This request's own TTFT objective; None takes the knob `ttft_slo_ms`."""
     payload: Any = None
     """An engine's own request object, carried untouched."""
 

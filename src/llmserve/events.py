@@ -19,7 +19,9 @@ from llmserve.knobs import KnobValue
 
 log = logging.getLogger(__name__)
 
-RejectReason = Literal["queue_full", "no_place", "queue_timeout", "too_long", "stopping"]
+RejectReason = Literal[
+    "queue_full", "no_place", "rate_limit", "queue_timeout", "too_long", "stopping"
+]
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-PolicyName = Literal["fifo", "priority"]
+PolicyName = Literal["fifo", "priority", "fair_share", "shortest_first", "deadline"]
 QueueMode = Literal["queue", "reject"]
 Batching = Literal["continuous", "static", "none"]
 Layer = Literal["scheduler", "admission", "engine"]
@@ -69,16 +69,33 @@ class Knobs:
     """The live settings. Build changed copies through `changed`, which checks names and bounds."""
 
     policy: PolicyName = _knob(
-        "fifo", "Who goes next: by arrival, or by priority with aging.", "scheduler",
+        "fifo", "Who goes next: by arrival, priority, tenants' service, length or deadline.",
+        "scheduler",
         choices=get_args(PolicyName),
     )
     priority_aging_s: float | None = _knob(
         30.0, "Seconds of waiting that are worth one priority level.", "scheduler",
         unit="s", bounds=(0.001, 3600), whole=False, nullable="strict priority, no aging",
     )
+    shortest_aging_tps: float = _knob(
+        50.0, "Tokens of a shorter request that a second of waiting is worth (shortest_first).",
+        "scheduler", unit="tokens/s", bounds=(0, 100_000), whole=False,
+    )
+    ttft_slo_ms: float = _knob(
+        1000.0, "TTFT objective of a request that names none (deadline).", "scheduler",
+        unit="ms", bounds=(1, 3_600_000), whole=False,
+    )
     max_active: int | None = _knob(
         None, "Most requests handed to the engine at once.", "scheduler",
         unit="requests", bounds=(1, 4096), nullable="max_num_seqs + 2",
+    )
+    max_active_per_tenant: int | None = _knob(
+        None, "Most requests of one tenant in the engine at once.", "scheduler",
+        unit="requests", bounds=(1, 4096), nullable="no limit of its own",
+    )
+    max_tokens_in_flight: int | None = _knob(
+        None, "Most tokens (prompt + max_tokens) of all requests in the engine.", "scheduler",
+        unit="tokens", bounds=(1, 10_000_000), nullable="no limit",
     )
     queue_max: int = _knob(
         1000, "Most requests waiting; one more is refused with 429.", "admission",
@@ -95,6 +112,14 @@ class Knobs:
     request_timeout_s: float = _knob(
         900.0, "Longest life of a request, wait included, then 504.", "admission",
         unit="s", bounds=(0.01, 86_400), whole=False,
+    )
+    rate_limit_rps: float | None = _knob(
+        None, "Requests per second that one tenant may send; more is refused with 429.",
+        "admission", unit="requests/s", bounds=(0.001, 100_000), whole=False, nullable="no limit",
+    )
+    rate_burst: int = _knob(
+        10, "Requests that one tenant may send at once before rate_limit_rps counts.", "admission",
+        unit="requests", bounds=(1, 100_000),
     )
     batching: Batching = _knob(
         "continuous", "Join and leave at every step; or run closed batches; or one at a time.",

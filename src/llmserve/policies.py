@@ -1,25 +1,33 @@
 """Who goes next. A policy is a key over a waiting request; the smallest goes first.
 
-A key may depend on the request and the knobs, not on the time: the order of two waiting requests
-then never changes, and the scheduler keeps a heap instead of sorting at each pick.
+The scheduler keeps the requests of each tenant in a heap by `within`, and the tenants in a heap by
+`across`, or by their first request where there is none. It asks for a key again only when an entry
+comes to the top, so a key may grow while a request waits, and must never shrink.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from llmserve.core import Request
+from llmserve.growing_heap import Key
 from llmserve.knobs import Knobs, PolicyName
-
-Key = tuple[float, float]
-Policy = Callable[[Request, Knobs], Key]
+from llmserve.ledger import Account
 
 
-def fifo(request: Request, knobs: Knobs) -> Key:
-    return request.arrival, 0.0
+class Policy(NamedTuple):
+    within: Callable[[Request, Knobs, float], Key]
+    """Order among the requests of one tenant, at a time."""
+    across: Callable[[Account], float] | None = None
+    """Order among the tenants; None takes their first requests' keys."""
 
 
-def priority(request: Request, knobs: Knobs) -> Key:
+def fifo(request: Request, knobs: Knobs, now: float) -> Key:
+    return (request.arrival,)
+
+
+def priority(request: Request, knobs: Knobs, now: float) -> Key:
     """Lower class first; `priority_aging_s` of waiting are worth one class.
 
     All age alike, so comparing `priority - waited/aging` at any time is comparing
@@ -31,4 +39,30 @@ def priority(request: Request, knobs: Knobs) -> Key:
     return request.arrival + request.priority * knobs.priority_aging_s, request.arrival
 
 
-POLICIES: dict[PolicyName, Policy] = {"fifo": fifo, "priority": priority}
+def shortest_first(request: Request, knobs: Knobs, now: float) -> Key:
+    """Fewest tokens left to compute first (prompt and max_tokens: nothing is computed yet).
+
+    A second of waiting is worth `shortest_aging_tps` tokens: the bound is as that of `priority`.
+    """
+    expected = len(request.prompt_ids) + request.sampling.max_tokens
+    return expected + request.arrival * knobs.shortest_aging_tps, request.arrival
+
+
+def deadline(request: Request, knobs: Knobs, now: float) -> Key:
+    """Earliest TTFT deadline first; those already late go behind those still savable."""
+    slo_ms = knobs.ttft_slo_ms if request.ttft_slo_ms is None else request.ttft_slo_ms
+    due = request.arrival + slo_ms / 1e3
+    return (1.0, request.arrival) if now > due else (0.0, due)
+
+
+def _service(account: Account) -> float:
+    return account.counter
+
+
+POLICIES: dict[PolicyName, Policy] = {
+    "fifo": Policy(fifo),
+    "priority": Policy(priority),
+    "fair_share": Policy(priority, across=_service),
+    "shortest_first": Policy(shortest_first),
+    "deadline": Policy(deadline),
+}

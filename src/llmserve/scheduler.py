@@ -1,20 +1,20 @@
 """The front scheduler: who is handed to the engine next. No asyncio, no clock.
 
 Invariants (`check`): every request offered and accepted is in exactly one of waiting and active
-until it is finished, dropped or expired; active never exceeds the cap by anything but a lowered
-cap; the heap holds a live entry for each waiting request under the order in force.
+until it is finished, dropped or expired; no cap is exceeded but by lowering it; the ledger counts
+exactly what waits and runs.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
+from collections import Counter, deque
 from typing import NamedTuple
 
 from llmserve.admission import Accepted, Load, Rejected, admit
 from llmserve.core import HoldReason, Request
 from llmserve.knobs import Knobs
-from llmserve.policies import POLICIES, Key
+from llmserve.ledger import Ledger, footprint
+from llmserve.waiting_line import WaitingLine
 
 _DRAIN_SAMPLES = 64
 
@@ -31,9 +31,9 @@ class Scheduler:
         self._active: dict[str, Request] = {}
         self._offered: dict[str, float] = {}  # both of the above, in order of offering
         self._queue_since: dict[str, float] = {}
-        self._heap: list[tuple[Key, int, str]] = []
-        self._order: tuple[str, float | None] | None = None
-        self._count = 0
+        self._ledger = Ledger()
+        self._knobs = Knobs()
+        self._line = WaitingLine(self._knobs, self._ledger)
         self._finishes: deque[float] = deque(maxlen=_DRAIN_SAMPLES)
         self._held: dict[str, HoldReason] = {}
         self._news: dict[str, HoldReason] = {}
@@ -46,50 +46,72 @@ class Scheduler:
     def active(self) -> int:
         return len(self._active)
 
-    def load(self, now: float) -> Load:
-        return Load(len(self._waiting), len(self._active), self._drain(now), self.max_model_len)
+    @property
+    def ledger(self) -> Ledger:
+        return self._ledger
+
+    def load(self, now: float, tenant: str = "default") -> Load:
+        return Load(
+            len(self._waiting),
+            len(self._active),
+            self._drain(now),
+            self.max_model_len,
+            self._ledger.account(tenant).bucket,
+        )
 
     def offer(self, request: Request, knobs: Knobs, now: float) -> Accepted | Rejected:
         """Take the request into the waiting set, or refuse it. ValueError on a live id."""
         if request.id in self._offered:
             raise ValueError(f"request id {request.id} is already here")
-        verdict = admit(request, self.load(now), knobs)
+        verdict = admit(request, self.load(now, request.tenant), knobs, now)
         if isinstance(verdict, Accepted):
+            self._turn(knobs, now)
             self._waiting[request.id] = request
             self._offered[request.id] = self._queue_since[request.id] = now
-            self._reindex(knobs)
-            self._push(request, knobs)
+            self._ledger.arrived(request)
+            self._line.add(request, now)
         return verdict
 
-    def next(self, knobs: Knobs) -> Request | None:
+    def next(self, knobs: Knobs, now: float) -> Request | None:
         """The request to hand to the engine now, moved to active; None when none may go."""
+        self._turn(knobs, now)
         if len(self._active) >= knobs.active_cap:
-            self._explain_waiting()
+            self._explain_waiting("cap")
             return None
-        self._reindex(knobs)
-        while self._heap:
-            request = self._waiting.pop(heapq.heappop(self._heap)[2], None)
-            if request is not None:
-                self._active[request.id] = request
-                self._queue_since.pop(request.id)
-                self._held.pop(request.id, None)
-                self._news.pop(request.id, None)
-                self._explain_overtaken(request)
-                return request
+        while (chosen := self._line.first(now)) is not None:
+            limit = knobs.max_active_per_tenant
+            if limit is not None and self._ledger.account(chosen.tenant).active >= limit:
+                self._line.park(chosen.tenant)
+                self._tell(chosen.id, "tenant_limit")
+                continue
+            if not self._fits(chosen, knobs):
+                self._explain_waiting("token_budget")
+                return None
+            self._leave_queue(chosen.id)
+            self._active[chosen.id] = chosen
+            self._ledger.dispatched(chosen, 1.0)
+            self._explain_overtaken(chosen)
+            return chosen
         return None
+
+    def emitted(self, request_id: str, tokens: int) -> None:
+        """An active request was given so many tokens: its tenant's service."""
+        self._ledger.emitted(self._active[request_id].tenant, tokens, 1.0)
 
     def finish(self, request_id: str, now: float) -> None:
         """An active request left the engine; its place is free."""
-        del self._active[request_id]
+        request = self._active.pop(request_id)
         del self._offered[request_id]
+        self._ledger.finished(request)
+        self._line.unpark(request.tenant)
         self._finishes.append(now)
 
     def drop(self, request_id: str) -> bool:
         """Forget a waiting request; False where it does not wait."""
-        if self._waiting.pop(request_id, None) is None:
+        if request_id not in self._waiting:
             return False
-        for book in (self._offered, self._queue_since, self._held, self._news):
-            book.pop(request_id, None)
+        self._leave_queue(request_id)
+        del self._offered[request_id]
         return True
 
     def expire(self, knobs: Knobs, now: float) -> Expired:
@@ -131,39 +153,46 @@ class Scheduler:
         here = self._waiting.keys() | self._active.keys()
         assert self._offered.keys() == here, "a request has no birth time, or a ghost has one"
         assert self._queue_since.keys() == self._waiting.keys(), "queue times and waiting differ"
-        assert self._waiting.keys() <= {entry[2] for entry in self._heap}, "not in the heap"
         assert self._held.keys() <= self._waiting.keys(), "a hold reason outlived its request"
+        counts = Counter(r.tenant for r in self._waiting.values())
+        told = {tenant: account.waiting for tenant, account in self._ledger.waiting.items()}
+        assert counts == told, "the ledger miscounts who waits"
+        active = self._active.values()
+        assert self._ledger.tokens_in_flight == sum(footprint(r) for r in active)
 
-    def _push(self, request: Request, knobs: Knobs) -> None:
-        self._count += 1
-        heapq.heappush(
-            self._heap, (POLICIES[knobs.policy](request, knobs), self._count, request.id)
-        )
+    def _leave_queue(self, request_id: str) -> None:
+        request = self._waiting.pop(request_id)
+        self._line.remove(request)
+        self._ledger.left_queue(request)
+        for book in (self._queue_since, self._held, self._news):
+            book.pop(request_id, None)
 
-    def _reindex(self, knobs: Knobs) -> None:
-        """Order anew when the policy or what its key reads has changed: O(n), loses nobody."""
-        order = (knobs.policy, knobs.priority_aging_s)
-        stale = len(self._heap) > 2 * len(self._waiting) + 16
-        if order != self._order or stale:
-            self._order = order
-            key = POLICIES[knobs.policy]
-            self._heap = [
-                (key(request, knobs), n, request.id)
-                for n, request in enumerate(self._waiting.values())
-            ]
-            heapq.heapify(self._heap)
-            self._count = len(self._heap)
+    def _fits(self, request: Request, knobs: Knobs) -> bool:
+        """The token budget has room; a request larger than all of it may run alone."""
+        budget = knobs.max_tokens_in_flight
+        taken = self._ledger.tokens_in_flight
+        return budget is None or taken == 0 or taken + footprint(request) <= budget
 
-    def _explain_waiting(self) -> None:
-        """Those who came last wait for a place; walked from the newest, so O(new ones)."""
+    def _turn(self, knobs: Knobs, now: float) -> None:
+        """Order anew when a knob has changed: O(n log n), loses nobody."""
+        if knobs is not self._knobs:
+            self._knobs = knobs
+            self._line = WaitingLine(knobs, self._ledger)
+            for request in self._waiting.values():
+                self._line.add(request, now)
+
+    def _explain_waiting(self, reason: HoldReason) -> None:
+        """Those who came last wait for this; walked from the newest, so O(new ones)."""
         for request_id in reversed(self._waiting):
             if request_id in self._held:
                 break
-            self._tell(request_id, "cap")
+            self._tell(request_id, reason)
 
     def _explain_overtaken(self, chosen: Request) -> None:
         oldest = next(iter(self._waiting.values()), None)
-        if oldest is not None and self._offered[oldest.id] < self._offered[chosen.id]:
+        if oldest is None or self._line.is_parked(oldest.tenant):
+            return
+        if self._offered[oldest.id] < self._offered[chosen.id]:
             self._tell(oldest.id, "policy")
 
     def _tell(self, request_id: str, reason: HoldReason) -> None:

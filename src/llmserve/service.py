@@ -159,7 +159,7 @@ class Service:
             return
         now, knobs = self.clock.now(), self.board.current
         self._expire(knobs, now)
-        while self.ready and (request := self._scheduler.next(knobs)) is not None:
+        while self.ready and (request := self._scheduler.next(knobs, now)) is not None:
             stream = self._queued.pop(request.id)
             self.bus.publish(Dispatched(t=now, request_id=request.id))
             running = self._running[request.id] = _Running(stream)
@@ -191,6 +191,7 @@ class Service:
                 FirstToken(t=now, request_id=request_id, cached_tokens=chunk.cached_tokens)
             )
         if chunk.token_ids:
+            self._scheduler.emitted(request_id, len(chunk.token_ids))
             self.bus.publish(TokensEmitted(t=now, request_id=request_id, n=len(chunk.token_ids)))
 
     def _leave(self, running: _Running, task: asyncio.Task[None]) -> None:

@@ -12,9 +12,10 @@ import pytest
 SRC = Path(__file__).parents[2] / "src" / "llmserve"
 LAYERS = [
     ("core",), ("knobs",), ("events",), ("clock",), ("runtime",), ("models",),
-    ("policies",), ("admission",), ("scheduler",), ("engines",), ("observe",),
-    ("stream",), ("service",), ("endpoint",), ("bench",), ("lab",), ("prompting",),
-    ("house",), ("ui",), ("session",), ("knobs_page", "magics", "nested", "cli", "__init__"),
+    ("growing_heap",), ("ledger",), ("policies",), ("waiting_line",), ("admission",),
+    ("scheduler",), ("engines",), ("observe",), ("stream",), ("service",), ("endpoint",),
+    ("bench",), ("lab",), ("prompting",), ("house",), ("ui",), ("session",),
+    ("completion", "knobs_page", "magics", "nested", "cli", "__init__"),
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(SRC.rglob("*.py"))

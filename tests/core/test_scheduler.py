@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llmserve.admission import Accepted, Rejected
+from llmserve.core import Request
 from llmserve.knobs import Knobs
+from llmserve.ledger import footprint
+from llmserve.policies import POLICIES
 from llmserve.scheduler import Scheduler
 from support.requests import request
 
@@ -26,7 +29,7 @@ def offered(knobs: Knobs, *requests: tuple[str, float, int]) -> Scheduler:
 
 def order(scheduler: Scheduler, knobs: Knobs) -> list[str]:
     picked = []
-    while (chosen := scheduler.next(knobs)) is not None:
+    while (chosen := scheduler.next(knobs, 0.0)) is not None:
         picked.append(chosen.id)
         scheduler.finish(chosen.id, 100.0)
         scheduler.check()
@@ -53,7 +56,7 @@ def test_aging_bounds_how_long_a_low_class_is_overtaken() -> None:
 def test_switching_the_policy_mid_run_reorders_and_loses_nobody() -> None:
     strict = Knobs(max_active=1, policy="priority", priority_aging_s=None)
     scheduler = offered(ONE, ("a", 0, 3), ("b", 1, 2), ("c", 2, 1))
-    assert scheduler.next(ONE) == request("a", 0, priority=3)
+    assert scheduler.next(ONE, 0.0) == request("a", 0, priority=3)
     scheduler.finish("a", 3)
     assert order(scheduler, strict) == ["c", "b"]
 
@@ -61,14 +64,14 @@ def test_switching_the_policy_mid_run_reorders_and_loses_nobody() -> None:
 def test_no_more_than_max_active_are_handed_over() -> None:
     scheduler = offered(Knobs(), *((str(n), n, 0) for n in range(5)))
     two = Knobs(max_active=2)
-    assert [scheduler.next(two) is None for _ in range(3)] == [False, False, True]
+    assert [scheduler.next(two, 0.0) is None for _ in range(3)] == [False, False, True]
     assert (scheduler.active, scheduler.waiting) == (2, 3)
 
 
 def test_max_active_follows_max_num_seqs_when_unset() -> None:
     knobs = Knobs(max_num_seqs=3)
     scheduler = offered(knobs, *((str(n), n, 0) for n in range(9)))
-    while scheduler.next(knobs):
+    while scheduler.next(knobs, 0.0):
         pass
     assert scheduler.active == 5
 
@@ -78,11 +81,11 @@ def test_a_full_queue_refuses_and_tells_when_to_return_by_the_measured_rate() ->
     scheduler = Scheduler(LEN)
     for id, end in (("a", 10.0), ("b", 12.0)):
         assert scheduler.offer(request(id, end), knobs, end) == Accepted()
-        scheduler.next(knobs)
+        scheduler.next(knobs, 0.0)
         scheduler.finish(id, end)
     for id in ("c", "d"):
         assert scheduler.offer(request(id, 12), knobs, 12) == Accepted()
-        scheduler.next(knobs)
+        scheduler.next(knobs, 0.0)
     verdict = scheduler.offer(request("e", 12), knobs, 12)
     assert isinstance(verdict, Rejected)
     assert (verdict.reason, verdict.retry_after_s) == ("queue_full", 2.0)
@@ -91,7 +94,7 @@ def test_a_full_queue_refuses_and_tells_when_to_return_by_the_measured_rate() ->
 def test_reject_mode_refuses_at_once_when_no_place_is_free() -> None:
     knobs = Knobs(max_active=1, queue_mode="reject")
     scheduler = offered(knobs, ("a", 0, 0))
-    scheduler.next(knobs)
+    scheduler.next(knobs, 0.0)
     verdict = scheduler.offer(request("b", 1), knobs, 1)
     assert isinstance(verdict, Rejected)
     assert verdict.reason == "no_place"
@@ -106,7 +109,7 @@ def test_a_prompt_that_leaves_no_room_to_answer_is_refused() -> None:
 def test_waiting_too_long_expires_only_those_who_wait() -> None:
     knobs = Knobs(max_active=1, queue_timeout_s=5, request_timeout_s=50)
     scheduler = offered(knobs, ("a", 0, 0), ("b", 1, 0), ("c", 2, 0))
-    scheduler.next(knobs)
+    scheduler.next(knobs, 0.0)
     assert scheduler.deadline(knobs) == 6
     expired = scheduler.expire(knobs, 6.5)
     assert [r.id for r in expired.queued_too_long] == ["b"]
@@ -117,7 +120,7 @@ def test_waiting_too_long_expires_only_those_who_wait() -> None:
 def test_living_too_long_expires_the_active_too_but_keeps_its_place_until_finished() -> None:
     knobs = Knobs(max_active=1, queue_timeout_s=500, request_timeout_s=50)
     scheduler = offered(knobs, ("a", 0, 0), ("b", 1, 0))
-    scheduler.next(knobs)
+    scheduler.next(knobs, 0.0)
     expired = scheduler.expire(knobs, 51)
     assert [r.id for r in expired.lived_too_long] == ["a", "b"]
     assert (scheduler.active, scheduler.waiting) == (1, 0)
@@ -134,11 +137,11 @@ def test_a_live_id_cannot_be_offered_twice() -> None:
 def test_holds_tell_each_change_of_reason_once() -> None:
     knobs = Knobs(max_active=1, policy="priority", priority_aging_s=None)
     scheduler = offered(knobs, ("a", 0, 0), ("b", 1, 1), ("c", 2, 0))
-    scheduler.next(knobs)
-    assert scheduler.next(knobs) is None
+    scheduler.next(knobs, 0.0)
+    assert scheduler.next(knobs, 0.0) is None
     assert sorted(scheduler.holds()) == [("b", "cap"), ("c", "cap")]
     scheduler.finish("a", 3)
-    scheduler.next(knobs)
+    scheduler.next(knobs, 0.0)
     assert scheduler.holds() == [("b", "policy")]
     assert scheduler.holds() == []
 
@@ -155,26 +158,53 @@ class Traffic(RuleBasedStateMachine):
         self.accepted: set[str] = set()
         self.ended: list[str] = []
         self.active: list[str] = []
+        self.requests: dict[str, Request] = {}
 
-    @rule(priority=st.integers(-3, 3), gap=st.floats(0, 5))
-    def arrive(self, priority: int, gap: float) -> None:
+    @rule(
+        priority=st.integers(-3, 3),
+        gap=st.floats(0, 5),
+        tenant=st.sampled_from("abc"),
+        tokens=st.integers(1, 60),
+        slo=st.sampled_from([None, 1.0, 3000.0]),
+    )
+    def arrive(
+        self, priority: int, gap: float, tenant: str, tokens: int, slo: float | None
+    ) -> None:
         self.now += gap
         self.n += 1
-        verdict = self.scheduler.offer(
-            request(str(self.n), self.now, priority=priority), self.knobs, self.now
-        )
+        arriving = request(
+            str(self.n), self.now, priority=priority, tenant=tenant, max_tokens=tokens,
+            ttft_slo_ms=slo,
+        )  # fmt: skip
+        verdict = self.scheduler.offer(arriving, self.knobs, self.now)
         if isinstance(verdict, Accepted):
             self.accepted.add(str(self.n))
 
     @rule()
     def hand_over(self) -> None:
         room = self.scheduler.active < self.knobs.active_cap
-        chosen = self.scheduler.next(self.knobs)
-        assert (chosen is not None) == (room and bool(self.scheduler.waiting or chosen))
+        chosen = self.scheduler.next(self.knobs, self.now)
         if chosen is not None:
             assert room
-            self.active.append(chosen.id)
+            self.take(chosen)
+        elif room and self.scheduler.waiting:
+            assert self.knobs.max_active_per_tenant or self.knobs.max_tokens_in_flight
+            assert self.active, "places are free, nothing runs, and nobody goes"
         self.scheduler.holds()
+
+    def take(self, chosen: Request) -> None:
+        self.active.append(chosen.id)
+        self.requests[chosen.id] = chosen
+        mine = [id for id in self.active if self.requests[id].tenant == chosen.tenant]
+        assert len(mine) <= (self.knobs.max_active_per_tenant or 99)
+        held = sum(footprint(self.requests[id]) for id in self.active)
+        budget = self.knobs.max_tokens_in_flight
+        assert budget is None or held <= budget or len(self.active) == 1
+
+    @rule(data=st.data(), n=st.integers(1, 20))
+    def emit(self, data: st.DataObject, n: int) -> None:
+        if self.active:
+            self.scheduler.emitted(data.draw(st.sampled_from(self.active)), n)
 
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
@@ -196,14 +226,25 @@ class Traffic(RuleBasedStateMachine):
         self.ended += [r.id for r in gone if r.id not in self.active]
 
     @rule(
-        policy=st.sampled_from(["fifo", "priority"]),
+        policy=st.sampled_from(sorted(POLICIES)),
+        per_tenant=st.sampled_from([None, 1, 2]),
+        in_flight=st.sampled_from([None, 10, 100]),
+        rate=st.sampled_from([None, 0.5]),
         cap=st.integers(1, 4),
         aging=st.sampled_from([None, 1.0, 30.0]),
         queue=st.integers(0, 5),
         timeout=st.floats(0.5, 20),
     )
     def turn(
-        self, policy: str, cap: int, aging: float | None, queue: int, timeout: float
+        self,
+        policy: str,
+        cap: int,
+        aging: float | None,
+        queue: int,
+        timeout: float,
+        per_tenant: int | None,
+        in_flight: int | None,
+        rate: float | None,
     ) -> None:
         self.knobs = self.knobs.changed(
             {
@@ -212,6 +253,9 @@ class Traffic(RuleBasedStateMachine):
                 "priority_aging_s": aging,
                 "queue_max": queue,
                 "queue_timeout_s": timeout,
+                "max_active_per_tenant": per_tenant,
+                "max_tokens_in_flight": in_flight,
+                "rate_limit_rps": rate,
             }
         )
 
@@ -226,8 +270,8 @@ class Traffic(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Work conservation: whatever waits is served once places come free."""
         while self.active or self.scheduler.waiting:
-            while (chosen := self.scheduler.next(self.knobs)) is not None:
-                self.active.append(chosen.id)
+            while (chosen := self.scheduler.next(self.knobs, self.now)) is not None:
+                self.take(chosen)
             assert self.active, "requests wait, places are free, and nobody goes"
             self.scheduler.finish(self.active.pop(), self.now)
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -20,7 +21,7 @@ from llmserve.observe.stats import LiveStats
 from llmserve.observe.trace import read_trace, replay
 from llmserve.session import Session
 
-FAST = {"prefill_ms": 1.0, "decode_ms": 1.0}
+FAST: dict[str, Any] = {"prefill_ms": 1.0, "decode_ms": 1.0}
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ def request(
     tenant: str = "default",
     prompt_tokens: int = 4,
     max_tokens: int = 8,
+    ttft_slo_ms: float | None = None,
 ) -> Request:
     return Request(
         id=id,
@@ -21,4 +22,5 @@ def request(
         arrival=arrival,
         priority=priority,
         tenant=tenant,
+        ttft_slo_ms=ttft_slo_ms,
     )

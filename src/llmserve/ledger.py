@@ -1,0 +1,135 @@
+"""What each tenant has been given, and holds now: the memory that policies and limits share.
+
+The virtual token counter follows Sheng et al., "Fairness in Serving Large Language Models"
+(arXiv 2401.00588), algorithm 2: prompt tokens are charged when a request is handed over, generated
+ones as they come, both divided by the tenant's weight; a tenant that returns is lifted to the
+least served of those who wait, or idle time would become credit.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from llmserve.core import Request
+from llmserve.growing_heap import GrowingHeap, Key
+
+PROMPT_WEIGHT = 1.0
+OUTPUT_WEIGHT = 2.0
+"""What a prompt and a generated token cost, as in the paper's evaluation."""
+
+_TENANTS = 10_000
+"""Accounts kept; beyond that, the longest idle one is forgotten (and would return lifted)."""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """A token bucket: `burst` at most, refilled at `rate` per second; starts full."""
+
+    level: float | None = None
+    stamp: float = 0.0
+
+    def refill(self, rate: float, burst: float, now: float) -> float:
+        """Tokens there now, after refilling."""
+        level = burst if self.level is None else self.level + (now - self.stamp) * rate
+        self.level, self.stamp = min(level, burst), now
+        return self.level
+
+    def take(self, amount: float = 1.0) -> None:
+        assert self.level is not None, "refill first"
+        self.level -= amount
+
+
+@dataclass(slots=True)
+class Account:
+    """One tenant. `counter` is its service so far in weighted tokens."""
+
+    counter: float = 0.0
+    waiting: int = 0
+    active: int = 0
+    bucket: Bucket = field(default_factory=Bucket)
+    """Requests it may still send by `rate_limit_rps`."""
+
+    @property
+    def idle(self) -> bool:
+        return self.waiting == 0 and self.active == 0
+
+
+class Ledger:
+    """Accounts by tenant, the least recently touched first."""
+
+    def __init__(self) -> None:
+        self._accounts: OrderedDict[str, Account] = OrderedDict()
+        self._waiting: dict[str, Account] = {}
+        self._least: GrowingHeap[str] = GrowingHeap(self._service_of_waiting)
+        self._last_served = 0.0
+        self.tokens_in_flight = 0
+        """Prompt and max_tokens of everything handed over and not finished."""
+
+    def account(self, tenant: str) -> Account:
+        account = self._accounts.get(tenant)
+        if account is None:
+            account = self._accounts[tenant] = Account()
+            self._forget()
+        return account
+
+    @property
+    def waiting(self) -> dict[str, Account]:
+        """Tenants of whom somebody waits."""
+        return self._waiting
+
+    def arrived(self, request: Request) -> None:
+        account = self.account(request.tenant)
+        if account.waiting == 0:
+            least = self._least.first()
+            floor = self._last_served if least is None else self._waiting[least].counter
+            account.counter = max(account.counter, floor)
+            self._waiting[request.tenant] = account
+            self._least.put(request.tenant)
+        account.waiting += 1
+        self._accounts.move_to_end(request.tenant)
+
+    def left_queue(self, request: Request) -> None:
+        """Handed over, or given up while waiting."""
+        account = self.account(request.tenant)
+        account.waiting -= 1
+        if account.waiting == 0:
+            del self._waiting[request.tenant]
+            self._least.discard(request.tenant)
+            self._last_served = account.counter
+
+    def dispatched(self, request: Request, weight: float) -> None:
+        account = self.account(request.tenant)
+        account.active += 1
+        account.counter += PROMPT_WEIGHT * len(request.prompt_ids) / weight
+        self.tokens_in_flight += footprint(request)
+
+    def emitted(self, tenant: str, tokens: int, weight: float) -> None:
+        self.account(tenant).counter += OUTPUT_WEIGHT * tokens / weight
+
+    def finished(self, request: Request) -> None:
+        self.account(request.tenant).active -= 1
+        self.tokens_in_flight -= footprint(request)
+
+    def gap(self) -> float:
+        """Largest difference of service between two tenants who both wait, in weighted tokens."""
+        counters = [account.counter for account in self._waiting.values()]
+        return max(counters) - min(counters) if len(counters) > 1 else 0.0
+
+    def _service_of_waiting(self, tenant: str) -> Key | None:
+        account = self._waiting.get(tenant)
+        return None if account is None else (account.counter,)
+
+    def _forget(self) -> None:
+        while len(self._accounts) > _TENANTS:
+            for tenant, account in self._accounts.items():
+                if account.idle:
+                    del self._accounts[tenant]
+                    break
+            else:
+                return
+
+
+def footprint(request: Request) -> int:
+    """Tokens the request may come to hold."""
+    return len(request.prompt_ids) + request.sampling.max_tokens

@@ -1,0 +1,219 @@
+"""Each policy by its promise, through the scheduler that indexes it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmserve.admission import Accepted, Rejected
+from llmserve.core import Request
+from llmserve.growing_heap import GrowingHeap, Key
+from llmserve.knobs import Knobs, PolicyName
+from llmserve.ledger import OUTPUT_WEIGHT, PROMPT_WEIGHT
+from llmserve.policies import POLICIES
+from llmserve.scheduler import Scheduler
+from support.requests import request
+
+
+def one(policy: str, **knobs: object) -> Knobs:
+    return Knobs().changed({"policy": policy, "max_active": 1, **knobs})
+
+
+def served(scheduler: Scheduler, knobs: Knobs, now: float = 100.0, tokens: int = 0) -> list[str]:
+    """Serve one at a time until nobody waits; the order."""
+    order = []
+    while (chosen := scheduler.next(knobs, now)) is not None:
+        order.append(chosen.id)
+        scheduler.emitted(chosen.id, tokens)
+        scheduler.finish(chosen.id, now)
+        scheduler.check()
+    return order
+
+
+def filled(knobs: Knobs, *requests: Request) -> Scheduler:
+    scheduler = Scheduler(1000)
+    for each in requests:
+        assert scheduler.offer(each, knobs, each.arrival) == Accepted()
+    return scheduler
+
+
+def test_fair_share_alternates_between_a_flood_and_a_trickle() -> None:
+    knobs = one("fair_share")
+    flood = [request(f"f{n}", n * 0.01, tenant="flood") for n in range(6)]
+    trickle = [request(f"t{n}", 1 + n, tenant="trickle") for n in range(2)]
+    order = served(filled(knobs, *flood, *trickle), knobs, tokens=8)
+    assert order.index("t0") <= 1
+    assert order.index("t1") <= 3
+
+
+def test_returning_tenant_gets_no_credit_for_idle_time() -> None:
+    knobs = one("fair_share")
+    scheduler = filled(knobs, *(request(f"a{n}", n, tenant="a") for n in range(20)))
+    for _ in range(10):
+        chosen = scheduler.next(knobs, 30)
+        assert chosen is not None
+        scheduler.emitted(chosen.id, 8)
+        scheduler.finish(chosen.id, 30)
+    for n in range(10):
+        scheduler.offer(request(f"b{n}", 40 + n, tenant="b"), knobs, 40 + n)
+    order = served(scheduler, knobs, tokens=8)
+    assert abs(order[:10].count("b0") + sum(id[0] == "b" for id in order[:10]) - 5) <= 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_two_backlogged_tenants_never_differ_by_more_than_the_papers_bound(seed: int) -> None:
+    """|W_i − W_j| ≤ 2·max(w_p·L_input, w_q·M), M the tokens that may be in flight at once."""
+    rng = random.Random(seed)
+    batch, longest = 4, 50
+    knobs = Knobs().changed({"policy": "fair_share", "max_active": batch})
+    scheduler = Scheduler(1000)
+    active: list[tuple[Request, int]] = []
+    for n in range(150):
+        for tenant in "ab":
+            size = rng.randint(1, longest)
+            each = request(
+                f"{tenant}{n}", n, tenant=tenant, prompt_tokens=size,
+                max_tokens=rng.randint(1, longest if tenant == "a" else 5),
+            )  # fmt: skip
+            scheduler.offer(each, knobs.changed({"queue_max": 9999}), n)
+    bound = 2 * max(PROMPT_WEIGHT * longest, OUTPUT_WEIGHT * batch * longest)
+    while len(scheduler.ledger.waiting) == 2:
+        while (chosen := scheduler.next(knobs, 500)) is not None:
+            active.append((chosen, chosen.sampling.max_tokens))
+        index = rng.randrange(len(active))
+        for i, (each, left) in enumerate(active):
+            scheduler.emitted(each.id, 1)
+            active[i] = (each, left - 1)
+        assert scheduler.ledger.gap() <= bound
+        done = [each for each, left in active if left <= 0] or [active[index][0]]
+        active = [(each, left) for each, left in active if each not in done]
+        for each in done:
+            scheduler.finish(each.id, 500)
+
+
+def test_a_tenants_own_priorities_reorder_only_its_own_requests() -> None:
+    knobs = one("fair_share", priority_aging_s=None)
+    order = served(
+        filled(
+            knobs,
+            request("a1", 0, tenant="a", priority=5),
+            request("a2", 1, tenant="a", priority=-5),
+            request("b1", 2, tenant="b", priority=9),
+        ),
+        knobs,
+        tokens=8,
+    )
+    assert order == ["a2", "b1", "a1"]
+
+
+def test_shortest_first_counts_prompt_and_reply() -> None:
+    knobs = one("shortest_first", shortest_aging_tps=0)
+    long_prompt = request("p", 0, prompt_tokens=90, max_tokens=1)
+    long_reply = request("r", 1, prompt_tokens=1, max_tokens=60)
+    short = request("s", 2, prompt_tokens=5, max_tokens=5)
+    assert served(filled(knobs, long_prompt, long_reply, short), knobs) == ["s", "r", "p"]
+
+
+def test_shortest_first_ages_so_that_the_long_is_not_starved() -> None:
+    knobs = one("shortest_first", shortest_aging_tps=10)
+    long = request("long", 0, max_tokens=100)
+    shorts = [request(f"s{n}", n, max_tokens=5) for n in range(20)]
+    order = served(filled(knobs, long, *shorts), knobs)
+    # 95 tokens more are worth 9.5 s: those that came later than that stand behind
+    assert order.index("long") == 10
+
+
+def test_deadline_goes_by_the_earliest_and_puts_the_late_behind_the_savable() -> None:
+    knobs = one("deadline", ttft_slo_ms=10_000)
+    late = request("late", 0, ttft_slo_ms=1000)
+    urgent = request("urgent", 4, ttft_slo_ms=3000)
+    usual = request("usual", 1)
+    assert served(filled(knobs, late, usual, urgent), knobs, now=5) == ["urgent", "usual", "late"]
+    soon = request("soon", 0.2)
+    assert served(filled(knobs, soon, late), knobs, now=0.5) == ["late", "soon"]
+
+
+def test_a_tenant_at_its_limit_is_passed_over_and_told_so() -> None:
+    knobs = Knobs().changed({"max_active_per_tenant": 1, "max_active": 5})
+    scheduler = filled(
+        knobs, *(request(f"a{n}", n, tenant="a") for n in range(3)), request("b", 9, tenant="b")
+    )
+    assert [r.id for r in iter(lambda: scheduler.next(knobs, 10), None)] == ["a0", "b"]
+    assert ("a1", "tenant_limit") in scheduler.holds()
+    scheduler.finish("a0", 10)
+    chosen = scheduler.next(knobs, 11)
+    assert chosen is not None
+    assert chosen.id == "a1"
+
+
+def test_the_token_budget_holds_everyone_behind_the_first_and_lets_a_giant_run_alone() -> None:
+    knobs = Knobs().changed({"max_tokens_in_flight": 20, "max_active": 5})
+    giant = request("giant", 0, prompt_tokens=50, max_tokens=50)
+    scheduler = filled(knobs, giant, request("small", 1), request("next", 2))
+    assert [r.id for r in iter(lambda: scheduler.next(knobs, 3), None)] == ["giant"]
+    assert dict(scheduler.holds()) == {"small": "token_budget", "next": "token_budget"}
+    scheduler.finish("giant", 4)
+    assert [r.id for r in iter(lambda: scheduler.next(knobs, 5), None)] == ["small"]
+
+
+def test_a_rate_limit_is_each_tenants_own_and_tells_when_the_bucket_has_one_again() -> None:
+    knobs = Knobs(rate_limit_rps=2, rate_burst=3)
+    scheduler = Scheduler(100)
+    verdicts = [scheduler.offer(request(f"a{n}", 0, tenant="a"), knobs, 0) for n in range(4)]
+    assert verdicts[:3] == [Accepted()] * 3
+    refused = verdicts[3]
+    assert isinstance(refused, Rejected)
+    assert (refused.reason, refused.retry_after_s) == ("rate_limit", 0.5)
+    assert scheduler.offer(request("b", 0, tenant="b"), knobs, 0) == Accepted()
+    assert scheduler.offer(request("a9", 0.5, tenant="a"), knobs, 0.5) == Accepted()
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 50)), max_size=60))
+def test_a_growing_heap_gives_the_least_whatever_grew(changes: list[tuple[str, int]]) -> None:
+    keys: dict[str, int] = {}
+
+    def key(item: str) -> tuple[float] | None:
+        return (keys[item],) if item in keys else None
+
+    heap: GrowingHeap[str] = GrowingHeap(key)
+    for item, amount in changes:
+        if item not in keys:
+            keys[item] = amount
+            heap.put(item)
+        elif amount % 7 == 0:
+            del keys[item]
+        else:
+            keys[item] += amount
+        first = heap.first()
+        assert (first is None) == (not keys)
+        assert first is None or keys[first] == min(keys.values())
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_pick_among_ten_thousand_asks_for_few_keys(
+    policy: PolicyName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    within = POLICIES[policy].within
+
+    def counted(request: Request, knobs: Knobs, now: float) -> Key:
+        nonlocal asked
+        asked += 1
+        return within(request, knobs, now)
+
+    monkeypatch.setitem(POLICIES, policy, POLICIES[policy]._replace(within=counted))
+    knobs = Knobs().changed({"policy": policy, "queue_max": 20_000, "max_active": 4000})
+    scheduler = Scheduler(1000)
+    rng = random.Random(1)
+    for n in range(10_000):
+        each = request(str(n), n * 1e-3, tenant=f"t{n % 100}", priority=rng.randint(0, 3))
+        scheduler.offer(each, knobs, n * 1e-3)
+    asked = 0
+    for _ in range(500):
+        chosen = scheduler.next(knobs, 10.0)
+        assert chosen is not None
+        scheduler.emitted(chosen.id, 5)
+    assert asked / 500 < 20
