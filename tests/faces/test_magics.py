@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from llmserve.session import Session
@@ -88,7 +90,7 @@ def test_a_cell_is_a_prompt_and_its_reply_streams_as_markdown(served: Shell) -> 
     ran = served.ok("%%llmserve --max-tokens 40 --seed 1\nTell me\na story.")
     pages = [bundle["text/markdown"] for bundle in ran.shown if "text/markdown" in bundle]
     assert len(pages) >= 3  # empty, on the way, whole
-    assert all(later.startswith(earlier) for earlier, later in zip(pages, pages[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(pages))
     assert len(pages[-1].split()) == 40
     assert ran.shown[-1]["text/plain"].startswith("40 tokens · TTFT ")
     assert "tokens/s" in ran.shown[-1]["text/plain"]

@@ -6,11 +6,12 @@ import contextlib
 import queue
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from llmserve.core import Chunk, Outcome
 from llmserve.magics.problems import Interrupted
-from llmserve.magics.showing import Update, note, show
+from llmserve.magics.showing import note, show
 from llmserve.prompting import Prompt, make_request
 
 if TYPE_CHECKING:
@@ -28,18 +29,20 @@ def ask(session: Session, prompt: Prompt, options: Mapping[str, Any]) -> Outcome
     service's own exception.
     """
     arrived: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    job = session.runtime.submit(_forward(session.service, prompt, options, arrived.put))
-    job.add_done_callback(lambda _: arrived.put(None))
-    page = _Page(show(markdown("")), session.clock.now)
+    job: Future[Outcome] | None = None
+    page = _Page(session.clock.now)
     try:
+        page.open()
+        job = session.runtime.submit(_forward(session.service, prompt, options, arrived.put))
+        job.add_done_callback(lambda _: arrived.put(None))
         page.follow(arrived)
         outcome = job.result()
-    except KeyboardInterrupt:
-        job.cancel()
-        page.draw()
-        raise Interrupted("this reply ends here; everything else goes on.") from None
-    except BaseException:
-        job.cancel()
+    except BaseException as error:
+        if job is not None:
+            job.cancel()
+        if isinstance(error, KeyboardInterrupt):
+            page.draw()
+            raise Interrupted("this reply ends here; everything else goes on.") from None
         raise
     show(note(figures(outcome)))
     return outcome
@@ -69,11 +72,13 @@ def figures(outcome: Outcome) -> str:
 class _Page:
     """One Markdown display, redrawn at most every frame, and never left behind its text."""
 
-    def __init__(self, update: Update, now: Callable[[], float]) -> None:
-        self._update = update
+    def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._text = ""
         self._shown = ""
+
+    def open(self) -> None:
+        self._update = show(markdown(""))
 
     def follow(self, arrived: queue.SimpleQueue[str | None]) -> None:
         """Draw what arrives until None does."""

@@ -120,9 +120,14 @@ def _bench(parser: Parser) -> None:
     add("--duration", type=float, metavar="S", help="how long they arrive")
     add("--concurrency", type=int, metavar="N", help="clients, each with one request at a time")
     add("--requests", type=int, metavar="N", help="how many in all")
-    add("--prompt-tokens", type=int, metavar="N", help="length of the prompts")
-    add("--max-tokens", type=int, metavar="N", help="length of the replies")
+    add("--prompt-tokens", type=_length, metavar="N", help="length of the prompts, 64 or 8-128")
+    add("--max-tokens", type=_length, metavar="N", help="length of the replies, 64 or 8-128")
     add("--seed", type=int, metavar="S", help="the same arrivals again")
+
+
+def _length(text: str) -> int | tuple[int, int]:
+    low, sign, high = text.partition("-")
+    return (int(low), int(high)) if sign else int(low)
 
 
 def split_words(line: str) -> list[str]:

@@ -1,0 +1,131 @@
+"""Interrupt, exceptions, restart and shutdown, in a real kernel with a real signal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from support.kernels import Kernel, gone, kernel
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
+
+OTHER_CLIENT = """
+import threading, openai
+pieces = []
+def follow():
+    client = openai.OpenAI(base_url=session.url, api_key=session.api_key, max_retries=0)
+    stream = client.chat.completions.create(
+        model=session.info.model_id, max_tokens=600, seed=5, stream=True,
+        messages=[{"role": "user", "content": "the other client"}],
+        stream_options={"include_usage": True},
+    )
+    with client, stream:
+        for event in stream:
+            pieces.append(event)
+other = threading.Thread(target=follow)
+other.start()
+import time
+while len(pieces) < 3:
+    time.sleep(0.01)
+"""
+ITS_RESULT = """
+other.join(60)
+text = "".join(e.choices[0].delta.content or "" for e in pieces if e.choices)
+alone = session.generate("the other client", max_tokens=600, seed=5)
+print("whole" if text == alone else f"differs: {text!r}")
+print("tokens", pieces[-1].usage.completion_tokens, pieces[-2].choices[0].finish_reason)
+"""
+
+
+@pytest.fixture
+def served() -> Iterator[Kernel]:
+    with kernel() as one:
+        one.ok("%load_ext llmserve")
+        one.ok("%llmserve start --engine simulator prefill_ms=2 decode_ms=4")
+        yield one
+
+
+def test_interrupt_ends_that_cells_reply_and_nothing_else(served: Kernel) -> None:
+    served.ok(OTHER_CLIENT)
+    cell = served.start("%%llmserve --max-tokens 4000\nA long story.")
+    served.wait_for_output(cell, "text/markdown")
+    served.interrupt()
+    ended = served.finish(cell)
+    assert ended.status == "error"
+    assert "everything else goes on" in ended.error
+    assert "Traceback" not in ended.error
+    result = served.ok(ITS_RESULT, timeout=90).stdout
+    assert "whole" in result
+    assert "tokens 600 length" in result
+    states = served.ok("print(dict(session.requests().finish_reason.value_counts()))").stdout
+    assert "abort" in states
+
+
+def test_interrupt_of_code_that_generates_leaves_serving_as_it_was(served: Kernel) -> None:
+    cell = served.start("print('go', flush=True); session.generate('x', max_tokens=4000)")
+    served.wait_for_output(cell, "go")
+    served.interrupt()
+    assert "KeyboardInterrupt" in served.finish(cell).error
+    assert served.ok("len(session.generate('x', max_tokens=3).split())").text.strip() == "3"
+
+
+def test_interrupt_of_a_cell_that_computes_leaves_serving_as_it_was(served: Kernel) -> None:
+    served.ok(OTHER_CLIENT)
+    cell = served.start("print('go', flush=True)\nwhile True: pass")
+    served.wait_for_output(cell, "go")
+    served.interrupt()
+    assert "KeyboardInterrupt" in served.finish(cell).error
+    assert "whole" in served.ok(ITS_RESULT, timeout=90).stdout
+
+
+def test_an_exception_in_a_cell_leaves_serving_as_it_was(served: Kernel) -> None:
+    served.ok(OTHER_CLIENT)
+    assert "ZeroDivisionError" in served.run("1 / 0").error
+    assert "whole" in served.ok(ITS_RESULT, timeout=90).stdout
+
+
+def test_tab_completes_in_the_kernel(served: Kernel) -> None:
+    assert served.complete("%llmserve sta") == ["start", "status"]
+    assert served.complete("%llmserve set max_num_s") == ["max_num_seqs="]
+
+
+def test_the_key_is_in_no_output(served: Kernel) -> None:
+    key = served.ok("print(session.api_key)").stdout.strip()
+    for line in ("start", "status", "url", "requests", "stop"):
+        cell = served.ok(f"%llmserve {line}")
+        assert not re.search(re.escape(key), str(cell))
+
+
+def test_asyncio_run_in_a_cell_works_while_requests_flow(served: Kernel) -> None:
+    served.ok(OTHER_CLIENT)
+    cell = served.ok(
+        "import asyncio, llmserve\n"
+        "llmserve.allow_nested(); llmserve.allow_nested()\n"
+        "async def several():\n"
+        "    return await asyncio.gather(*(session.agenerate(f'{i}', max_tokens=4) for i in range(8)))\n"
+        "print(sorted(len(text.split()) for text in asyncio.run(several())))"
+    )
+    assert cell.stdout.strip() == str([4] * 8)
+    assert "whole" in served.ok(ITS_RESULT, timeout=90).stdout
+    served.ok("%llmserve ask --max-tokens 3 hello")
+    served.ok("%llmserve stop")
+    served.ok("%llmserve start --engine simulator")
+    served.ok("%llmserve ask --max-tokens 3 hello")
+
+
+def test_restart_leaves_no_process_and_the_new_kernel_starts_afresh(served: Kernel) -> None:
+    before = served.family()
+    served.restart()
+    assert not gone(before - {served.pid})
+    served.ok("%load_ext llmserve")
+    assert "Nothing is running" in served.ok("%llmserve status").text
+    served.ok("%llmserve start --engine simulator")
+
+
+def test_shutdown_while_requests_flow_leaves_no_process(served: Kernel) -> None:
+    served.ok(OTHER_CLIENT.replace("Thread(", "Thread(daemon=True, "))
+    before = served.family()
+    served.manager.shutdown_kernel()
+    assert not gone(before)

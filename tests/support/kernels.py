@@ -1,0 +1,142 @@
+"""A real Jupyter kernel, as a page would drive it."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import psutil
+from jupyter_client.manager import KernelManager
+
+SRC = Path(__file__).parents[2] / "src"
+
+
+@dataclass
+class Cell:
+    """What one cell came to."""
+
+    status: str
+    stdout: str = ""
+    displays: list[dict[str, Any]] = field(default_factory=list)
+    """Mime bundles of displays, results and updates, in order."""
+    error: str = ""
+
+    @property
+    def text(self) -> str:
+        """Everything readable on the page."""
+        shown = "\n".join(str(bundle.get("text/plain", "")) for bundle in self.displays)
+        return f"{self.stdout}\n{shown}"
+
+
+class Kernel:
+    """`run` a cell, or `start` it, do something meanwhile, and `finish` it."""
+
+    def __init__(self, manager: KernelManager, client: Any) -> None:
+        self.manager = manager
+        self._client = client
+
+    @property
+    def pid(self) -> int:
+        return int(self.manager.provisioner.pid)
+
+    def run(self, code: str, timeout: float = 60) -> Cell:
+        return self.finish(self.start(code), timeout)
+
+    def ok(self, code: str, timeout: float = 60) -> Cell:
+        cell = self.run(code, timeout)
+        assert cell.status == "ok", cell.error
+        return cell
+
+    def start(self, code: str) -> str:
+        return str(self._client.execute(code))
+
+    def wait_for_output(self, started: str, text: str, timeout: float = 60) -> None:
+        """Return once the running cell has shown `text`; what comes before stays for nobody."""
+        until = monotonic() + timeout
+        while text not in str(self._message(started, until)["content"]):
+            pass
+
+    def finish(self, started: str, timeout: float = 60) -> Cell:
+        until = monotonic() + timeout
+        cell = Cell("")
+        while True:
+            message = self._message(started, until)
+            kind, content = message["msg_type"], message["content"]
+            if kind == "stream":
+                cell.stdout += content["text"]
+            elif kind in ("display_data", "update_display_data", "execute_result"):
+                cell.displays.append(content["data"])
+            elif kind == "error":
+                cell.error = "\n".join(content["traceback"])
+            elif kind == "status" and content["execution_state"] == "idle":
+                break
+        cell.status = self._reply(started, until)
+        return cell
+
+    def interrupt(self) -> None:
+        """SIGINT to the kernel's process group, as the page's stop button does."""
+        self.manager.interrupt_kernel()
+
+    def restart(self) -> None:
+        self.manager.restart_kernel()
+        self._client.wait_for_ready(timeout=90)
+
+    def complete(self, code: str) -> list[str]:
+        asked = self._client.complete(code)
+        while True:
+            reply = self._client.get_shell_msg(timeout=30)
+            if reply["parent_header"].get("msg_id") == asked:
+                return list(reply["content"]["matches"])
+
+    def family(self) -> set[int]:
+        """The kernel's process and all that came of it."""
+        kernel = psutil.Process(self.pid)
+        return {self.pid, *(child.pid for child in kernel.children(recursive=True))}
+
+    def _message(self, started: str, until: float) -> dict[str, Any]:
+        while True:
+            left = until - monotonic()
+            if left <= 0:
+                raise TimeoutError("the cell did not end in time")
+            try:
+                message: dict[str, Any] = self._client.get_iopub_msg(timeout=left)
+            except queue.Empty:
+                continue
+            if message["parent_header"].get("msg_id") == started:
+                return message
+
+    def _reply(self, started: str, until: float) -> str:
+        while True:
+            reply = self._client.get_shell_msg(timeout=max(1.0, until - monotonic()))
+            if reply["parent_header"].get("msg_id") == started:
+                return str(reply["content"]["status"])
+
+
+@contextmanager
+def kernel() -> Iterator[Kernel]:
+    """Started with this checkout's sources first on its path; gone when the block is left."""
+    path = os.pathsep.join([str(SRC), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(env={**os.environ, "PYTHONPATH": path})
+    client = manager.client()
+    try:
+        client.start_channels()
+        client.wait_for_ready(timeout=90)
+        yield Kernel(manager, client)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+        manager.cleanup_resources()
+
+
+def gone(pids: set[int], timeout: float = 20) -> set[int]:
+    """Wait for the processes to end; those that did not."""
+    alive = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    _, left = psutil.wait_procs(alive, timeout=timeout)
+    return {process.pid for process in left}
