@@ -22,7 +22,7 @@ from llmserve.engines.costs import StepCost
 from llmserve.engines.planner import StepPlanner
 from llmserve.engines.sequence import Plan, Sequence
 from llmserve.engines.stops import StopStrings
-from llmserve.engines.words import WordTokenizer, piece, voice, word
+from llmserve.engines.words import VOCABULARY, WordTokenizer, piece, voice, word
 from llmserve.knobs import Applied, Clamp, Knobs, differences
 
 log = logging.getLogger(__name__)
@@ -149,6 +149,7 @@ class SimulatorEngine:
             model_id=model_id,
             max_model_len=self._planner.room,
             kv_capacity_tokens=self._planner.pool.capacity_tokens,
+            vocab_size=VOCABULARY,
             ceilings=self._ceilings,
             device="simulated",
             details={name: f"{ms:g}" for name, ms in asdict(self._cost).items()}
