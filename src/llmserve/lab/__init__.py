@@ -1,0 +1,1 @@
+"""The lab: questions about serving that are answered without a server."""

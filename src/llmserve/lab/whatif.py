@@ -1,0 +1,133 @@
+"""What if: a workload through the whole path on virtual time, with the simulator as the engine.
+
+The service, its scheduler and the step planner are those of a live session; only what a step
+costs is a model. An hour of traffic takes as long as its planning, and gives the same figures
+every time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmserve.bench.driver import Bench, ServiceTarget
+from llmserve.bench.report import Report
+from llmserve.bench.workload import Workload
+from llmserve.clock import VirtualClock
+from llmserve.core import StepRecord
+from llmserve.engines.costs import StepCost
+from llmserve.engines.simulator import SimulatorEngine
+from llmserve.events import Event, EventBus, StepRecorded
+from llmserve.knobs import KnobBoard, Knobs
+from llmserve.observe.frames import requests_frame, steps_frame, tape_frame
+from llmserve.observe.requests import RequestLog, RequestRow
+from llmserve.service import Service, publish_step
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ALL = 10_000_000
+"""Rows that the log of one run may keep: all, that is."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What happened, whole: every request and every step. Times are virtual seconds from 0."""
+
+    knobs: Knobs
+    report: Report
+    rows: list[RequestRow]
+    records: list[StepRecord]
+
+    @property
+    def makespan_s(self) -> float:
+        """First scheduled arrival to the last end."""
+        return self.report.duration_s
+
+    def requests(self) -> pd.DataFrame:
+        """One row per request, indexed by its id."""
+        return requests_frame(self.rows)
+
+    def steps(self) -> pd.DataFrame:
+        """One row per engine step."""
+        return steps_frame(self.records)
+
+    def tape(self) -> pd.DataFrame:
+        """One row per request per step: who was in the batch, and with how many tokens."""
+        return tape_frame(self.records)
+
+    def figures(self) -> dict[str, float | int | None]:
+        """The run in one line; times in milliseconds."""
+        report = self.report
+        summaries = {"ttft": report.ttft, "itl": report.itl, "e2e": report.e2e}
+        latencies = {
+            f"{name}_{part}_ms": None if (s := getattr(summary, part)) is None else s * 1e3
+            for name, summary in summaries.items()
+            for part in ("mean", "p95")
+        }
+        return {
+            "makespan_s": report.duration_s,
+            "tokens_per_s": report.generated_tokens_per_s,
+            **latencies,
+            "served": report.n,
+            "refused": report.sent - report.n,
+            "steps": len(self.records),
+            "seq_fill": report.seq_fill,
+        }
+
+
+def run_virtual(
+    workload: Workload,
+    knobs: Mapping[str, object] | None = None,
+    cost: StepCost | None = None,
+    **engine: Any,
+) -> Run:
+    """Run to the end. `engine` takes the simulator's other options: jitter, seed, KV and ceilings.
+
+    Raises KnobError for a bad knob, RuntimeError where the run can make no progress.
+    """
+    clock = VirtualClock()
+    options = asdict(cost or StepCost()) | engine
+    return clock.run(_run(clock, workload, Knobs().changed(knobs or {}), options))
+
+
+def sweep(
+    workload: Workload,
+    grid: Mapping[str, Sequence[object]],
+    cost: StepCost | None = None,
+    **engine: Any,
+) -> pd.DataFrame:
+    """One run per combination of the grid's knob values: their values, and `Run.figures`."""
+    import pandas as pd
+
+    lines = []
+    for values in itertools.product(*grid.values()):
+        knobs = dict(zip(grid, values, strict=True))
+        lines.append(knobs | run_virtual(workload, knobs, cost, **engine).figures())
+    return pd.DataFrame(lines)
+
+
+async def _run(
+    clock: VirtualClock, workload: Workload, knobs: Knobs, options: Mapping[str, Any]
+) -> Run:
+    bus, log = EventBus(), RequestLog(_ALL)
+    records: list[StepRecord] = []
+
+    def keep(event: Event) -> None:
+        if isinstance(event, StepRecorded):  # the one event that this fold is about
+            records.append(event.record)
+
+    bus.attach(log)
+    bus.attach(keep)
+    engine = SimulatorEngine(
+        sink=lambda record: publish_step(bus, record), clock=clock, **options
+    )
+    service = Service(engine, KnobBoard(knobs), bus, clock)
+    await service.start()
+    try:
+        report = await Bench(ServiceTarget(service, bus), workload).run()
+    finally:
+        await service.stop()
+    return Run(service.board.current, report, log.rows(), records)
