@@ -108,7 +108,7 @@ class Workload:
         else:
             kind = f"closed loop, {self.places} at once"
         ends = [f"{self.limit} requests"] * (self.limit is not None)
-        ends += [f"{self.limit_s:g} s"] * (self.limit_s is not None)
+        ends += [] if self.limit_s is None else [f"{self.limit_s:g} s"]
         sizes = f"{_words(self.prompt_tokens)} tokens in, {_words(self.max_tokens)} out"
         return f"{kind}, {' or '.join(ends)}, {sizes}, seed {self.seed}"
 
