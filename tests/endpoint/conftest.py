@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
+
 from support.serving import Serving, serving
 
 ENGINES: dict[str, dict[str, object]] = {
@@ -23,7 +24,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Serving]:
 
 @pytest.fixture
 def client(server: Serving) -> Iterator[openai.OpenAI]:
-    with server.openai() as made:
+    with server.client() as made:
         yield made
 
 

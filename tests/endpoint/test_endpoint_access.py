@@ -6,10 +6,10 @@ import logging
 
 import openai
 import pytest
-from support.serving import KEY, MESSAGES, Serving
 
 from llmserve.endpoint.access import ApiKey
 from llmserve.endpoint.app import build_app
+from support.serving import KEY, MESSAGES, Serving
 
 GUARDED = [
     ("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("GET", "/metrics"),
@@ -22,7 +22,7 @@ GUARDED = [
 def test_without_the_key_nothing_is_told(
     server: Serving, method: str, path: str, key: str | None
 ) -> None:
-    headers = {} if key is None else {"Authorization": f"Bearer {key}".encode()}
+    headers = {} if key is None else {b"Authorization": f"Bearer {key}".encode()}
     with server.http(key=None) as http:
         answer = http.request(method, path, headers=headers)
     assert answer.status_code == 401
@@ -31,7 +31,7 @@ def test_without_the_key_nothing_is_told(
 
 
 def test_the_official_client_calls_it_an_authentication_error(server: Serving) -> None:
-    with server.openai("sk-wrong") as client, pytest.raises(openai.AuthenticationError):
+    with server.client("sk-wrong") as client, pytest.raises(openai.AuthenticationError):
         client.models.list()
 
 

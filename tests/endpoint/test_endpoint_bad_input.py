@@ -9,9 +9,9 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.serving import MESSAGES, Serving
 
 from llmserve.endpoint.answers import MAX_BODY_BYTES
+from support.serving import MESSAGES, Serving
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 ROUTES = (CHAT, COMPLETIONS, "/tokenize", "/detokenize")
@@ -150,6 +150,16 @@ def test_a_wrong_completion_is_400_and_names_the_field(
     assert error_of(answer)["param"] == param
 
 
+def test_a_token_outside_the_vocabulary_is_400(http: httpx.Client, server: Serving) -> None:
+    size = server.info.vocab_size
+    assert size is not None
+    for body in ({"prompt": [size]}, {"prompt": "a", "stop_token_ids": [size]}):
+        answer = http.post(COMPLETIONS, json=body)
+        assert answer.status_code == 400
+        assert str(size) in error_of(answer)["message"]
+    assert http.post(COMPLETIONS, json={"prompt": [size - 1], "max_tokens": 1}).is_success
+
+
 def test_too_long_a_prompt_is_told_by_its_code(http: httpx.Client, server: Serving) -> None:
     limit = server.info.max_model_len
     for body in ({"prompt": [5] * limit}, {"prompt": [5] * (limit - 3), "max_tokens": 4}):
@@ -160,10 +170,15 @@ def test_too_long_a_prompt_is_told_by_its_code(http: httpx.Client, server: Servi
     assert fits["usage"]["completion_tokens"] <= 3, "the default is what the context has left"
 
 
-@pytest.mark.parametrize("neutral", [{"tools": [], "logit_bias": None, "n": 1, "best_of": 1},
-                                     {"response_format": {"type": "text"}, "user": "me"},
-                                     {"temperature": None, "stop": None, "max_tokens": None},
-                                     {"top_k": -1, "stream": False, "stream_options": None}])  # fmt: skip
+NEUTRAL: list[dict[str, Any]] = [
+    {"tools": [], "logit_bias": None, "n": 1, "best_of": 1},
+    {"response_format": {"type": "text"}, "user": "me"},
+    {"temperature": None, "stop": None, "max_tokens": None},
+    {"top_k": -1, "stream": False, "stream_options": None},
+]
+
+
+@pytest.mark.parametrize("neutral", NEUTRAL)
 def test_fields_that_ask_for_nothing_are_no_error(
     http: httpx.Client, neutral: dict[str, Any]
 ) -> None:
@@ -231,14 +246,15 @@ values = st.recursive(
     max_leaves=8,
 )
 FIELDS = (
-    "messages prompt tokens model n stop seed temperature top_p top_k logprobs top_logprobs stream "
-    "stream_options presence_penalty frequency_penalty repetition_penalty ignore_eos tenant "
-    "stop_token_ids priority echo best_of tools response_format user return_token_strs"
-).split()
+    "messages", "prompt", "tokens", "model", "n", "stop", "seed", "temperature", "top_p", "top_k",
+    "logprobs", "top_logprobs", "stream", "stream_options", "presence_penalty",
+    "frequency_penalty", "repetition_penalty", "ignore_eos", "tenant", "stop_token_ids",
+    "priority", "echo", "best_of", "tools", "response_format", "user", "return_token_strs",
+)  # fmt: skip
 small = st.sampled_from([1, 2, 3, -1, 0, 2**70, "1", [], 1.5])  # a reply stays short
 bodies = st.fixed_dictionaries(
     {"max_tokens": small, "max_completion_tokens": small},
-    optional={name: values for name in FIELDS}
+    optional=dict.fromkeys(FIELDS, values)
     | {"messages": st.just(MESSAGES) | values, "prompt": st.just("The sea") | values},
 )  # fmt: skip
 

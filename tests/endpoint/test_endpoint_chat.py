@@ -6,6 +6,7 @@ import asyncio
 
 import openai
 from openai.types.chat import ChatCompletionChunk
+
 from support.serving import MESSAGES, Serving
 
 
@@ -151,7 +152,7 @@ def test_text_parts_are_read_as_text(client: openai.OpenAI, server: Serving) -> 
 
 def test_two_clients_at_once_each_get_their_own_reply(server: Serving) -> None:
     async def ask(topic: str) -> str:
-        async with server.async_openai() as client:
+        async with server.async_client() as client:
             pieces = await client.chat.completions.create(
                 model=server.model, messages=[{"role": "user", "content": f"Name a {topic}."}],
                 temperature=0, max_tokens=12, stream=True,
@@ -162,7 +163,7 @@ def test_two_clients_at_once_each_get_their_own_reply(server: Serving) -> None:
 
     async def both() -> tuple[list[str], list[str]]:
         together = await asyncio.gather(ask("fish"), ask("garden"))
-        return together, [await ask("fish"), await ask("garden")]
+        return list(together), [await ask("fish"), await ask("garden")]
 
     together, apart = asyncio.run(both())
     assert together == apart

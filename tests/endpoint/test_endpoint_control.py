@@ -6,10 +6,10 @@ import httpx
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.serving import MESSAGES, Serving
 
 from llmserve.events import KnobsChanged
 from llmserve.knobs import SPECS
+from support.serving import MESSAGES, Serving
 
 BODY = {"messages": MESSAGES, "max_tokens": 3, "ignore_eos": True}
 

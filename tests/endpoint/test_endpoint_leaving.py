@@ -7,10 +7,10 @@ from contextlib import closing
 
 import httpx
 import pytest
-from support.serving import MESSAGES, Serving
 
 from llmserve.core import StepRecord
 from llmserve.events import Dispatched, Finished, FirstToken, Held, Submitted
+from support.serving import MESSAGES, Serving
 
 CHAT = "/v1/chat/completions"
 

@@ -9,9 +9,9 @@ from contextlib import closing, contextmanager
 import httpx
 import openai
 import pytest
-from support.serving import MESSAGES, Serving
 
 from llmserve.events import Dispatched, Finished, FirstToken
+from support.serving import MESSAGES, Serving
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": MESSAGES, "max_tokens": 4}

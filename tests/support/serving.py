@@ -69,10 +69,10 @@ class Serving:
     def model(self) -> str:
         return self.info.model_id
 
-    def openai(self, key: str = KEY) -> openai.OpenAI:
+    def client(self, key: str = KEY) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.root}/v1", api_key=key, max_retries=0)
 
-    def async_openai(self) -> openai.AsyncOpenAI:
+    def async_client(self) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=f"{self.root}/v1", api_key=KEY, max_retries=0)
 
     def http(self, key: str | None = KEY) -> httpx.Client:

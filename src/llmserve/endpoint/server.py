@@ -24,13 +24,13 @@ def bind(host: str, port: int) -> socket.socket:
 
     Listening begins here, so that a taken port is an error of the caller's own cell.
     """
+    if not 0 <= port <= 65_535:
+        raise OSError(errno.EINVAL, f"port {port} is not within 0 and 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise OSError(error.errno, _why(error, host, port)) from None
-    except OverflowError:
-        raise OSError(errno.EINVAL, f"port {port} is not within 0 and 65535") from None
 
 
 def _why(error: OSError, host: str, port: int) -> str:
