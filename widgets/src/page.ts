@@ -16,7 +16,7 @@ const STATE_WORDS: Record<State, string> = {
 
 const CSS = `
 .llmserve-dash { background: var(--jp-layout-color0, #fff); color: var(--jp-ui-font-color1, #212121);
-  font: 13px/1.4 system-ui, sans-serif; padding: 4px 0 8px; min-width: 0; }
+  font: 13px/1.4 system-ui, sans-serif; padding: 4px 0 8px; min-width: 0; container-type: inline-size; }
 .llmserve-dash .head { display: flex; flex-wrap: wrap; align-items: center; gap: 2px 14px; padding: 4px 8px; }
 .llmserve-dash .name { font-weight: 600; overflow-wrap: anywhere; }
 .llmserve-dash .faint { color: var(--jp-ui-font-color2, #616161); }
@@ -28,7 +28,10 @@ const CSS = `
 .llmserve-dash option { color: #212121; background: #fff; }
 .llmserve-dash .hint { margin: 4px 8px 8px; padding: 8px 12px; border-left: 3px solid #1668b3; background: var(--jp-layout-color1, #f5f5f5); overflow-wrap: anywhere; }
 .llmserve-dash code { font-family: var(--jp-code-font-family, monospace); font-size: 12px; background: transparent; color: inherit; }
-.llmserve-dash .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(290px, 100%), 1fr)); gap: 4px; }
+.llmserve-dash .grid { display: grid; grid-template-columns: minmax(0, 1fr); gap: 4px; }
+@container (min-width: 540px) { .llmserve-dash .grid { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
+@container (min-width: 820px) { .llmserve-dash .grid { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
+@container (min-width: 1500px) { .llmserve-dash .grid { grid-template-columns: repeat(5, minmax(0, 1fr)); } }
 .llmserve-dash .panel { min-width: 0; height: ${PANEL_HEIGHT}px; overflow: hidden; }
 `;
 
@@ -69,7 +72,7 @@ export class Page {
 
   /** Width of one panel's cell, in pixels; 0 while the page does not show it. */
   get panelWidth(): number {
-    return Math.floor(this.panels.values().next().value?.clientWidth ?? 0);
+    return Math.floor(this.panels.values().next().value?.getBoundingClientRect().width ?? 0);
   }
 
   describe(about: About, window: number): void {

@@ -16,6 +16,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ipywidgets
+from ipywidgets.widgets.widget_bool import CheckboxStyle
+from ipywidgets.widgets.widget_description import DescriptionStyle
+from ipywidgets.widgets.widget_string import LabelStyle
 
 from llmserve.clock import Clock
 from llmserve.engines import EngineInfo
@@ -77,12 +80,12 @@ class Controls:
         return changed
 
     def told(self, values: Mapping[str, KnobValue]) -> None:
-        """Note what the page is told: it will set its controls, and they will report it here."""
+        """Note what the page is told: controls that show another value will report it here."""
         now = self._clock.now()
+        other = {n: v for n, v in values.items() if v != self.by_name[n].value()}
         with self._lock:
-            for name, value in values.items():
-                recent = [(t, v) for t, v in self._told.get(name, ()) if now - t < ECHO_S]
-                self._told[name] = [*recent, (now, value)]
+            for name, value in other.items():
+                self._told.setdefault(name, []).append((now, value))
 
     def close(self) -> None:
         for widget in self._widgets():
@@ -90,9 +93,10 @@ class Controls:
 
     def _moved(self, name: str) -> None:
         value = self.by_name[name].value()
+        echo = self._take_echo(name, value)
         if value == getattr(self._board.current, name):
             return
-        if not self._is_echo(name, value):  # else of a value that has changed again since
+        if not echo:  # an echo of a value that has changed again since must not set it back
             try:
                 self.status = str(self._set(**{name: value}))
             except Exception as error:  # a move must end in a sentence, whatever went wrong
@@ -101,10 +105,14 @@ class Controls:
         with self._lock:
             self._changed = True
 
-    def _is_echo(self, name: str, value: KnobValue) -> bool:
-        now = self._clock.now()
+    def _take_echo(self, name: str, value: KnobValue) -> bool:
+        """Whether the page was told this value lately; it and older ones are then done with."""
+        oldest = self._clock.now() - ECHO_S
         with self._lock:
-            return any(now - t < ECHO_S and v == value for t, v in self._told.get(name, ()))
+            told = [(t, v) for t, v in self._told.pop(name, ()) if t > oldest]
+            places = [i for i, (_, v) in enumerate(told) if v == value]
+            self._told[name] = told[places[0] + 1 :] if places else told
+        return bool(places)
 
     def _arrange(self, look: Look) -> ipywidgets.Box:
         groups = []
@@ -133,9 +141,9 @@ class Look:
         self.unit = layout(width="64px")
         self.check = layout(width="auto")
         self.slider = ipywidgets.SliderStyle(description_width="200px")
-        self.text = ipywidgets.DescriptionStyle(description_width="200px")
-        self.checkbox = ipywidgets.CheckboxStyle(description_width="0px")
-        self.label = ipywidgets.LabelStyle()
+        self.text = DescriptionStyle(description_width="200px")
+        self.checkbox = CheckboxStyle(description_width="0px")
+        self.label = LabelStyle()
 
 
 class Control:
@@ -202,9 +210,9 @@ def _value_widget(spec: Spec, value: KnobValue, ceiling: int | None, look: Look)
     assert spec.low is not None  # every number has bounds
     assert spec.high is not None
     high = min(spec.high, ceiling) if ceiling is not None else spec.high
-    start = high if value is None else value  # what an unchecked "none" begins with
-    if spec.nullable and value is None:
-        start = min(high, 32)
+    start = value
+    if value is None:  # what an unchecked "none" begins with: enough to go on serving
+        start = min(high, 8192 if spec.unit == "tokens" else 32)
     whole = spec.type == "int"
     if whole and high - spec.low <= _NARROW:
         return ipywidgets.IntSlider(
@@ -213,7 +221,7 @@ def _value_widget(spec: Spec, value: KnobValue, ceiling: int | None, look: Look)
     if spec.low > 0:  # a wide range: each decade gets the same length
         return ipywidgets.FloatLogSlider(
             start, min=math.log10(spec.low), max=math.log10(high), step=0.05,
-            readout_format=",.0f" if whole else ",.4~g", style=look.slider,
+            readout_format=",.0f" if whole else ",.2f", style=look.slider,
             continuous_update=False, **common,
         )
     text = ipywidgets.BoundedIntText if whole else ipywidgets.BoundedFloatText

@@ -51,7 +51,7 @@ def panels(devices: tuple[DeviceSampled, ...]) -> tuple[Panel, ...]:
             (Line("generated_rate", "generated"), Line("prompt_rate", "prompt")),
         ),
         Panel(
-            "requests", "Requests", "requests",
+            "requests", "In flight", "requests",
             (Line("running", "running"), Line("waiting", "waiting")), step=True,
         ),
         _memory_panel(devices),
@@ -95,6 +95,6 @@ def _memory_panel(devices: tuple[DeviceSampled, ...]) -> Panel:
     _, _, total = _memory(devices)
     title = "Memory"
     if shown:
-        title = "GPU memory" if shown[0].kind == "gpu" else "Host memory (no GPU)"
+        title = "GPU memory" if shown[0].kind == "gpu" else "Host memory, no GPU"
     lines = (Line("memory_own", "this session"), Line("memory_used", "in use by all"))
     return Panel("memory", title, "GiB", lines, total=None if math.isnan(total) else total)

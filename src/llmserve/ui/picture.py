@@ -124,8 +124,9 @@ class _Plot:
 
 
 def nice_ceiling(value: float) -> float:
-    """The next of 1, 2, 5 times a power of ten, so that the axis ends at a round figure."""
+    """The next round figure: the axis ends there, and half of it can be read too."""
     if value <= 0:
         return 1.0
     decade = 10.0 ** math.floor(math.log10(value))
-    return next(step * decade for step in (1, 2, 5, 10) if value <= step * decade * 1.0000001)
+    tops = (step * decade for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10))
+    return next(top for top in tops if value <= top * 1.0000001)  # 10 · 10ⁿ may round below it

@@ -15,8 +15,8 @@ from llmserve.clock import Clock
 from llmserve.engines import EngineInfo
 from llmserve.events import EventBus
 from llmserve.knobs import Applied, KnobBoard
+from llmserve.ui.charts import PERIOD_S, Charts
 from llmserve.ui.controls import Controls
-from llmserve.ui.dashboard import PERIOD_S, Dashboard
 from llmserve.ui.picture import to_png
 from llmserve.ui.recorder import Recorder, TelemetryLike
 
@@ -77,7 +77,7 @@ class Dashboards:
 
     def open(self) -> DashboardView:
         controls = Controls(self._board, self._info, self._clock, self._set)
-        charts = Dashboard(self._recorder, self._board, controls, self._clock, self._about)
+        charts = Charts(self._recorder, self._board, controls, self._clock, self._about)
         view = DashboardView(charts, controls, self._recorder, self._forget)
         with self._lock:
             self._views.append(view)
@@ -124,7 +124,7 @@ class DashboardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no
 
     def __init__(
         self,
-        charts: Dashboard,
+        charts: Charts,
         controls: Controls,
         recorder: Recorder,
         forget: Callable[[DashboardView], None],

@@ -43,7 +43,7 @@ def static(name: str) -> bytes:
         ) from None
 
 
-class Dashboard(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stubs here
+class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stubs here
     """Sends what its pages lack. `push` and the page's messages may come from any threads."""
 
     _esm = traitlets.Unicode().tag(sync=True)

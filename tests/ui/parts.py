@@ -1,0 +1,164 @@
+"""The real parts of a session without its engine, and a wire in place of Jupyter's comm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmserve.clock import VirtualClock
+from llmserve.engines import EngineInfo
+from llmserve.events import (
+    DeviceSampled,
+    Dispatched,
+    EventBus,
+    Finished,
+    FirstToken,
+    KnobsChanged,
+    Submitted,
+    TokensEmitted,
+)
+from llmserve.knobs import Applied, KnobBoard, differences
+from llmserve.observe.stats import LiveStats
+from llmserve.ui.charts import Charts
+from llmserve.ui.controls import Controls
+from llmserve.ui.recorder import Recorder
+
+GIB = 2**30
+INFO = EngineInfo(
+    engine="simulator",
+    model_id="toy-storyteller",
+    max_model_len=2048,
+    kv_capacity_tokens=65_536,
+    ceilings={"max_num_seqs": 256, "max_num_batched_tokens": 8192},
+    unsupported={"long_prefill_token_threshold": "this engine has no chunked prefill"},
+)
+ABOUT = {
+    "model": INFO.model_id,
+    "engine": INFO.engine,
+    "device": INFO.device,
+    "url": "http://127.0.0.1:8000/v1",
+}
+
+
+@dataclass
+class FoldedStats:
+    stats: LiveStats
+
+
+class Parts:
+    """Looks like a session to a dashboard; time passes only by `play`."""
+
+    url = ABOUT["url"]
+    info = INFO
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock(1000.0)
+        self.board = KnobBoard()
+        self.bus = EventBus()
+        self.telemetry = FoldedStats(LiveStats())
+        self.bus.attach(self.telemetry.stats)
+        self.closed = False
+        self.step = 0
+        self.set_calls: list[dict[str, object]] = []
+        self._callbacks: list[Callable[[], None]] = []
+        self._requests = 0
+
+    def set(self, **changes: object) -> Applied:
+        self.set_calls.append(changes)
+        return self.change(changes, "code")
+
+    def change(self, changes: dict[str, object], source: str) -> Applied:
+        before, after = self.board.update(changes)
+        changed = differences(before, after)
+        event = KnobsChanged(
+            t=self.clock.now(), changed=changed, source=source, step=self.step, ms=0.4
+        )
+        self.bus.publish(event)
+        return Applied(after, changed, adopted_step=self.step, ms=0.4)
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        self._callbacks.append(callback)
+
+    def close(self) -> None:
+        self.closed = True
+        for callback in self._callbacks:
+            callback()
+
+    def play(self, seconds: float, *, ttft_s: float, gap_s: float = 0.02, tokens: int = 10) -> None:
+        """One request that takes `seconds` in all, then a sample of the host's memory."""
+        self._requests += 1
+        name = f"r{self._requests}"
+        begin = self.clock.now()
+        publish = self.bus.publish
+        submitted = Submitted(
+            t=begin, request_id=name, tenant="default", priority=0, prompt_tokens=40, max_tokens=64
+        )
+        publish(submitted)
+        publish(Dispatched(t=begin + ttft_s / 2, request_id=name))
+        publish(FirstToken(t=begin + ttft_s, request_id=name))
+        for i in range(tokens):
+            publish(TokensEmitted(t=begin + ttft_s + i * gap_s, request_id=name, n=1))
+        end = begin + ttft_s + tokens * gap_s
+        ended = Finished(
+            t=end, request_id=name, reason="length", prompt_tokens=40, completion_tokens=tokens
+        )
+        publish(ended)
+        self.clock.advance(seconds)
+        self.step += tokens
+        self.sample_host(1.0 + 0.001 * self._requests)
+
+    def sample_host(self, own_gib: float) -> None:
+        self.bus.publish(
+            DeviceSampled(
+                t=self.clock.now(), kind="host", name="host", used_bytes=9 * GIB,
+                total_bytes=24 * GIB, own_bytes=int(own_gib * GIB),
+            )
+        )
+
+
+@dataclass
+class Wire:
+    """What one widget would have sent over its comm, and a way to answer it."""
+
+    widget: Charts
+    sent: list[tuple[dict[str, Any], list[bytes]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.widget.comm.publish_msg = self._record
+
+    def _record(self, msg_type: str, data: Any = None, buffers: Any = None, **_: Any) -> None:
+        if (data or {}).get("method") == "custom":
+            self.sent.append((data["content"], [bytes(part) for part in buffers or ()]))
+
+    def hear(self, content: dict[str, Any], *buffers: bytes) -> None:
+        data = {"method": "custom", "content": content}
+        self.widget._handle_msg({"content": {"data": data}, "buffers": list(buffers)})
+
+    def take(self) -> list[tuple[dict[str, Any], list[bytes]]]:
+        sent, self.sent = self.sent, []
+        return sent
+
+
+@dataclass
+class Desk:
+    """One dashboard over its parts, driven by hand: no thread samples or pushes."""
+
+    parts: Parts
+    recorder: Recorder
+    controls: Controls
+    charts: Charts
+    wire: Wire
+
+    @classmethod
+    def lay(cls) -> Desk:
+        parts = Parts()
+        recorder = Recorder(parts.telemetry.stats, parts.bus, parts.clock)
+        recorder.sample()
+        controls = Controls(parts.board, INFO, parts.clock, parts.set)
+        charts = Charts(recorder, parts.board, controls, parts.clock, ABOUT)
+        return cls(parts, recorder, controls, charts, Wire(charts))
+
+    def update(self) -> None:
+        self.recorder.sample()
+        self.charts.push()

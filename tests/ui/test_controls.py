@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import ipywidgets
+import pytest
+
+from llmserve.knobs import SPECS, Applied, Clamp
+from llmserve.ui.controls import ECHO_S, Controls, pin_comm
+from ui.parts import INFO, Parts
+
+
+@pytest.fixture
+def parts() -> Parts:
+    return Parts()
+
+
+@pytest.fixture
+def controls(parts: Parts) -> Controls:
+    return Controls(parts.board, INFO, parts.clock, parts.set)
+
+
+def test_every_knob_has_a_control_that_shows_its_value(parts: Parts, controls: Controls) -> None:
+    shown = {name: control.value() for name, control in controls.by_name.items()}
+    assert shown == parts.board.current.as_dict()
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_control_tells_what_its_knob_does_and_its_bounds(
+    controls: Controls, name: str
+) -> None:
+    spec, main = SPECS[name], controls.by_name[name].main
+    assert main.tooltip.startswith(spec.help)
+    assert spec.low is None or f"{spec.low:g} to " in main.tooltip
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.type != "choice"])
+@pytest.mark.parametrize("bound", ["low", "high"])
+def test_every_number_can_be_moved_to_its_bounds(
+    parts: Parts, controls: Controls, name: str, bound: str
+) -> None:
+    if name in INFO.unsupported:
+        return
+    control = controls.by_name[name]
+    if control.none is not None:
+        control.none.value = False
+    ends = {"low": ("min", control.spec.low), "high": ("max", control.spec.high)}
+    trait, limit = ends[bound]
+    end = getattr(control.main, trait)
+    log = isinstance(control.main, ipywidgets.FloatLogSlider)
+    control.main.value = 10**end if log else end
+    assert getattr(parts.board.current, name) == INFO.ceilings.get(name, limit) or bound == "low"
+    assert getattr(parts.board.current, name) == control.value()
+    assert "stays as it is" not in controls.status
+
+
+def test_moving_a_control_sets_its_knob_and_says_when_it_took_effect(
+    parts: Parts, controls: Controls
+) -> None:
+    parts.step = 812
+    controls.by_name["max_num_seqs"].main.value = 8
+    assert parts.set_calls == [{"max_num_seqs": 8}]
+    assert controls.status == "max_num_seqs: 32 → 8 at step 812 (0.4 ms)"
+
+
+def test_a_clamped_move_says_what_came_instead_and_the_page_shows_that(parts: Parts) -> None:
+    def clamping(**changes: object) -> Applied:
+        applied = parts.set(max_num_seqs=64)
+        return replace(applied, clamped=(Clamp("max_num_seqs", 200, 64, "out of memory"),))
+
+    controls = Controls(parts.board, INFO, parts.clock, clamping)
+    controls.by_name["max_num_seqs"].main.value = 200
+    assert "asked 200, got 64 (out of memory)" in controls.status
+    assert controls.take_changed()
+    assert not controls.take_changed()
+
+
+def test_a_refused_move_ends_in_a_sentence(parts: Parts) -> None:
+    def failing(**changes: object) -> Any:
+        raise RuntimeError("the session has ended")
+
+    controls = Controls(parts.board, INFO, parts.clock, failing)
+    controls.by_name["policy"].main.value = "priority"
+    assert controls.status == "policy stays as it is: the session has ended"
+    assert controls.take_changed()
+
+
+def test_a_knob_that_may_be_none_has_a_box_for_it(parts: Parts, controls: Controls) -> None:
+    control = controls.by_name["max_active"]
+    assert control.none is not None
+    assert control.value() is None
+    control.none.value = False
+    assert parts.board.current.max_active == control.value() == 32
+    control.none.value = True
+    assert parts.board.current.max_active is None
+
+
+def test_a_knob_that_the_engine_lacks_is_disabled_with_the_reason(controls: Controls) -> None:
+    (name, reason) = next(iter(INFO.unsupported.items()))
+    control = controls.by_name[name]
+    assert control.main.disabled
+    assert reason in control.main.tooltip
+    assert not controls.by_name["max_num_seqs"].main.disabled
+
+
+def test_a_ceiling_ends_the_slider(controls: Controls) -> None:
+    assert controls.by_name["max_num_seqs"].main.max == 256
+
+
+def test_an_echo_of_an_outdated_value_does_not_set_the_knob_back(
+    parts: Parts, controls: Controls
+) -> None:
+    parts.change({"max_num_seqs": 8}, "code")
+    controls.told({"max_num_seqs": 8})
+    parts.change({"max_num_seqs": 16}, "code")
+    controls.by_name["max_num_seqs"].main.value = 8  # the page obeyed, and reports it too late
+    assert parts.board.current.max_num_seqs == 16
+    assert controls.take_changed()  # and will be told 16
+
+
+def test_moving_to_and_fro_is_obeyed_each_time(parts: Parts, controls: Controls) -> None:
+    main = controls.by_name["max_num_seqs"].main
+    for value in (8, 32, 8, 32):
+        main.value = value
+        controls.told(parts.board.current.as_dict())
+        assert parts.board.current.max_num_seqs == value
+    assert len(parts.set_calls) == 4
+
+
+def test_an_echo_counts_once_and_then_it_is_a_move(parts: Parts, controls: Controls) -> None:
+    main = controls.by_name["max_num_seqs"].main
+    parts.change({"max_num_seqs": 8}, "code")
+    controls.told({"max_num_seqs": 8})
+    main.value = 8  # the page obeyed
+    main.value = 16
+    main.value = 8
+    assert parts.set_calls == [{"max_num_seqs": 16}, {"max_num_seqs": 8}]
+
+
+def test_a_value_told_long_ago_is_no_echo(parts: Parts, controls: Controls) -> None:
+    controls.told({"max_num_seqs": 8})
+    parts.clock.advance(ECHO_S)
+    controls.by_name["max_num_seqs"].main.value = 8
+    assert parts.board.current.max_num_seqs == 8
+
+
+def test_a_log_slider_gives_round_figures(parts: Parts, controls: Controls) -> None:
+    controls.by_name["queue_timeout_s"].main.value = 10**1.55
+    assert parts.board.current.queue_timeout_s == 35.48
+    controls.by_name["max_num_batched_tokens"].main.value = 10**2.55
+    assert parts.board.current.max_num_batched_tokens == 355
+
+
+def test_a_control_answers_on_the_shell_it_was_asked_on() -> None:
+    class Comm:
+        _reply_subshell_for: Any = staticmethod(lambda data, default: "the cell's shell")
+
+    class Widget:
+        comm = Comm()
+
+    widget: Any = Widget()
+    pin_comm(widget)
+    assert widget.comm._reply_subshell_for({}, "own shell") == "own shell"
+
+
+def test_the_controls_take_little_room_in_a_saved_notebook(controls: Controls) -> None:
+    import json
+
+    before = len(json.dumps(ipywidgets.Widget.get_manager_state(widgets=[controls.box])))
+    assert before < 120_000

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from llmserve.ui import Dashboards, dashboard
+from llmserve.ui.view import ENDED
+from ui.parts import Parts, Wire
+
+
+@pytest.fixture
+def parts() -> Iterator[Parts]:
+    parts = Parts()
+    yield parts
+    parts.close()
+
+
+def feeding() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "llmserve-dashboard"]
+
+
+def test_closing_the_session_ends_the_thread_and_says_so_on_every_view(parts: Parts) -> None:
+    dashboards = Dashboards(parts)
+    wires = [Wire(dashboards.open().charts) for _ in range(2)]
+    assert len(feeding()) == 1
+    parts.close()
+    assert feeding() == []
+    for wire in wires:
+        wire.hear({"kind": "hello"})
+        content, _ = wire.take()[-1]
+        assert (content["ended"], content["status"]) == (True, ENDED)
+
+
+def test_a_dashboard_of_an_ended_session_starts_no_thread_and_says_so(parts: Parts) -> None:
+    parts.close()
+    wire = Wire(dashboard(parts).charts)
+    assert feeding() == []
+    wire.hear({"kind": "hello"})
+    content, _ = wire.take()[-1]
+    assert content["ended"] is True
+
+
+def test_moving_a_control_of_an_ended_session_is_answered_in_words(parts: Parts) -> None:
+    view = dashboard(parts)
+    parts.close()
+    view.controls.by_name["max_num_seqs"].main.value = 8
+    assert view.status == "max_num_seqs stays as it is: the session has ended"
+
+
+def test_a_dashboard_does_not_keep_its_session_alive() -> None:
+    parts = Parts()
+    gone = weakref.ref(parts)
+    dashboards = Dashboards(parts)
+    dashboards.open()
+    del parts
+    gc.collect()
+    assert gone() is None
+    dashboards.close()
+
+
+def test_closing_one_view_leaves_the_other(parts: Parts) -> None:
+    dashboards = Dashboards(parts)
+    first, second = dashboards.open(), dashboards.open()
+    first.close()
+    wire = Wire(second.charts)
+    wire.hear({"kind": "hello"})
+    assert wire.take()[0][0]["kind"] == "snapshot"
+    assert first.charts.comm is None
+
+
+def test_the_view_carries_a_picture_for_readers_without_a_kernel(parts: Parts) -> None:
+    bundle = dashboard(parts)._repr_mimebundle_()
+    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    assert {"application/vnd.jupyter.widget-view+json", "image/png"} <= set(data)
+
+
+def test_a_snapshot_without_a_page_is_drawn_here(parts: Parts) -> None:
+    assert dashboard(parts).snapshot().data.startswith(b"\x89PNG")
