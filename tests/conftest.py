@@ -1,0 +1,23 @@
+"""What holds for all tests: those that want a GPU are for machines that have one."""
+
+from __future__ import annotations
+
+import pynvml
+import pytest
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if wanting and not _has_gpu():
+        config.hook.pytest_deselected(items=wanting)
+        items[:] = [item for item in items if item not in wanting]
+
+
+def _has_gpu() -> bool:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return False
+    found = bool(pynvml.nvmlDeviceGetCount())
+    pynvml.nvmlShutdown()
+    return found
