@@ -8,6 +8,7 @@ every time.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,12 +59,12 @@ class Run:
         """One row per request per step: who was in the batch, and with how many tokens."""
         return tape_frame(self.records)
 
-    def figures(self) -> dict[str, float | int | None]:
-        """The run in one line; times in milliseconds."""
+    def figures(self) -> dict[str, float]:
+        """The run in one line; times in milliseconds, NaN where nothing was measured."""
         report = self.report
         summaries = {"ttft": report.ttft, "itl": report.itl, "e2e": report.e2e}
         latencies = {
-            f"{name}_{part}_ms": None if (s := getattr(summary, part)) is None else s * 1e3
+            f"{name}_{part}_ms": math.nan if (s := getattr(summary, part)) is None else s * 1e3
             for name, summary in summaries.items()
             for part in ("mean", "p95")
         }
@@ -74,7 +75,7 @@ class Run:
             "served": report.n,
             "refused": report.sent - report.n,
             "steps": len(self.records),
-            "seq_fill": report.seq_fill,
+            "seq_fill": math.nan if report.seq_fill is None else report.seq_fill,
         }
 
 
