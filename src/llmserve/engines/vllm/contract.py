@@ -1,0 +1,87 @@
+"""The private names of vLLM that this folder leans on, each with what it is for.
+
+vLLM promises none of them. `moved` says which are not there any more, in words, before an engine
+is started on a release that this code was not written for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any, NamedTuple
+
+
+class Name(NamedTuple):
+    module: str
+    path: str
+    """Attributes below the module; the last part after "=" is a word in its source."""
+    why: str
+
+
+NAMES = (
+    Name("vllm.v1.core.sched.scheduler", "Scheduler.schedule", "every step is noted around it"),
+    Name("vllm.v1.core.sched.scheduler", "Scheduler.update_from_output", "where a step ends"),
+    Name("vllm.v1.core.sched.scheduler", "Scheduler._preempt_request", "evict=True preempts"),
+    Name("vllm.v1.core.sched.scheduler", "Scheduler.add_request", "who is new in the line"),
+    Name("vllm.v1.core.sched.scheduler", "Scheduler.pause_state", "a paused line is not held"),
+    Name("vllm.v1.core.sched.scheduler", "Scheduler=self.max_num_active_reqs",
+         "max_num_seqs caps admission by it"),
+    Name("vllm.v1.core.sched.scheduler", "Scheduler=self.max_num_running_reqs",
+         "the ceiling of max_num_seqs"),
+    Name("vllm.v1.core.sched.scheduler", "Scheduler=self.max_num_scheduled_tokens",
+         "max_num_batched_tokens is it"),
+    Name("vllm.v1.core.sched.scheduler",
+         "Scheduler=self.scheduler_config.long_prefill_token_threshold", "the knob of that name"),
+    Name("vllm.v1.core.sched.scheduler", "Scheduler=self.prev_step_scheduled_req_ids",
+         "an evicted request must leave it"),
+    Name("vllm.v1.core.sched.scheduler", "Scheduler=self.kv_holding_waiting", "the line"),
+    Name("vllm.v1.core.sched.scheduler", "Scheduler=self.num_waiting_for_streaming_input",
+         "it counts against the cap"),
+    Name("vllm.v1.core.sched.scheduler", "Scheduler=kv_connector_stats=connector_stats_payload",
+         "the batch tape travels in that dict"),
+    Name("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", "asynchronous scheduling"),
+    Name("vllm.v1.core.sched.interface", "PauseState.UNPAUSED", "a paused line is not held"),
+    Name("vllm.v1.core.sched.request_queue", "SchedulingPolicy.PRIORITY", "whom to evict"),
+    Name("vllm.v1.request", "Request=self.is_prefill_chunk", "prefill or decode"),
+    Name("vllm.v1.request", "RequestStatus.RUNNING", "who waits"),
+    Name("vllm.v1.engine.core", "EngineCore", "live knobs are methods added to it"),
+    Name("vllm.v1.engine.core", "EngineCoreProc=getattr(self, method_name)",
+         "utility calls reach methods by name"),
+    Name("vllm.v1.engine.core_client", "AsyncMPClient.call_utility_async", "carries a knob"),
+    Name("vllm.v1.engine.core_client", "AsyncMPClient.get_output_async",
+         "each step's record is read from what it returns"),
+    Name("vllm.v1.engine.core_client", "BackgroundResources=engine_manager", "the child processes"),
+    Name("vllm.v1.engine.utils", "CoreEngineProcManager=self.processes", "the child processes"),
+    Name("vllm.v1.engine.input_processor", 'InputProcessor={request.external_req_id}-{random_uuid()'
+         ":.8}", "the tape strips that tail from request ids"),
+    Name("vllm.v1.metrics.stats", "SchedulerStats=kv_connector_stats: dict[str, Any] | None",
+         "the batch tape travels in that dict"),
+    Name("vllm.v1.metrics.stats", "SchedulerStats=spec_decoding_stats", "acceptance per step"),
+    Name("vllm.v1.metrics.loggers", "StatLoggerBase.record", "vLLM's own metrics beside ours"),
+    Name("vllm.v1.engine.async_llm", "AsyncLLM.from_vllm_config", "starts the engine"),
+    Name("vllm.v1.engine.async_llm", "AsyncLLM.errored", "notices that the engine died"),
+    Name("vllm.v1.engine.async_llm", "AsyncLLM.pause_generation", "pause"),
+    Name("vllm.v1.engine.exceptions", "EngineDeadError", "the engine died"),
+    Name("vllm.inputs.engine", "tokens_input", "a prompt of token ids"),
+    Name("vllm.config.vllm", "VllmConfig=additional_config", "carries the parent watch"),
+)  # fmt: skip
+
+
+def moved(names: tuple[Name, ...] = NAMES) -> list[str]:
+    """One sentence for each name that is not where it was; empty when all is well."""
+    return [
+        f"{name.module}: {name.path.replace('=', ' no longer says ')} ({name.why})"
+        for name in names
+        if not _there(name)
+    ]
+
+
+def _there(name: Name) -> bool:
+    path, _, word = name.path.partition("=")
+    try:
+        found: Any = importlib.import_module(name.module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        return False
+    return not word or word in inspect.getsource(found)

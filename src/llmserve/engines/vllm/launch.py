@@ -1,0 +1,110 @@
+"""What surrounds the start of vLLM's processes: their output, their environment, their end.
+
+Their output goes to a file, as a cell is no place for fifty lines of log, and the file's end is
+what a failed start shows. SIGINT is blocked in the starting thread and therefore in the children:
+Jupyter sends an interrupt to the whole process group, and it would end the engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.resource_tracker
+import multiprocessing.spawn
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import psutil
+
+LAST_LINES = 20
+_TAG = re.compile(r"^(\(.*?pid=\d+\) )?(ERROR [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
+
+
+class Launch:
+    """One engine's folder: its log and vLLM's sockets. `remove` it after the processes ended."""
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    """Environment and executable belong to the process: one start at a time."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="llmserve-"))
+        self._log = self.folder / "log"
+        self._python = self.folder / "python"
+        self._python.write_text(
+            f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@" '
+            f"</dev/null >>{shlex.quote(str(self._log))} 2>&1\n"
+        )
+        self._python.chmod(0o700)
+
+    @contextlib.contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """For the thread that creates the engine, which must be one of its own: SIGINT stays
+        blocked in it."""
+        with self._lock:
+            # first the tracker, because starting it unblocks SIGINT again
+            multiprocessing.resource_tracker.ensure_running()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            python = multiprocessing.spawn.get_executable()
+            with _environment(
+                VLLM_WORKER_MULTIPROC_METHOD="spawn",  # a fork of a kernel full of threads hangs
+                VLLM_RPC_BASE_PATH=str(self.folder),
+                VLLM_NO_USAGE_STATS=os.environ.get("VLLM_NO_USAGE_STATS", "1"),
+            ):
+                multiprocessing.set_executable(str(self._python))
+                try:
+                    yield
+                finally:
+                    multiprocessing.set_executable(os.fsdecode(python or sys.executable))
+
+    def last_words(self) -> str:
+        """The end of the engine's errors, or of its log where it logged none."""
+        with contextlib.suppress(OSError):
+            text = self._log.read_bytes()[-262_144:].decode(errors="replace")
+            lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
+            errors = [_TAG.sub("", line) for line in lines if " ERROR " in f" {line[:80]}"]
+            return "\n".join((errors or lines)[-LAST_LINES:])
+        return ""
+
+    def processes(self) -> list[psutil.Process]:
+        """Those below this one that write to this launch's log, whatever they call themselves."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any(file.path == str(self._log) for file in process.open_files()):
+                    found.append(process)
+        return found
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def end(processes: Sequence[psutil.Process], grace_s: float) -> None:
+    """Return when all have gone; kill what is left after the grace."""
+    _, alive = psutil.wait_procs(processes, timeout=grace_s)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)

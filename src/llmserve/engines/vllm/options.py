@@ -1,0 +1,81 @@
+"""Start-up options: vLLM's own, under their own names, and three of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from llmserve.models import bundled_path
+
+OURS = ("max_num_seqs_ceiling", "max_num_batched_tokens_ceiling")
+CPU_KV_BYTES = 1 << 30
+"""Where neither an option nor VLLM_CPU_KVCACHE_SPACE says how much: vLLM itself would take half of
+the machine's memory."""
+
+KNOBS = {
+    "max_num_seqs": "it is a live knob; its ceiling is max_num_seqs_ceiling",
+    "max_num_batched_tokens": "it is a live knob; its ceiling is max_num_batched_tokens_ceiling",
+    "long_prefill_token_threshold": "it is a live knob",
+    "max_num_active_seqs": "the live knob max_num_seqs does that",
+    "scheduler_cls": "live knobs and the batch tape need this project's own",
+    "disable_log_stats": "the batch tape travels with the statistics",
+}
+"""vLLM's options that are not start-up options here, each with the reason."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VllmOptions:
+    """`engine_args` go to AsyncEngineArgs as they are."""
+
+    engine_args: dict[str, Any]
+    max_num_seqs_ceiling: int = 256
+    max_num_batched_tokens_ceiling: int = 8192
+
+    @property
+    def model_id(self) -> str:
+        name = self.engine_args.get("served_model_name")
+        if isinstance(name, list | tuple):
+            name = name[0]
+        if name:
+            return str(name)
+        bundled = self.engine_args["model"] == str(bundled_path())
+        return "llmserve-tiny" if bundled else str(self.engine_args["model"])
+
+    @property
+    def ceilings(self) -> dict[str, int]:
+        return {
+            "max_num_seqs": self.max_num_seqs_ceiling,
+            "max_num_batched_tokens": self.max_num_batched_tokens_ceiling,
+        }
+
+
+def parse(options: Mapping[str, object], known: set[str], *, on_cpu: bool) -> VllmOptions:
+    """`known`: the fields of vLLM's AsyncEngineArgs. TypeError names an unknown option,
+    ValueError a wrong value of ours; vLLM checks its own at start."""
+    args = dict(options)
+    for name in args:
+        if name in KNOBS:
+            raise TypeError(f"{name} is no start-up option here: {KNOBS[name]}")
+        if name not in known and name not in OURS:
+            near = difflib.get_close_matches(name, [*known, *OURS], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise TypeError(f"the vllm engine has no option {name!r}{hint}")
+    ours = {name: _whole(name, args.pop(name)) for name in OURS if name in args}
+    if args.get("model") is None:
+        args["model"] = str(bundled_path())
+    elif isinstance(args["model"], os.PathLike):
+        args["model"] = os.fspath(args["model"])
+    if on_cpu:
+        args.setdefault("enforce_eager", True)  # compiling takes a minute and gains little there
+        if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            args.setdefault("kv_cache_memory_bytes", CPU_KV_BYTES)
+    return VllmOptions(args, **ours)
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is a whole number of at least 1, not {value!r}")
+    return value

@@ -1,0 +1,52 @@
+"""No engine process outlives the kernel, not even one that was killed.
+
+`Watch` travels in vLLM's configuration. Unpickling it in a child, which happens before any of
+vLLM's own code runs there, starts a thread that ends the child when its parent has gone: first
+by SIGTERM, which vLLM takes as a request to shut down in order, then for good.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import psutil
+
+POLL_S = 0.5
+GRACE_S = 4.0
+
+
+class Watch(str):
+    """The kernel's pid as text, because vLLM hashes its configuration as JSON."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return arm, (str(self),)
+
+
+def arm(kernel: str) -> Watch:
+    """Called by unpickling: in the engine process, in its workers, and by copies in the kernel."""
+    if int(kernel) != os.getpid() and not _armed():
+        threading.Thread(
+            target=_watch, args=(int(kernel), os.getppid()), name=_NAME, daemon=True
+        ).start()
+    return Watch(kernel)
+
+
+_NAME = "llmserve-parent-watch"
+
+
+def _armed() -> bool:
+    return any(thread.name == _NAME for thread in threading.enumerate())
+
+
+def _watch(kernel: int, parent: int) -> None:
+    """`parent` is the kernel for the engine process, and that process for its workers."""
+    while os.getppid() == parent and psutil.pid_exists(kernel):
+        time.sleep(POLL_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(1)

@@ -1,0 +1,68 @@
+"""Between our nouns and vLLM's: sampling parameters in, chunks out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmserve.core import Chunk, FinishReason, SamplingParams, TokenLogprob
+
+FINISH: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "abort": "abort",
+    "error": "error",
+    "repetition": "stop",
+}
+
+
+def to_params(sampling: SamplingParams) -> Any:
+    """A vllm.SamplingParams that yields what is new with each output."""
+    from vllm import SamplingParams as VllmParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return VllmParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=None if sampling.seed is None else sampling.seed % 2**63,
+        stop=list(sampling.stop),
+        stop_token_ids=list(sampling.stop_token_ids),
+        ignore_eos=sampling.ignore_eos,
+        logprobs=sampling.logprobs,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        output_kind=RequestOutputKind.DELTA,
+        skip_clone=True,  # nobody else holds it
+    )
+
+
+def to_chunk(output: Any, *, first: bool, raw: bool) -> Chunk:
+    """From a vllm RequestOutput of one sequence; `raw` hands that on, for vLLM's own endpoint."""
+    part = output.outputs[0]
+    ids = tuple(part.token_ids)
+    return Chunk(
+        text=part.text,
+        token_ids=ids,
+        logprobs=None if part.logprobs is None else _logprobs(ids, part.logprobs),
+        finish_reason=None if part.finish_reason is None else FINISH[str(part.finish_reason)],
+        stop_reason=part.stop_reason,
+        cached_tokens=(output.num_cached_tokens or 0) if first else 0,
+        raw=output if raw else None,
+    )
+
+
+def _logprobs(ids: tuple[int, ...], told: Any) -> tuple[TokenLogprob, ...]:
+    """vLLM tells the chosen token beside the likeliest, once where it is one of them."""
+    return tuple(
+        TokenLogprob(
+            token,
+            among[token].logprob,
+            tuple(
+                (other, one.logprob)
+                for other, one in sorted(among.items(), key=lambda item: -item[1].logprob)
+            ),
+        )
+        for token, among in zip(ids, told, strict=True)
+    )

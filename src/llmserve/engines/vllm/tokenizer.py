@@ -1,0 +1,43 @@
+"""vLLM's own tokenizer behind `engines.Tokenizer`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class VllmTokenizer:
+    """A copy: the one that vLLM detokenises with may be in use in another thread."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = copy.deepcopy(tokenizer)
+
+    @property
+    def has_chat(self) -> bool:
+        return getattr(self._tokenizer, "chat_template", None) is not None
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        from jinja2 import TemplateError
+
+        if not messages:
+            raise ValueError("a conversation needs at least one message")
+        if not self.has_chat:
+            raise ValueError("the model has no chat template")
+        try:
+            ids: list[int] = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=True,
+                return_dict=False,
+            )
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"the chat template refuses this: {error}") from error
+        return list(ids)
