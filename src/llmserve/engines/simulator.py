@@ -128,7 +128,6 @@ class SimulatorEngine:
         finally:
             if self._replies.get(request.id) is reply:
                 self._forget(reply)
-                self._wake.set()
 
     def _reset(self) -> None:
         self._planner = StepPlanner(
