@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import socket
 from typing import Any
 
 import httpx
@@ -10,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmserve.endpoint import answers
 from llmserve.endpoint.answers import MAX_BODY_BYTES
-from support.serving import MESSAGES, Serving
+from support.serving import KEY, MESSAGES, PATIENCE_S, Serving
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 ROUTES = (CHAT, COMPLETIONS, "/tokenize", "/detokenize")
@@ -202,6 +205,40 @@ def test_a_body_over_the_bound_is_413(http: httpx.Client) -> None:
 def test_a_body_of_unknown_length_over_the_bound_is_413(http: httpx.Client) -> None:
     pieces = (b" " * 2**20 for _ in range(MAX_BODY_BYTES // 2**20 + 1))
     assert http.post(CHAT, content=pieces).status_code == 413
+
+
+HEAD = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"Authorization: Bearer " + KEY.encode() + b"\r\nContent-Length: 100\r\n\r\n"
+)
+
+
+def exchange(server: Serving, sent: bytes) -> bytes:
+    """What the server says to these bytes before it closes or has nothing more to say."""
+    with socket.create_connection(("127.0.0.1", server.server.port), PATIENCE_S) as sock:
+        sock.sendall(sent)
+        return sock.recv(65_536)
+
+
+def test_a_body_that_never_comes_is_408(
+    server: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "BODY_TIMEOUT_S", 0.05)
+    assert exchange(server, HEAD + b'{"half').startswith(b"HTTP/1.1 408 ")
+
+
+def test_what_is_not_http_is_told_so(server: Serving, http: httpx.Client) -> None:
+    assert exchange(server, b"\x16\x03\x01 not http\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert http.get("/health").status_code == 200
+
+
+def test_leaving_halfway_through_a_body_is_no_error(
+    server: Serving, http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_connection(("127.0.0.1", server.server.port), PATIENCE_S) as sock:
+        sock.sendall(HEAD + b'{"half')
+    assert http.get("/health").status_code == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "a/b;c", ""])

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -74,9 +74,13 @@ def test_minus_infinity_is_told_as_a_number() -> None:
 
 
 REASONS: list[tuple[RejectReason, int]] = [
-    ("queue_full", 429), ("no_place", 429), ("too_long", 400), ("queue_timeout", 503),
-    ("stopping", 503),
+    ("queue_full", 429), ("no_place", 429), ("rate_limit", 429), ("too_long", 400),
+    ("queue_timeout", 503), ("stopping", 503),
 ]  # fmt: skip
+
+
+def test_every_reason_for_a_refusal_is_here() -> None:
+    assert {reason for reason, _ in REASONS} == set(get_args(RejectReason))
 
 
 @pytest.mark.parametrize(("reason", "status"), REASONS)
