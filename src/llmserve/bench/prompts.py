@@ -14,10 +14,15 @@ _TEXT = (
 
 def make_prompt(tokenizer: Tokenizer, tokens: int, salt: int) -> tuple[int, ...]:
     """Token ids of plain words. `salt` stands in front, so that no prefix cache helps."""
-    words = random.Random(salt)
-    text = f"{salt:x}"
     ids: list[int] = []
+    words = tokens
     while len(ids) < tokens:
-        text += " " + " ".join(words.choices(_TEXT.split(), k=tokens))
-        ids = tokenizer.encode(text)
+        ids = tokenizer.encode(make_text(words, salt))
+        words *= 2
     return tuple(ids[:tokens])
+
+
+def make_text(words: int, salt: int) -> str:
+    """Plain words behind the salt: for a server whose tokenizer is not at hand."""
+    drawn = random.Random(salt).choices(_TEXT.split(), k=words)
+    return f"{salt:x} {' '.join(drawn)}"

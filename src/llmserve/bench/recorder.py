@@ -126,6 +126,8 @@ class Recorder:
             self._error(event.t, event.reason)
             return
         self._good += 1
+        # what was counted by delivery is now known by token
+        self._tokens += event.completion_tokens - journey.tokens
         self._ended = max(self._ended, event.t)
         tpot = journey.tpot_s(event.t, event.completion_tokens)
         self._ends.append(event.t, event.t - journey.submitted, _NAN if tpot is None else tpot)
