@@ -20,10 +20,6 @@ class Stream(Protocol):
         """The text that is certain now."""
         ...
 
-    def rest(self) -> str:
-        """What was held back, without a character cut in two; the reply has ended."""
-        ...
-
 
 class ByteTable:
     """The bytes of each token of a byte-level BPE tokenizer; special tokens have none."""
@@ -67,15 +63,12 @@ class ByteStream:
     def push(self, token: int) -> str:
         return self._decoder.decode(self._table[token])
 
-    def rest(self) -> str:
-        return ""
-
 
 class WindowStream:
     """For any tokenizer: decodes the newest tokens together and tells what that adds.
 
-    A text that ends in the replacement character may be a character whose other bytes follow, so
-    it is held until they have.
+    A replacement character at the end may be one whose other bytes follow: it is held until more
+    text does.
     """
 
     def __init__(
@@ -90,16 +83,17 @@ class WindowStream:
         self._ids.append(token)
         self._new += 1
         text = self._decode(self._ids)
-        if text.endswith(REPLACEMENT) or len(text) <= len(self._told):
+        certain = text.rstrip(REPLACEMENT)
+        if len(certain) <= len(self._told):
             return ""
-        added = text[len(self._told) :]
-        self._ids = self._ids[-self._new :]  # these, decoded alone, are the next ones' context
-        self._told = self._decode(self._ids)
-        self._new = 0
+        added = certain[len(self._told) :]
+        if certain == text:
+            self._ids = self._ids[-self._new :]  # these, decoded alone, are the next ones' context
+            self._new = 0
+            self._told = self._decode(self._ids)
+        else:
+            self._told = certain
         return added
-
-    def rest(self) -> str:
-        return self._decode(self._ids)[len(self._told) :].rstrip(REPLACEMENT)
 
 
 class Detokenizer:

@@ -37,10 +37,7 @@ class Live:
             elif self.seq.full:
                 finish = "length"
         if finish is not None and not isinstance(stop_reason, str):
-            more, late_stop = self._stops.push(self._stream.rest())
-            text += more + self._stops.rest()
-            if late_stop is not None:
-                finish, stop_reason = "stop", late_stop
+            text += self._stops.rest()
         return Delta(
             id=self.seq.id,
             text=text,

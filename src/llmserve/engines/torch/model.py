@@ -43,7 +43,7 @@ class FlatModel:
         logits: Tensor = self.network(
             input_ids=torch.tensor([tokens], device=device),
             position_ids=torch.tensor([positions], device=device),
-            logits_to_keep=torch.tensor(wanted, device=device),
+            logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
             use_cache=False,
             **{attention.STEP: step},
         ).logits

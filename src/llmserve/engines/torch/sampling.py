@@ -39,7 +39,7 @@ class Draws:
         """Begin counting tokens; needed before the first draw of a penalised request."""
         self._counts = torch.zeros(vocab_size, device=device)
         self._in_prompt = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self._in_prompt[torch.tensor(ids, device=device)] = True
+        self._in_prompt[torch.tensor(ids, dtype=torch.long, device=device)] = True
 
     def see(self, token: int) -> None:
         """Count a token of the reply."""

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmserve.engines.planner import StepPlanner
+from llmserve.engines.torch.detokenize import Detokenizer
+from llmserve.engines.torch.model import load
+from llmserve.engines.torch.options import parse
+from llmserve.engines.torch.runner import Runner
+from llmserve.engines.torch.tokenizer import open_tokenizer
+from llmserve.knobs import Knobs
+from support.tiny_models import SHAPE, Drive, Driven, save_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """OpenMP threads that wait for each other are slow beside other busy processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Llama with grouped queries."""
+    from transformers import LlamaConfig
+
+    return save_model(tmp_path_factory.mktemp("llama"), LlamaConfig(**SHAPE))
+
+
+@pytest.fixture(scope="session")
+def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Qwen2: biases in attention, tied embeddings."""
+    from transformers import Qwen2Config
+
+    config = Qwen2Config(**SHAPE, tie_word_embeddings=True)
+    return save_model(tmp_path_factory.mktemp("qwen2"), config)
+
+
+@pytest.fixture(scope="session")
+def drive() -> Drive:
+    """`drive(folder, kv_blocks=…, **knobs)`: a runner in float32; models are loaded once."""
+    loaded: dict[Path, Any] = {}
+
+    def make(
+        folder: Path, *, kv_blocks: int = 4096, block_size: int = 4, **knobs: object
+    ) -> Driven:
+        if folder not in loaded:
+            loaded[folder] = load(parse({"model": folder, "dtype": "float32", "device": "cpu"}))
+        model = loaded[folder]
+        planner = StepPlanner(
+            kv_blocks=kv_blocks, block_size=block_size, max_model_len=model.max_model_len
+        )
+        detokenizer = Detokenizer(open_tokenizer(folder).backend)
+        return Driven(Runner(model, detokenizer, planner, Knobs().changed(knobs), seed=1))
+
+    return make

@@ -1,0 +1,98 @@
+"""KV slabs: who lies where, and that nobody's contents are lost when others come and go."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from llmserve.engines.torch.kv import FEWEST_SLOTS, SHORTEST, Geometry, KvStore
+
+GEOMETRY = Geometry(2, 1, 2, 3, torch.float32, torch.device("cpu"))
+
+
+def write(kv: KvStore, owner: str, start: int, tokens: int, value: float) -> None:
+    place = kv.place(owner)
+    for cache in (place.slab.keys, place.slab.values):
+        cache[:, place.slot, :, start : start + tokens] = value
+
+
+def read(kv: KvStore, owner: str, tokens: int) -> set[float]:
+    place = kv.place(owner)
+    both = (place.slab.keys, place.slab.values)
+    return {v for cache in both for v in cache[:, place.slot, :, :tokens].flatten().tolist()}
+
+
+def test_the_sequences_of_a_slab_fill_its_first_slots() -> None:
+    kv = KvStore(GEOMETRY)
+    for owner in "abcde":
+        kv.reserve(owner, 10, 0)
+    kv.release("b")
+    assert sorted(kv.place(owner).slot for owner in "acde") == [0, 1, 2, 3]
+    kv.check()
+
+
+def test_a_sequence_keeps_its_tokens_when_it_outgrows_its_slab() -> None:
+    kv = KvStore(GEOMETRY)
+    kv.reserve("a", SHORTEST, 0)
+    write(kv, "a", 0, SHORTEST, 7.0)
+    kv.reserve("a", SHORTEST + 1, SHORTEST)
+    assert kv.place("a").slab.length == 2 * SHORTEST
+    assert read(kv, "a", SHORTEST) == {7.0}
+    kv.check()
+
+
+def test_an_empty_store_holds_no_memory() -> None:
+    kv = KvStore(GEOMETRY)
+    for owner, tokens in (("a", 5), ("b", 300), ("c", 3000)):
+        kv.reserve(owner, tokens, 0)
+    for owner in "abc":
+        kv.release(owner)
+    assert kv._slabs == {}
+    assert len(kv) == 0
+
+
+def test_a_slab_shrinks_when_most_have_left() -> None:
+    kv = KvStore(GEOMETRY)
+    owners = [f"s{i}" for i in range(40)]
+    for owner in owners:
+        kv.reserve(owner, 9, 0)
+    assert kv.place("s0").slab.slots >= 40
+    for owner in owners[1:]:
+        kv.release(owner)
+        kv.check()
+    assert kv.place("s0").slab.slots <= 4 * FEWEST_SLOTS
+
+
+def test_releasing_who_is_not_there_does_nothing() -> None:
+    kv = KvStore(GEOMETRY)
+    kv.reserve("a", 1, 0)
+    kv.release("b")
+    assert len(kv) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_contents_survive_any_traffic(seed: int) -> None:
+    dice, kv = random.Random(seed), KvStore(GEOMETRY)
+    stored: dict[str, tuple[int, float]] = {}
+    for turn in range(120):
+        action = dice.random()
+        if action < 0.35 or not stored:
+            owner, tokens = f"o{turn}", dice.randint(1, 700)
+            kv.reserve(owner, tokens, 0)
+            write(kv, owner, 0, tokens, float(turn + 1))
+            stored[owner] = (tokens, float(turn + 1))
+        elif action < 0.7:
+            owner = dice.choice(list(stored))
+            tokens, value = stored[owner]
+            more = dice.randint(1, 400)
+            kv.reserve(owner, tokens + more, tokens)
+            write(kv, owner, tokens, more, value)
+            stored[owner] = (tokens + more, value)
+        else:
+            owner = dice.choice(list(stored))
+            del stored[owner]
+            kv.release(owner)
+        kv.check()
+        assert all(read(kv, o, tokens) == {value} for o, (tokens, value) in stored.items())

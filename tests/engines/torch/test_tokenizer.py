@@ -1,0 +1,126 @@
+"""The kernel's tokenizer gives the very ids that transformers gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmserve.engines.torch.tokenizer import (
+    FolderTokenizer,
+    TransformersTokenizer,
+    open_tokenizer,
+)
+from llmserve.models import bundled_path
+
+CHAT = [
+    {"role": "system", "content": "Be brief & <kind>."},
+    {"role": "user", "content": "Zażółć?  "},
+    {"role": "assistant", "content": "No."},
+    {"role": "user", "content": "🙂\n"},
+]
+TEMPLATES = {
+    "trimming": """
+    {%- if messages[0].role == 'system' %}
+        {{- messages[0].content | trim }}
+    {%- endif %}
+    {% for message in messages %}
+        {% if loop.first %}{% continue %}{% endif %}
+        {{ bos_token }}[{{ message['role'] }}] {{ message['content'] | tojson }}
+    {% endfor %}
+    {% if tools %}never{% endif %}
+    {% if add_generation_prompt %}>>{% endif %}
+    """,
+    "generation": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "{% endgeneration %}{% else %}{{ m.content }}|{% endif %}{% endfor %}{{ eos_token }}"
+    ),
+    "namespace": (
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ ns.n }}"
+        "{{ {'b': m.content, 'a': 'é<'} | tojson(indent=1) }}{% break %}{% endfor %}"
+        "{{ strftime_now('%Y') }}"
+    ),
+}
+
+
+def auto(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def variant(folder: Path, into: Path, template: str, **settings: Any) -> Path:
+    """The tokenizer of `folder` with another template and other settings."""
+    (into / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    before = json.loads((folder / "tokenizer_config.json").read_text())
+    before.pop("chat_template", None)
+    (into / "tokenizer_config.json").write_text(json.dumps(before | settings))
+    (into / "chat_template.jinja").write_text(template)
+    return into
+
+
+def test_a_plain_folder_needs_no_transformers(llama: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from llmserve.engines.torch.tokenizer import open_tokenizer\n"
+        "for folder in sys.argv[1:]:\n"
+        "    open_tokenizer(Path(folder)).chat([{'role': 'user', 'content': 'x'}])\n"
+        "assert not {'transformers', 'torch', 'huggingface_hub'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, llama, bundled_path()], check=True)
+
+
+def test_chat_is_that_of_transformers(llama: Path) -> None:
+    for folder in (llama, bundled_path()):
+        mine, theirs = open_tokenizer(folder), auto(folder)
+        assert isinstance(mine, FolderTokenizer)
+        expected = theirs.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
+        assert mine.chat(CHAT) == expected
+        for text in ("Hello  world", " é🙂", "", "<|im_end|> inside", "12345"):
+            assert mine.encode(text) == theirs(text)["input_ids"]
+            ids = mine.encode(text)
+            assert mine.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_render_as_in_transformers(llama: Path, tmp_path: Path, name: str) -> None:
+    folder = variant(llama, tmp_path, TEMPLATES[name], bos_token="<|endoftext|>")
+    expected = auto(folder).apply_chat_template(
+        CHAT, add_generation_prompt=True, return_dict=False
+    )
+    assert open_tokenizer(folder).chat(CHAT) == expected
+
+
+def test_a_template_that_refuses_is_a_value_error(llama: Path, tmp_path: Path) -> None:
+    folder = variant(llama, tmp_path, "{{ raise_exception('roles must alternate') }}")
+    for tokenizer in (open_tokenizer(folder), TransformersTokenizer(folder, False)):
+        with pytest.raises(ValueError, match="roles must alternate"):
+            tokenizer.chat(CHAT)
+
+
+def test_a_template_cannot_reach_out_of_its_sandbox(llama: Path, tmp_path: Path) -> None:
+    folder = variant(llama, tmp_path, "{{ messages.__class__.__mro__ }}{{ messages.clear() }}")
+    with pytest.raises(ValueError, match="refuses"):
+        open_tokenizer(folder).chat(CHAT)
+
+
+def test_a_model_without_a_template_says_so(llama: Path, tmp_path: Path) -> None:
+    folder = variant(llama, tmp_path, "")
+    (folder / "chat_template.jinja").unlink()
+    for tokenizer in (open_tokenizer(folder), TransformersTokenizer(folder, False)):
+        assert not tokenizer.has_chat
+        with pytest.raises(ValueError, match="chat"):
+            tokenizer.chat(CHAT)
+
+
+def test_a_class_that_bends_its_file_is_left_to_transformers(llama: Path, tmp_path: Path) -> None:
+    folder = variant(llama, tmp_path, TEMPLATES["generation"], tokenizer_class="GPT2Tokenizer")
+    mine, theirs = open_tokenizer(folder), auto(folder)
+    assert isinstance(mine, TransformersTokenizer)
+    expected = theirs.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
+    assert mine.chat(CHAT) == expected
+    assert mine.encode("two words") == theirs("two words")["input_ids"]

@@ -1,0 +1,182 @@
+"""Drawing tokens: what is kept is what transformers' processors keep, and how it is drawn."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmserve.core import SamplingParams
+from llmserve.engines.torch import sampling
+from llmserve.engines.torch.sampling import Draws, draw
+
+VOCAB = 500
+
+
+def logits(rows: int, seed: int = 0, vocab: int = VOCAB) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, vocab, generator=generator) * 3
+
+
+def row(seed: int = 0, **params: Any) -> Draws:
+    return Draws(SamplingParams(**params), seed)
+
+
+def warped(scores: Tensor, **params: Any) -> Tensor:
+    """The distribution by transformers' own processors, in generate's order."""
+    from transformers import (
+        LogitsProcessorList,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    chain = LogitsProcessorList()
+    if "temperature" in params:
+        chain.append(TemperatureLogitsWarper(params["temperature"]))
+    if params.get("top_k"):
+        chain.append(TopKLogitsWarper(params["top_k"]))
+    if "top_p" in params:
+        chain.append(TopPLogitsWarper(params["top_p"]))
+    out: Tensor = chain(torch.zeros(1, 1, dtype=torch.long), scores[None].clone())[0]
+    return out.softmax(-1)
+
+
+CASES: list[dict[str, Any]] = [
+    {"temperature": 0.7},
+    {"temperature": 1.0, "top_p": 0.8},
+    {"temperature": 1.0, "top_p": 0.01},
+    {"temperature": 1.0, "top_k": 7},
+    {"temperature": 1.0, "top_k": 1},
+    {"temperature": 1.0, "top_k": 10_000},
+    {"temperature": 1.4, "top_k": 300},
+    {"temperature": 0.5, "top_k": 40, "top_p": 0.9},
+    {"temperature": 30.0, "top_p": 0.97},
+]
+
+
+def drawn_mass(monkeypatch: pytest.MonkeyPatch, scores: Tensor, rows: list[Draws]) -> Tensor:
+    """Probability of each token by walking the uniform numbers from 0 to 1, all rows at once."""
+    counts, walk = torch.zeros(scores.shape), 600
+    for i in range(walk):
+        monkeypatch.setattr(Draws, "uniform", lambda _self, at=(i + 0.5) / walk: at)
+        tokens, _ = draw(scores, rows)
+        counts[torch.arange(len(rows)), torch.tensor(tokens)] += 1
+    return counts / walk
+
+
+def test_every_row_of_a_mixed_batch_has_the_distribution_of_transformers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scores = logits(len(CASES))
+    mass = drawn_mass(monkeypatch, scores, [row(**case) for case in CASES])
+    for got, row_scores, case in zip(mass, scores, CASES, strict=True):
+        expected = warped(row_scores, **case)
+        assert (got[expected == 0] == 0).all(), f"{case} drew a token that is cut"
+        assert (got - expected).abs().max() <= 1.01 / 600, case
+
+
+def test_top_p_beyond_the_first_candidates_sorts_them_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampling, "FEW", 4)
+    case: dict[str, Any] = {"temperature": 2.0, "top_p": 0.95}
+    scores = logits(1, vocab=40)
+    mass = drawn_mass(monkeypatch, scores, [row(**case)])
+    assert (mass[0] - warped(scores[0], **case)).abs().max() <= 1.01 / 600
+
+
+def test_temperature_zero_is_the_likeliest_token() -> None:
+    scores = logits(3)
+    tokens, _ = draw(scores, [row(temperature=0), row(temperature=1e-9), row(temperature=0)])
+    assert tokens == scores.argmax(-1).tolist()
+
+
+def test_repetition_penalty_is_that_of_transformers_over_prompt_and_reply() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    scores, prompt, reply = logits(1), [3, 9, 9, 40], [7, 7, 3]
+    one = row(temperature=0, repetition_penalty=1.7)
+    one.see_prompt(prompt, VOCAB, torch.device("cpu"))
+    for token in reply:
+        one.see(token)
+    seen = torch.tensor([prompt + reply])
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(seen, scores.clone())[0]
+    assert torch.equal(one.penalise(scores[0]), expected)
+
+
+def test_presence_and_frequency_count_the_reply_alone() -> None:
+    one = row(temperature=0, presence_penalty=0.5, frequency_penalty=0.25)
+    one.see_prompt([1, 2], VOCAB, torch.device("cpu"))
+    for token in (5, 5, 5, 6):
+        one.see(token)
+    penalised = one.penalise(torch.zeros(VOCAB))
+    told = {i: v for i, v in enumerate(penalised.tolist()) if v}
+    assert told == {5: -0.5 - 3 * 0.25, 6: -0.5 - 0.25}
+
+
+def test_a_penalty_changes_its_own_row_only() -> None:
+    scores = logits(2)
+    one = row(temperature=0, presence_penalty=2.0, frequency_penalty=2.0)
+    one.see_prompt([], VOCAB, torch.device("cpu"))
+    best = scores.argmax(-1).tolist()
+    for _ in range(20):
+        one.see(best[0])
+    tokens, _ = draw(scores, [one, row(temperature=0)])
+    assert tokens[0] != best[0]
+    assert tokens[1] == best[1]
+
+
+def test_a_seed_draws_the_same_whatever_else_is_in_the_batch() -> None:
+    scores = logits(6)
+    kinds: list[dict[str, Any]] = [{}, {"top_p": 0.9}, {"top_k": 9}, {"temperature": 0}]
+    for params in kinds[:3]:
+        alone = row(seed=11, **params)
+        expected = [draw(scores[:1], [alone])[0][0] for _ in range(20)]
+        among = row(seed=11, **params)
+        others = [row(seed=i, **kind) for i, kind in enumerate([*kinds, {"top_k": 300}])]
+        got = [draw(scores, [among, *others])[0][0] for _ in range(20)]
+        assert got == expected
+
+
+def test_different_seeds_draw_differently() -> None:
+    scores = logits(1)
+    replies = {
+        tuple(draw(scores, [one])[0][0] for _ in range(12)) for one in (row(seed=1), row(seed=2))
+    }
+    assert len(replies) == 2
+
+
+def test_logprobs_are_those_of_the_untouched_logits() -> None:
+    scores = logits(3)
+    rows = [row(temperature=5.0, top_k=3, logprobs=2), row(temperature=0), row(logprobs=0)]
+    tokens, told = draw(scores, rows)
+    assert told[1] is None
+    for i, count in ((0, 2), (2, 0)):
+        one = told[i]
+        assert one is not None
+        expected = scores[i].log_softmax(-1)
+        assert one.token_id == tokens[i]
+        assert math.isclose(one.logprob, expected[tokens[i]].item(), abs_tol=1e-5)
+        ids = expected.topk(count).indices.tolist()
+        assert [token for token, _ in one.top] == ids
+        assert all(math.isclose(p, expected[t].item(), abs_tol=1e-5) for t, p in one.top)
+
+
+def test_more_alternatives_than_the_vocabulary_are_all_of_it() -> None:
+    _, told = draw(logits(1, vocab=5), [row(logprobs=20)])
+    assert told[0] is not None
+    assert len(told[0].top) == 5
+
+
+def test_the_last_uniform_number_draws_no_token_of_mass_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Draws, "uniform", lambda _self: 1.0)
+    scores = torch.full((2, 9), -1e4)
+    scores[:, 2] = scores[:, 3] = 0
+    tokens, _ = draw(scores, [row(), row(top_p=0.99)])
+    assert all(token in (2, 3) for token in tokens)
