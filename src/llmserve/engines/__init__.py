@@ -98,4 +98,8 @@ def create(name: str, *, sink: StepSink, clock: Clock, **options: object) -> Eng
         from llmserve.engines.simulator import SimulatorEngine
 
         return SimulatorEngine(sink=sink, clock=clock, **options)  # type: ignore[arg-type]  # as above
-    raise ValueError(f"there is no engine {name!r}; engines: torch, simulator")
+    if name == "vllm":
+        from llmserve.engines.vllm.engine import VllmEngine
+
+        return VllmEngine(sink=sink, clock=clock, **options)
+    raise ValueError(f"there is no engine {name!r}; engines: torch, simulator, vllm")

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-STOP_GRACE_S = 6.0
+STOP_GRACE_S = 4.0
 DEATH_POLL_S = 0.25
 UNSUPPORTED = {
     "batching": "vLLM batches continuously and in no other way",
@@ -215,12 +215,16 @@ class VllmEngine:
 
 def create(options: VllmOptions, launch: Launch) -> Any:
     """An AsyncLLM whose engine process is ready; takes a minute, in a thread of its own."""
+    from vllm.config.logging import LoggingConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     args = dict(options.engine_args)
     args.setdefault("served_model_name", options.model_id)
+    if "VLLM_LOGGING_CONFIG_PATH" not in os.environ:
+        quiet = LoggingConfig(pylogging_config_file=str(launch.logging_config()))
+        args.setdefault("logging_config", quiet)
     extra = {**(args.pop("additional_config", None) or {}), "llmserve": Watch(os.getpid())}
     with launch.surroundings():
         config = AsyncEngineArgs(

@@ -8,6 +8,8 @@ Jupyter sends an interrupt to the whole process group, and it would end the engi
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import multiprocessing
 import multiprocessing.resource_tracker
 import multiprocessing.spawn
@@ -65,12 +67,29 @@ class Launch:
                 finally:
                     multiprocessing.set_executable(os.fsdecode(python or sys.executable))
 
+    def logging_config(self) -> Path:
+        """For vLLM, in every process: to the log, and never from a thread into some cell."""
+        kind = "vllm.logging_utils.NewLineFormatter"
+        line = "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s"
+        handler = {"class": "logging.FileHandler", "filename": str(self._log), "formatter": "line"}
+        config = {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"line": {"class": kind, "datefmt": "%m-%d %H:%M:%S", "format": line}},
+            "handlers": {"log": handler},
+            "loggers": {"vllm": {"handlers": ["log"], "level": "INFO", "propagate": False}},
+        }
+        path = self.folder / "logging.json"
+        path.write_text(json.dumps(config))
+        return path
+
     def last_words(self) -> str:
         """The end of the engine's errors, or of its log where it logged none."""
         with contextlib.suppress(OSError):
             text = self._log.read_bytes()[-262_144:].decode(errors="replace")
-            lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
+            lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip(" ^~")]
             errors = [_TAG.sub("", line) for line in lines if " ERROR " in f" {line[:80]}"]
+            errors = [line for line in errors if line.strip(" ^~")]
             return "\n".join((errors or lines)[-LAST_LINES:])
         return ""
 
@@ -84,6 +103,11 @@ class Launch:
         return found
 
     def remove(self) -> None:
+        vllm_log = logging.getLogger("vllm")
+        for handler in vllm_log.handlers[:]:
+            if isinstance(handler, logging.FileHandler) and handler.baseFilename == str(self._log):
+                vllm_log.removeHandler(handler)
+                handler.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -10,7 +10,7 @@ Rules that keep the engine alive:
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
@@ -30,7 +30,7 @@ class Live:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._me: Any = self
+        self._me = cast(Any, self)
         self._steps = 0
         self._notes: dict[int, StepNote] = {}  # planned steps whose output has not come, by id()
         self._last_end = 0.0
