@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmserve.magics import load_ipython_extension, unload_ipython_extension
     from llmserve.nested import allow_nested
     from llmserve.session import Session, serve
+
+# Without any handler Python prints warnings to stderr, which is whatever cell is running.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
 __all__ = [
