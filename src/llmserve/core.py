@@ -162,6 +162,12 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Waiting requests whose reason for waiting changed in this step."""
     satisfied: tuple[str, ...] = ()
     """Lowered caps that the running set fits for the first time in this step."""
+    cached_tokens: int = 0
+    """Prompt tokens of the requests admitted in this step whose KV was there already."""
+    draft_tokens: int = 0
+    """Tokens that speculation proposed and this step checked; counted in `rows` too."""
+    accepted_tokens: int = 0
+    """Those of them that stood."""
 
     @property
     def prefill_tokens(self) -> int:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 _STEP_COLUMNS = (
     "index", "start_s", "duration_s", "running", "waiting", "kv_used_tokens",
-    "kv_capacity_tokens", "max_num_seqs", "max_num_batched_tokens",
+    "kv_capacity_tokens", "max_num_seqs", "max_num_batched_tokens", "cached_tokens",
+    "draft_tokens", "accepted_tokens",
 )
 _STEP_COUNTS = ("rows", "prefill_tokens", "decode_tokens", "preempted")
 _TAPE_COLUMNS = ("step", "start_s", "duration_s", "request_id", "kind", "tokens")

@@ -46,6 +46,7 @@ def take_note(stats: Any) -> StepNote | None:
 
 def to_record(note: StepNote, stats: Any, kv_capacity_tokens: int) -> StepRecord:
     """`stats` is the vLLM SchedulerStats that brought the note."""
+    speculation = stats.spec_decoding_stats
     return StepRecord(
         index=note.index,
         start_s=note.start_s,
@@ -63,4 +64,7 @@ def to_record(note: StepNote, stats: Any, kv_capacity_tokens: int) -> StepRecord
         preempted=tuple(note.preempted),
         held=tuple((request_id, reason) for request_id, reason in note.held),
         satisfied=tuple(note.satisfied),
+        cached_tokens=stats.prefix_cache_stats.hits + stats.prefix_cache_stats.preempted_hits,
+        draft_tokens=0 if speculation is None else speculation.num_draft_tokens,
+        accepted_tokens=0 if speculation is None else speculation.num_accepted_tokens,
     )
