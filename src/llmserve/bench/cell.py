@@ -31,7 +31,7 @@ def bench(
     """
     run = Bench(ServiceTarget(service, telemetry.bus), Workload(duration_s=duration, **workload))
     future = runtime.submit(run.run())
-    bar = _bar(run.workload.limit, progress)
+    bar = _bar(run.workload.about, progress)
     try:
         while not concurrent.futures.wait([future], _POLL_S).done:
             done = run.progress

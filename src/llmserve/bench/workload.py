@@ -86,6 +86,13 @@ class Workload:
             return DEFAULT_ROUNDS * self.places
         return self.requests
 
+    @property
+    def about(self) -> int | None:
+        """How many requests to expect, for a progress bar; None where only time will tell."""
+        if self.limit is None and self.rate is not None and self.limit_s is not None:
+            return max(1, round(self.rate * self.limit_s))
+        return self.limit
+
     def arrivals(self) -> Iterator[Arrival]:
         """In order of time. A closed loop bounded by duration alone goes on for ever: stop it."""
         lengths = random.Random(f"{self.seed} lengths")
