@@ -145,10 +145,13 @@ class House:
         return resident
 
     def _gpu_used(self) -> int | None:
+        sampler = DeviceSampler(self._pids, self._clock)
         try:
-            samples = DeviceSampler(self._pids, self._clock).sample()
+            samples = sampler.sample()
         except Exception:  # a report is no reason to fail closing
             return None
+        finally:
+            sampler.close()
         gpus = [sample.used_bytes for sample in samples if sample.kind == "gpu"]
         return sum(gpus) if gpus else None
 

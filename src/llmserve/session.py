@@ -112,6 +112,7 @@ class Session:
         except BaseException:
             self._closer()
             raise
+        self.telemetry.prometheus.model_name = self.info.model_id
 
     @property
     def url(self) -> str:
