@@ -33,10 +33,9 @@ _MODEL = """
 (ids) => {
   const listeners = new Set();
   const controls = Object.fromEntries(ids.map((id) => [id, {
-    value: undefined, saved: 0,
-    get() { return this.value; },
-    set(_, value) { this.value = value; },
-    save_changes() { this.saved++; },
+    get(trait) { return this[trait]; },
+    set(trait, value) { this[trait] = value; },
+    save_changes() {},
   }]));
   window.harness = { controls, deliver(content, buffers) {
     const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -79,7 +78,8 @@ class Screen:
         self._waiting: list[tuple[dict[str, Any], list[str]]] = []
         page.expose_function("toKernel", lambda *message: self._waiting.append(message))
         page.set_content(_HTML)
-        ids = [i for pair in desk.controls.ids().values() for i in pair if i is not None]
+        places = desk.controls.places().values()
+        ids = [p[part] for p in places for part in ("value", "none") if p[part] is not None]
         page.evaluate(_MODEL, ids)
 
     def start(self) -> None:

@@ -80,10 +80,12 @@ def test_the_page_acknowledges_and_says_when_it_leaves(shown: Screen) -> None:
 
 
 def test_a_knob_changed_elsewhere_moves_its_control_in_the_browser(shown: Screen) -> None:
-    value_id, _ = shown.desk.controls.ids()["max_num_seqs"]
-    shown.desk.parts.change({"max_num_seqs": 8}, "magic")
+    places = shown.desk.controls.places()
+    shown.desk.parts.change({"max_num_seqs": 8, "policy": "priority"}, "magic")
     play(shown, 1)
-    shown.page.wait_for_function("(id) => window.harness.controls[id].value === 8", arg=value_id)
+    holds = "([id, trait, value]) => window.harness.controls[id][trait] === value"
+    shown.page.wait_for_function(holds, arg=[places["max_num_seqs"]["value"], "value", 8])
+    shown.page.wait_for_function(holds, arg=[places["policy"]["value"], "index", 1])
 
 
 def test_an_empty_session_says_what_to_do_and_an_ended_one_that_it_ended(shown: Screen) -> None:

@@ -96,6 +96,19 @@ def test_a_knob_that_may_be_none_has_a_box_for_it(parts: Parts, controls: Contro
     assert parts.board.current.max_active is None
 
 
+def test_the_page_can_report_a_value_in_place_of_none_in_two_steps(
+    parts: Parts, controls: Controls
+) -> None:
+    control = controls.by_name["max_active"]
+    assert control.none is not None
+    parts.change({"max_active": 9}, "code")
+    controls.told(parts.board.current.as_dict())
+    control.main.value = 9  # in the order in which widgets/src/controls.ts sets them
+    control.none.value = False
+    assert parts.board.current.max_active == 9
+    assert parts.set_calls == []
+
+
 def test_a_knob_that_the_engine_lacks_is_disabled_with_the_reason(controls: Controls) -> None:
     (name, reason) = next(iter(INFO.unsupported.items()))
     control = controls.by_name[name]

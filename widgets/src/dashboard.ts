@@ -2,9 +2,9 @@
 
 import { Charts } from "./charts.ts";
 import { decode } from "./codec.ts";
-import { type ControlIds, showKnobs } from "./controls.ts";
+import { showKnobs } from "./controls.ts";
 import { Feed } from "./feed.ts";
-import type { Delta, FromKernel, Mark, Panel, Snapshot, ToKernel } from "./messages.ts";
+import type { ControlPlace, Delta, FromKernel, Mark, Panel, Snapshot, ToKernel } from "./messages.ts";
 import { Page } from "./page.ts";
 import { Rows } from "./rows.ts";
 import { asView, type Cleanup, type Context, type Model } from "./widget.ts";
@@ -22,7 +22,7 @@ class Dashboard {
   #rows = new Rows(0, 1);
   #columns: string[] = [];
   #panels: Panel[] = [];
-  #controls: ControlIds = {};
+  #controls: Record<string, ControlPlace> = {};
   #ended = false;
 
   constructor({ model, el }: Context) {

@@ -26,6 +26,13 @@ export interface Mark {
   satisfied: Record<string, number>;
 }
 
+/** Where a knob's controls are: model ids, and the choices where the value is one of them. */
+export interface ControlPlace {
+  value: string;
+  none: string | null;
+  choices: string[] | null;
+}
+
 export interface About {
   model: string;
   engine: string;
@@ -55,7 +62,7 @@ export interface Snapshot extends Required<Omit<News, "marks">> {
   capacity: number;
   period_s: number;
   window_s: number;
-  controls: Record<string, [string, string | null]>;
+  controls: Record<string, ControlPlace>;
   about: About;
 }
 

@@ -1,10 +1,10 @@
 // The part of anywidget's front-end contract that is used here.
 
-import type { KnobValue, ToKernel } from "./messages.ts";
+import type { ToKernel } from "./messages.ts";
 
 export interface ControlModel {
-  get(name: "value"): KnobValue | boolean;
-  set(name: "value", value: KnobValue | boolean): void;
+  get(trait: "value" | "index"): unknown;
+  set(trait: "value" | "index", value: unknown): void;
   save_changes(): void;
 }
 

@@ -166,6 +166,6 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
             "capacity": CAPACITY,
             "period_s": PERIOD_S,
             "window_s": WINDOW_S,
-            "controls": self._controls.ids(),
+            "controls": self._controls.places(),
             "about": self._about,
         }

@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 
 ECHO_S = 2.0
 """For how long a value that the page was told may come back as an echo."""
-_NARROW = 4096
+_NARROW = 512
 _LAYERS: dict[Layer, str] = {
+    "engine": "What one step computes",
     "scheduler": "Who goes next",
     "admission": "Who may wait",
-    "engine": "What one step computes",
 }
 
 
@@ -69,9 +69,9 @@ class Controls:
         for control in self.by_name.values():
             control.observe(self._moved)
 
-    def ids(self) -> dict[str, list[str | None]]:
-        """Per knob the model ids of its value control and of its "none" checkbox."""
-        return {name: control.ids() for name, control in self.by_name.items()}
+    def places(self) -> dict[str, dict[str, object]]:
+        """Per knob, what a page needs to set its controls."""
+        return {name: control.place() for name, control in self.by_name.items()}
 
     def take_changed(self) -> bool:
         """Whether the page must be told all values again, since a control may show another."""
@@ -138,7 +138,7 @@ class Look:
         self.wrapping = layout(flex_flow="row wrap", overflow="hidden")
         self.group = layout(margin="0 24px 8px 0")
         self.wide = layout(width="430px")
-        self.unit = layout(width="64px")
+        self.unit = layout(width="76px")
         self.check = layout(width="auto")
         self.slider = ipywidgets.SliderStyle(description_width="200px")
         self.text = DescriptionStyle(description_width="200px")
@@ -180,8 +180,13 @@ class Control:
             if widget is not None:
                 pin_comm(widget)
 
-    def ids(self) -> list[str | None]:
-        return [self.main.model_id, None if self.none is None else self.none.model_id]
+    def place(self) -> dict[str, object]:
+        """The controls' model ids; a choice is set in the browser by its place among them all."""
+        return {
+            "value": self.main.model_id,
+            "none": None if self.none is None else self.none.model_id,
+            "choices": self.spec.choices or None,
+        }
 
     def value(self) -> KnobValue:
         """The knob's value that the controls show, rounded to what a person would have typed."""
@@ -198,9 +203,18 @@ class Control:
         return int(within) if self.spec.type == "int" else float(within)
 
     def observe(self, moved: Callable[[str], None]) -> None:
+        """Call `moved(name)` when the knob's value is another: a slider behind a ticked "none"
+        changes nothing, and the page moves it there before it takes the tick away."""
+        last = [self.value()]
+
+        def changed(_: object) -> None:
+            before, last[0] = last[0], self.value()
+            if last[0] != before:
+                moved(self.spec.name)
+
         for widget in (self.main, self.none):
             if widget is not None:
-                widget.observe(lambda _: moved(self.spec.name), names="value")
+                widget.observe(changed, names="value")
 
 
 def _value_widget(spec: Spec, value: KnobValue, ceiling: int | None, look: Look) -> Any:
