@@ -139,3 +139,10 @@ class Driven:
 
 
 Drive = Callable[..., Driven]
+
+
+def save_sliding(folder: Path) -> Path:
+    """A model with a sliding window, which the engine refuses."""
+    from transformers import MistralConfig
+
+    return save_model(folder, MistralConfig(**SHAPE, sliding_window=64))

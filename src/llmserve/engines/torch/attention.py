@@ -162,7 +162,9 @@ def attend(
     **extra: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer: heads first, `[1, heads, tokens, dim]`."""
-    step: Step | Probe = extra.pop(STEP)
+    step: Step | Probe | None = extra.pop(STEP, None)
+    if step is None:
+        raise UnsupportedModel("it does not hand keywords on to its attention")
     if isinstance(step, Probe):
         step.see(module, query, key, value, extra)
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
@@ -241,7 +243,8 @@ class Probe:
                 f"its attention slides over a window of {window} tokens, which this engine does "
                 f"not do; start it with max_model_len={window}, where both are the same"
             )
-        strange = [k for k, v in extra.items() if v is not None and k not in HONOURED]
+        said = {k for k, v in extra.items() if v is not None and v is not False}
+        strange = said - HONOURED
         if strange:
             raise UnsupportedModel(f"its attention needs {', '.join(sorted(strange))}")
         if not getattr(module, "is_causal", True) or extra.get("is_causal") is False:

@@ -86,8 +86,9 @@ class TorchEngine:
             )
         except BaseException as error:
             await self.stop()
-            if isinstance(error, OSError | ValueError):
-                raise EngineError(f"the torch engine did not start: {error}") from error
+            if isinstance(error, OSError | ValueError | EngineError):
+                model = self._options.model_path
+                raise EngineError(f"the torch engine did not start with {model}: {error}") from None
             raise
         self._vocab_size = ready.vocab_size
         self._info = self._describe(ready, run.child.pid, self._tokenizer.has_chat)
@@ -289,7 +290,7 @@ class _Run:
             case Ready():
                 self.ready.set_result(message)
             case Failed():
-                self._end(EngineError(f"the torch engine did not start: {message.message}"))
+                self._end(EngineError(message.message))
 
     def child_ended(self) -> None:
         if not self.over:

@@ -36,7 +36,7 @@ class Live:
                 finish = "stop"
             elif self.seq.full:
                 finish = "length"
-        if finish is not None and not isinstance(stop_reason, str):
+        if finish is not None:
             text += self._stops.rest()
         return Delta(
             id=self.seq.id,

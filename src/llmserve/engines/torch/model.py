@@ -90,9 +90,7 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "auto":
         fast = device.type == "cuda" or _cpu_multiplies_bfloat16()
         return torch.bfloat16 if fast else torch.float32
-    dtype = getattr(torch, wanted, None)
-    if not isinstance(dtype, torch.dtype) or dtype not in TOLERANCE:
-        raise ValueError(f"dtype is auto, float32, bfloat16 or float16, not {wanted!r}")
+    dtype: torch.dtype = getattr(torch, wanted)
     return dtype
 
 
@@ -123,8 +121,9 @@ def check_config(config: Any, max_model_len: int) -> None:
             f"engine does not do; start it with max_model_len={window}, where both are the same"
         )
     rope = getattr(config, "rope_parameters", None) or {}
-    trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-    if rope.get("rope_type") in ("dynamic", "longrope") and max_model_len > trained:
+    known = getattr(config, "max_position_embeddings", None)
+    trained = rope.get("original_max_position_embeddings") or known
+    if rope.get("rope_type") in ("dynamic", "longrope") and max_model_len > (trained or 0):
         raise UnsupportedModel(
             f"{rope['rope_type']} positions depend on what else is in the batch; start the "
             f"engine with max_model_len={trained}, up to which they do not"

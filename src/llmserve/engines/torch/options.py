@@ -15,7 +15,7 @@ class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     """Hub id or folder; None for the bundled toy model."""
     revision: str | None = None
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 on CUDA and on a CPU that multiplies it, else float32."""
     device: str = "auto"
     max_model_len: int | None = None

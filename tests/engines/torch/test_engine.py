@@ -1,0 +1,261 @@
+"""The engine through its child process and the kernel's loop: one started engine for all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+
+from llmserve.clock import MonotonicClock
+from llmserve.core import Chunk, ParamError, Request, SamplingParams, StepRecord
+from llmserve.engines import EngineError, create
+from llmserve.engines.torch.engine import TorchEngine
+from llmserve.knobs import Knobs
+from support.tiny_models import VOCAB, generate, reference
+
+T = TypeVar("T")
+PROMPT = (7, 99, 140, 31)
+
+
+@dataclass
+class Started:
+    """A running engine, its loop and its steps so far."""
+
+    engine: TorchEngine
+    loop: asyncio.Runner
+    steps: list[StepRecord] = field(default_factory=list)
+    watch: Callable[[StepRecord], None] = lambda _: None
+
+    def run(self, main: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run(asyncio.wait_for(main, 60))
+
+    def sink(self, record: StepRecord) -> None:
+        self.steps.append(record)
+        self.watch(record)
+
+    async def until(self, condition: Callable[[StepRecord], bool]) -> StepRecord:
+        """The next step that fulfils the condition."""
+        found: asyncio.Future[StepRecord] = asyncio.get_running_loop().create_future()
+        self.watch = lambda step: (
+            found.set_result(step) if condition(step) and not found.done() else None
+        )
+        try:
+            return await found
+        finally:
+            self.watch = lambda _: None
+
+    async def collect(self, request: Request) -> list[Chunk]:
+        async with aclosing(self.engine.generate(request)) as chunks:
+            return [chunk async for chunk in chunks]
+
+
+def request(id: str, prompt: tuple[int, ...] = PROMPT, **sampling: Any) -> Request:
+    options = {"max_tokens": 8, "temperature": 0.0, **sampling}
+    return Request(id=id, prompt_ids=prompt, sampling=SamplingParams(**options), arrival=0.0)
+
+
+def tokens(chunks: list[Chunk]) -> list[int]:
+    return [token for chunk in chunks for token in chunk.token_ids]
+
+
+@pytest.fixture(scope="module")
+def started(llama: Path) -> Iterator[Started]:
+    with asyncio.Runner() as loop:
+        engine = create(
+            "torch", sink=lambda record: one.sink(record), clock=MonotonicClock(), model=llama,
+            dtype="float32", threads=1, max_num_seqs_ceiling=64,
+        )
+        assert isinstance(engine, TorchEngine)
+        one = Started(engine, loop)
+        one.run(engine.start())
+        yield one
+        one.run(engine.stop())
+
+
+@pytest.fixture(autouse=True)
+def usual_knobs(started: Started) -> None:
+    started.run(started.engine.apply(Knobs()))
+
+
+def test_info_says_what_was_started(started: Started, llama: Path) -> None:
+    info = started.engine.info
+    assert (info.engine, info.model_id, info.dtype) == ("torch", str(llama), "float32")
+    assert info.max_model_len == 512
+    assert info.vocab_size == VOCAB
+    assert info.ceilings == {"max_num_seqs": 64, "max_num_batched_tokens": 8192}
+    assert info.details["threads"] == "1"
+    assert "chat" in info.supports
+    assert psutil.Process(info.pids[0]).ppid() == os.getpid()
+
+
+def test_replies_are_those_of_generate_and_whole(started: Started, llama: Path) -> None:
+    given = [PROMPT, (9,), tuple(range(3, 60)), (200, 201)]
+
+    async def all_at_once() -> list[list[Chunk]]:
+        return await asyncio.gather(
+            *(started.collect(request(f"e{i}", p, max_tokens=12)) for i, p in enumerate(given))
+        )
+
+    network = reference(llama)
+    for prompt, chunks in zip(given, started.run(all_at_once()), strict=True):
+        expected = generate(network, prompt, 12)
+        assert tokens(chunks) == expected
+        assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+        assert chunks[-1].finish_reason in ("stop", "length")
+        text = "".join(chunk.text for chunk in chunks)
+        assert text.rstrip("\ufffd") == started.engine.tokenizer.decode(expected).rstrip("\ufffd")
+
+
+def test_every_step_is_told_once_in_order(started: Started) -> None:
+    started.run(started.collect(request("s", max_tokens=5, ignore_eos=True)))
+    assert [step.index for step in started.steps] == list(range(len(started.steps)))
+    mine = [step for step in started.steps if any(row.request_id == "s" for row in step.rows)]
+    assert sum(step.prefill_tokens for step in mine) == len(PROMPT)
+    assert sum(step.decode_tokens for step in mine) == 4  # the first comes with the prefill
+
+
+def test_a_step_is_told_before_its_chunks(started: Started) -> None:
+    async def read() -> None:
+        before = len(started.steps)
+        async with aclosing(started.engine.generate(request("b"))) as chunks:
+            seen = 0
+            async for chunk in chunks:
+                seen += len(chunk.token_ids)
+                assert len(started.steps) - before >= seen
+
+    started.run(read())
+
+
+def test_steps_are_timed_on_the_kernels_clock(started: Started) -> None:
+    before = MonotonicClock().now()
+    started.run(started.collect(request("t")))
+    last = started.steps[-1]
+    assert before < last.start_s < last.start_s + last.duration_s < MonotonicClock().now()
+
+
+def test_knobs_are_adopted_when_idle_and_clamped(started: Started) -> None:
+    applied = started.run(started.engine.apply(Knobs(max_num_seqs=1000)))
+    assert applied.values.max_num_seqs == 64
+    assert [(c.name, c.asked, c.got) for c in applied.clamped] == [("max_num_seqs", 1000, 64)]
+    assert applied.changed == {"max_num_seqs": (32, 64)}
+    assert applied.adopted_step == len(started.steps)
+
+
+def test_knobs_take_effect_at_the_step_that_is_told(started: Started) -> None:
+    async def retune() -> int | None:
+        work = [
+            asyncio.create_task(started.collect(request(f"k{i}", max_tokens=60, ignore_eos=True)))
+            for i in range(4)
+        ]
+        await started.until(lambda step: step.running == 4)
+        applied = await started.engine.apply(Knobs(max_num_seqs=2, max_num_batched_tokens=3))
+        await asyncio.gather(*work)
+        return applied.adopted_step
+
+    adopted = started.run(retune())
+    assert adopted is not None
+    for step in started.steps[-80:]:
+        assert (step.max_num_seqs == 2) == (step.index >= adopted)
+        assert len(step.rows) <= 3 or step.index < adopted
+
+
+def test_cancelling_frees_the_place_and_kv_within_one_step(started: Started) -> None:
+    async def leave() -> StepRecord:
+        stays = asyncio.create_task(
+            started.collect(request("stays", max_tokens=200, ignore_eos=True))
+        )
+        goes = asyncio.create_task(
+            started.collect(request("goes", max_tokens=400, ignore_eos=True))
+        )
+        await started.until(lambda step: len(step.rows) == 2)
+        goes.cancel()
+        step = await started.until(lambda step: step.running == 1)
+        stays.cancel()
+        await asyncio.wait([stays, goes])
+        return step
+
+    step = started.run(leave())
+    assert [row.request_id for row in step.rows][-1:] == ["stays"]
+    assert step.kv_used_tokens <= 512
+    started.run(started.collect(request("after", max_tokens=1)))
+    assert started.steps[-1].running == 0
+    assert started.steps[-1].kv_used_tokens == 0
+
+
+def test_what_was_not_read_in_time_comes_as_one_chunk(started: Started) -> None:
+    async def read() -> list[Chunk]:
+        done = asyncio.ensure_future(started.until(lambda step: step.running == 0))
+        await asyncio.sleep(0)
+        chunks = started.engine.generate(
+            request("slow", max_tokens=20, ignore_eos=True, logprobs=1)
+        )
+        async with aclosing(chunks):
+            got = [await anext(chunks)]
+            await done
+            await asyncio.sleep(0)
+            return got + [chunk async for chunk in chunks]
+
+    chunks = started.run(read())
+    assert len(chunks) <= 2
+    assert len(tokens(chunks)) == 20
+    told = [one for chunk in chunks for one in chunk.logprobs or ()]
+    assert [one.token_id for one in told] == tokens(chunks)
+
+
+@pytest.mark.parametrize(
+    "prompt", [(), (VOCAB,), (-1,), (5,) * 512], ids=["empty", "beyond", "negative", "too long"]
+)
+def test_a_bad_prompt_is_refused_and_touches_no_other(
+    started: Started, llama: Path, prompt: tuple[int, ...]
+) -> None:
+    async def both() -> list[Chunk]:
+        good = asyncio.create_task(started.collect(request("good")))
+        with pytest.raises(ParamError):
+            await started.collect(request("bad", prompt))
+        return await good
+
+    assert tokens(started.run(both())) == generate(reference(llama), PROMPT, 8)
+
+
+def test_the_same_id_twice_at_once_is_refused(started: Started) -> None:
+    async def both() -> None:
+        async with aclosing(started.engine.generate(request("one", max_tokens=50))) as chunks:
+            await anext(chunks)
+            with pytest.raises(ParamError, match="already"):
+                await started.collect(request("one"))
+
+    started.run(both())
+
+
+def test_an_interrupt_of_the_kernels_group_does_not_reach_the_child(started: Started) -> None:
+    (pid,) = started.engine.info.pids
+    assert os.getpgid(pid) != os.getpgid(0)
+    assert os.getsid(pid) != os.getsid(0)
+
+
+def test_threads_and_waiting_are_set_in_the_child(started: Started) -> None:
+    environment = psutil.Process(started.engine.info.pids[0]).environ()
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert environment["OMP_WAIT_POLICY"] == "passive"
+    assert environment["HF_HUB_OFFLINE"] == "1"
+
+
+def test_before_its_start_an_engine_refuses_and_stops_quietly(started: Started) -> None:
+    engine = TorchEngine(sink=lambda _: None, clock=MonotonicClock())
+
+    async def attempt() -> None:
+        await engine.stop()
+        with pytest.raises(EngineError, match="not started"):
+            async with aclosing(engine.generate(request("x"))) as chunks:
+                await anext(chunks)
+        with pytest.raises(EngineError):
+            await engine.apply(Knobs())
+
+    started.run(attempt())

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmserve.engines import create
+from llmserve.engines.torch import memory
+from llmserve.engines.torch.kv import Geometry
+from llmserve.engines.torch.memory import kv_capacity
+from llmserve.engines.torch.options import TorchOptions, parse
+
+GEOMETRY = Geometry(4, 2, 8, 8, torch.bfloat16, torch.device("cpu"))
+
+
+def test_an_unknown_option_is_refused_by_name_with_the_valid_ones() -> None:
+    from llmserve.clock import MonotonicClock
+
+    with pytest.raises(TypeError, match=r"'max_modle_len'.*max_model_len, seed"):
+        create("torch", sink=lambda _: None, clock=MonotonicClock(), max_modle_len=5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"max_model_len": "long"}, "max_model_len"),
+        ({"max_model_len": 0}, "at least 1"),
+        ({"threads": -1}, "threads"),
+        ({"dtype": "int3"}, "dtype"),
+        ({"omp_wait_policy": "eager"}, "omp_wait_policy"),
+        ({"model": "./no/such/folder"}, "no model folder"),
+        ({"model": "/no/such/folder"}, "no model folder"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse(wrong)
+
+
+def test_a_folder_may_be_a_path(tmp_path: Path) -> None:
+    assert parse({"model": tmp_path}).model_path == str(tmp_path)
+    assert parse({"model": tmp_path}).is_folder
+    assert not parse({"model": "owner/name"}).is_folder
+
+
+def test_without_a_model_it_is_the_bundled_one() -> None:
+    assert parse({}).is_folder
+    assert parse({}).model_id == "llmserve-tiny"
+
+
+def test_one_core_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, expected in ((1, 1), (2, 1), (8, 7)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=cores: set(range(n)))
+        assert TorchOptions().thread_count == expected
+    assert TorchOptions(threads=3).thread_count == 3
+
+
+def test_kv_bytes_count_the_rounding_of_slabs() -> None:
+    assert GEOMETRY.token_bytes == 4 * 2 * 16 * 2
+    options = TorchOptions(kv_cache_memory_bytes=256 * 2 * 1000)
+    assert kv_capacity(options, GEOMETRY, 512) == 992  # whole blocks of 16
+
+
+def test_kv_takes_no_more_than_a_quarter_or_what_can_be_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 256 * 2 * 4 * 1600)
+    assert kv_capacity(TorchOptions(), GEOMETRY, 512) == 1600
+    assert kv_capacity(TorchOptions(max_num_seqs_ceiling=2), GEOMETRY, 512) == 1024
+
+
+def test_a_context_that_does_not_fit_is_refused_where_it_was_asked_for() -> None:
+    with pytest.raises(ValueError, match="max_model_len=512"):
+        kv_capacity(TorchOptions(kv_capacity_tokens=100, max_model_len=512), GEOMETRY, 512)
+    assert kv_capacity(TorchOptions(kv_capacity_tokens=100), GEOMETRY, 512) == 96
+
+
+def test_less_than_a_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="one block"):
+        kv_capacity(TorchOptions(kv_capacity_tokens=15), GEOMETRY, 512)
+
+
+def test_a_containers_limit_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {"memory.max": 1000, "memory.current": 400}
+    monkeypatch.setattr(memory, "_cgroup", lambda name: figures[name])
+    assert memory.free_bytes(torch.device("cpu")) == 600
