@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve until Ctrl-C", allow_abbrev=False)
     serve.set_defaults(run=_serve)
     serve.add_argument("model", nargs="?", help="a hub id or a folder; none: the bundled model")
-    serve.add_argument("--engine", default="auto", help="auto, torch or simulator")
+    serve.add_argument("--engine", default="auto", help="auto, torch, vllm or simulator")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     serve.add_argument("--api-key", help=f"else ${_KEY}, else a random one, which is printed")

@@ -50,7 +50,7 @@ class Kernel:
 
     def ok(self, code: str, timeout: float = 60) -> Cell:
         cell = self.run(code, timeout)
-        assert cell.status == "ok", cell.error
+        assert cell.status == "ok", cell.error[-600:]
         return cell
 
     def start(self, code: str) -> str:

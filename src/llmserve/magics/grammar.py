@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from llmserve.knobs import SPECS
 from llmserve.magics.problems import Problem, nearest
 
-ENGINES = ("auto", "torch", "simulator")
+ENGINES = ("auto", "torch", "vllm", "simulator")
 START_OPTIONS = ("api_key", "host", "switch_interval_s")
 """Names that `start name=value` takes besides knobs and the engine's own options."""
 
