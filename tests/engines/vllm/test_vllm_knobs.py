@@ -1,0 +1,163 @@
+"""Knobs of a vLLM that is under load: taken up at a step that is told, with nobody harmed."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from llmserve.core import StepRecord
+from llmserve.events import KnobsChanged, KnobsSatisfied
+from llmserve.knobs import Applied
+from llmserve.session import Session
+from support.crowd import Watcher, collect_all, crowd
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shared: Session) -> list[tuple[int, ...]]:
+    """What the crowd says when nobody turns a knob."""
+    outcomes = shared.runtime.call(collect_all(shared, crowd(shared, 64, tag="calm")))
+    texts = [outcome.token_ids for outcome in outcomes]
+    assert len(set(texts)) > 32, "the model says the same to everyone: equality would show nothing"
+    return texts
+
+
+def engine_of(session: Session) -> Any:
+    return session.service.engine
+
+
+def test_knobs_turned_under_load_harm_no_request(
+    session: Session, undisturbed: list[tuple[int, ...]], record_property: Any
+) -> None:
+    async def turn(watcher: Watcher) -> list[Applied]:
+        change = session.service.set_knobs
+        applied = []
+        await watcher.when(lambda step: step.running == 32)
+        for cap in (8, 24, 4):
+            applied.append(await change({"max_num_seqs": cap}))
+            await watcher.when(lambda step, cap=cap: step.max_num_seqs == cap == step.running)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+        applied.append(await change({"policy": "priority"}))
+        applied.append(await change({"max_num_batched_tokens": 64}))
+        applied.append(await change({"max_num_seqs": 999}))
+        await watcher.when(lambda step: step.max_num_batched_tokens == 64 and step.running > 8)
+        applied.append(await change({"max_num_batched_tokens": 5000}))
+        return applied
+
+    async def disturb(watcher: Watcher) -> tuple[list[Any], list[Applied]]:
+        turning = asyncio.create_task(turn(watcher))
+        outcomes = await collect_all(session, crowd(session, 64, tag="turned"))
+        return outcomes, await turning
+
+    with Watcher(session) as watcher:
+        outcomes, applied = session.runtime.call(disturb(watcher))
+    record_property("knobs", [str(one) for one in applied])
+    assert [outcome.finish_reason for outcome in outcomes] == ["length"] * 64
+    assert [outcome.token_ids for outcome in outcomes] == undisturbed
+    assert {c.name: (c.asked, c.got) for one in applied for c in one.clamped} == {
+        "max_num_seqs": (999, 32), "max_num_batched_tokens": (5000, 1024),
+    }  # fmt: skip
+    assert_caps_are_kept(watcher.steps, applied)
+    satisfied = [e for e in watcher.events if isinstance(e, KnobsSatisfied)]
+    assert [e.name for e in satisfied] == [
+        "max_num_seqs", "max_num_seqs", "max_num_batched_tokens",
+    ]  # fmt: skip
+    told = [e.step for e in watcher.events if isinstance(e, KnobsChanged) and e.step is not None]
+    assert told == [one.adopted_step for one in applied if one.adopted_step is not None]
+
+
+def assert_caps_are_kept(steps: list[StepRecord], applied: list[Applied]) -> None:
+    """From the step that was told on, and not one step earlier."""
+    by_index = {step.index: step for step in steps}
+    for one in applied:
+        if one.adopted_step is None:  # a knob of the front scheduler
+            continue
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            if name in one.changed:
+                before, after = one.changed[name]
+                assert getattr(by_index[one.adopted_step - 1], name) == before
+                assert getattr(by_index[one.adopted_step], name) == after
+    for earlier, step in pairwise(steps):
+        assert step.prefill_tokens + step.decode_tokens <= step.max_num_batched_tokens
+        grown = {row.request_id for row in step.rows} - {row.request_id for row in earlier.rows}
+        assert not grown or len(step.rows) <= step.max_num_seqs, "admitted above the cap"
+
+
+def test_evicting_makes_room_at_once_and_loses_nothing(
+    session: Session, undisturbed: list[tuple[int, ...]]
+) -> None:
+    async def evict(watcher: Watcher) -> tuple[int, tuple[str, ...]]:
+        await watcher.when(lambda step: step.running == 32)
+        applied = await session.service.set_knobs({"max_num_seqs": 4})
+        assert applied.adopted_step is not None
+        evicted = await engine_of(session).evict()
+        await watcher.when(lambda step: step.running <= 4)
+        await session.service.set_knobs({"max_num_seqs": 32})
+        return applied.adopted_step, evicted
+
+    async def both(watcher: Watcher) -> tuple[list[Any], tuple[int, tuple[str, ...]]]:
+        evicting = asyncio.create_task(evict(watcher))
+        outcomes = await collect_all(session, crowd(session, 64, tag="evicted"))
+        return outcomes, await evicting
+
+    with Watcher(session) as watcher:
+        outcomes, (adopted, evicted) = session.runtime.call(both(watcher))
+    assert len(evicted) > 20
+    first = next(step for step in watcher.steps if step.preempted)
+    assert first.index in (adopted, adopted + 1, adopted + 2)
+    assert set(first.preempted) == set(evicted)
+    assert len(first.rows) <= 4
+    assert [outcome.token_ids for outcome in outcomes] == undisturbed
+    rows = session.requests()
+    assert int(rows.loc[list(evicted), "preemptions"].min()) >= 1
+
+
+def test_a_paused_engine_takes_no_step_and_goes_on_as_if_nothing_was(
+    session: Session, undisturbed: list[tuple[int, ...]]
+) -> None:
+    async def pause(watcher: Watcher) -> tuple[int, int]:
+        await watcher.when(lambda step: step.running == 32)
+        await engine_of(session).pause()
+        before = len(watcher.steps)
+        await asyncio.sleep(0.3)
+        after = len(watcher.steps)
+        await engine_of(session).resume()
+        return before, after
+
+    async def both(watcher: Watcher) -> tuple[list[Any], tuple[int, int]]:
+        pausing = asyncio.create_task(pause(watcher))
+        outcomes = await collect_all(session, crowd(session, 64, tag="paused"))
+        return outcomes, await pausing
+
+    with Watcher(session) as watcher:
+        outcomes, (before, after) = session.runtime.call(both(watcher))
+    assert before == after
+    assert [outcome.token_ids for outcome in outcomes] == undisturbed
+
+
+def test_a_long_prompt_is_cut_into_chunks_of_the_threshold(session: Session) -> None:
+    session.set(long_prefill_token_threshold=50)
+    long, other = crowd(session, 2, tag="long", longest_prompt=8)
+    long = type(long)(
+        id="long", prompt_ids=tuple(range(10, 410)), sampling=long.sampling, arrival=long.arrival
+    )
+    with Watcher(session) as watcher:
+        session.runtime.call(collect_all(session, [other, long]))
+    chunks = [
+        row.tokens
+        for step in watcher.steps
+        for row in step.rows
+        if row.request_id == "long" and row.kind == "prefill"
+    ]
+    assert sum(chunks) == 400
+    assert max(chunks) == 50
+
+
+def test_a_knob_that_vllm_has_not_is_told_and_put_back(session: Session) -> None:
+    applied = session.set(batching="static", batch_window_ms=20.0)
+    assert [(clamp.name, clamp.got) for clamp in applied.clamped] == [
+        ("batching", "continuous"), ("batch_window_ms", 0.0),
+    ]  # fmt: skip
+    assert session.knobs.batching == "continuous"
+    assert set(session.info.unsupported) == {"batching", "batch_window_ms"}
