@@ -18,7 +18,7 @@ from typing import Any
 import ipywidgets
 from ipywidgets.widgets.widget_bool import CheckboxStyle
 from ipywidgets.widgets.widget_description import DescriptionStyle
-from ipywidgets.widgets.widget_string import LabelStyle
+from ipywidgets.widgets.widget_string import LabelStyle, TextStyle
 
 from llmserve.clock import Clock
 from llmserve.engines import EngineInfo
@@ -142,6 +142,7 @@ class Look:
         self.check = layout(width="auto")
         self.slider = ipywidgets.SliderStyle(description_width="200px")
         self.text = DescriptionStyle(description_width="200px")
+        self.line = TextStyle(description_width="200px")
         self.checkbox = CheckboxStyle(description_width="0px")
         self.label = LabelStyle()
 
@@ -158,8 +159,9 @@ class Control:
         self.main.disabled = reason is not None
         self.main.add_class(f"llmserve-knob-{spec.name}")
         note = f"not here: {reason}" if reason else spec.unit
+        fits = len(note) <= len("requests/s")
         unit = ipywidgets.Label(
-            note, layout=look.plain if reason else look.unit, style=look.label, tooltip=note
+            note, layout=look.unit if fits else look.plain, style=look.label, tooltip=note
         )
         self.widgets: list[ipywidgets.Widget] = [self.main, unit]
         self.none: ipywidgets.Checkbox | None = None
@@ -193,7 +195,7 @@ class Control:
         if self.none is not None and self.none.value:
             return None
         shown = self.main.value
-        if self.spec.type == "choice":
+        if self.spec.type in ("choice", "text"):
             return str(shown)
         low, high = self.spec.low, self.spec.high
         assert low is not None  # every number has bounds
@@ -221,6 +223,10 @@ def _value_widget(spec: Spec, value: KnobValue, ceiling: int | None, look: Look)
     common = {"description": spec.name, "layout": look.wide}
     if spec.type == "choice":
         return ipywidgets.Dropdown(options=spec.choices, value=value, style=look.text, **common)
+    if spec.type == "text":
+        return ipywidgets.Text(
+            str(value), placeholder=spec.unit, continuous_update=False, style=look.line, **common
+        )
     assert spec.low is not None  # every number has bounds
     assert spec.high is not None
     high = min(spec.high, ceiling) if ceiling is not None else spec.high

@@ -41,7 +41,17 @@ def to_png(panels: Sequence[Panel], times: Times, values: Values, marks: Sequenc
         corner = (i % _PER_ROW * _WIDTH, i // _PER_ROW * _HEIGHT)
         _Plot(ImageDraw.Draw(image), corner, font, bold).draw(panel, times, values, marks)
     out = io.BytesIO()
-    image.quantize(64).save(out, "PNG", optimize=True)
+    image.save(out, "PNG")
+    return lighten(out.getvalue())
+
+
+def lighten(png: bytes) -> bytes:
+    """The same picture in few colours: a fifth of the bytes that a browser writes."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image.quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 

@@ -17,7 +17,7 @@ from llmserve.events import EventBus
 from llmserve.knobs import Applied, KnobBoard
 from llmserve.ui.charts import PERIOD_S, Charts
 from llmserve.ui.controls import Controls
-from llmserve.ui.picture import to_png
+from llmserve.ui.picture import lighten, to_png
 from llmserve.ui.recorder import Recorder, TelemetryLike
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class DashboardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no
         from IPython.display import Image
 
         drawn = self.charts.picture(timeout_s)
-        return Image(data=drawn or self.to_png(), format="png")
+        return Image(data=lighten(drawn) if drawn else self.to_png(), format="png")
 
     def to_png(self) -> bytes:
         """The panels drawn here, whether or not a page shows them."""
