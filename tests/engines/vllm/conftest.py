@@ -13,17 +13,9 @@ import pytest
 
 import llmserve
 from llmserve.session import Session
+from support.small_vllm import OPTIONS
 
 HERE = os.path.dirname(__file__)
-OPTIONS: dict[str, Any] = {
-    "model": os.environ.get("LLMSERVE_TEST_MODEL"),  # None: the bundled one
-    "dtype": "float32",
-    "max_model_len": 512,
-    "max_num_seqs_ceiling": 32,
-    "max_num_batched_tokens_ceiling": 1024,
-    "kv_cache_memory_bytes": 1 << 28,
-}
-
 
 def _has_vllm() -> bool:
     found = importlib.util.find_spec("vllm")

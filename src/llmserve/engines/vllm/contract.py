@@ -50,8 +50,7 @@ NAMES = (
     Name("vllm.v1.engine.core_client", "AsyncMPClient.call_utility_async", "carries a knob"),
     Name("vllm.v1.engine.core_client", "AsyncMPClient.get_output_async",
          "each step's record is read from what it returns"),
-    Name("vllm.v1.engine.core_client", "BackgroundResources=engine_manager", "the child processes"),
-    Name("vllm.v1.engine.utils", "CoreEngineProcManager=self.processes", "the child processes"),
+    Name("vllm.v1.engine.core_client", "BackgroundResources=ctx: zmq.Context", "closed at stop"),
     Name("vllm.v1.engine.input_processor", 'InputProcessor={request.external_req_id}-{random_uuid()'
          ":.8}", "the tape strips that tail from request ids"),
     Name("vllm.v1.metrics.stats", "SchedulerStats=kv_connector_stats: dict[str, Any] | None",

@@ -31,11 +31,13 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-STOP_GRACE_S = 4.0
+STOP_GRACE_S = 8.0
+"""An orderly end takes 4 s, on a busy machine 7; a killed one leaves shared memory behind."""
 DEATH_POLL_S = 0.25
 UNSUPPORTED = {
     "batching": "vLLM batches continuously and in no other way",
     "batch_window_ms": "there is no closed batch in vLLM to wait for",
+    "min_decode_slots": "vLLM's scheduler keeps no places for decodes",
 }
 
 
@@ -90,6 +92,8 @@ class VllmEngine:
         if llm is not None:
             with suppress(Exception):  # of a dead engine; what counts is checked below
                 await asyncio.to_thread(llm.shutdown, timeout=STOP_GRACE_S)
+                context = llm.engine_core.resources.ctx  # vLLM leaves it to the collector
+                await asyncio.wait_for(_in_own_thread(partial(context.destroy, linger=0)), 2)
         await asyncio.to_thread(end, family, 1.0)
         launch.remove()
 

@@ -30,7 +30,7 @@ class Live:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._me = cast(Any, self)
+        self._me = cast("Any", self)
         self._steps = 0
         self._notes: dict[int, StepNote] = {}  # planned steps whose output has not come, by id()
         self._last_end = 0.0

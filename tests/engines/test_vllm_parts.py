@@ -1,0 +1,114 @@
+"""What the vLLM adapter does without vLLM: options, the log's end, a step's way into a record."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from llmserve import engines
+from llmserve.clock import MonotonicClock
+from llmserve.core import StepRow
+from llmserve.engines.vllm.launch import Launch
+from llmserve.engines.vllm.options import CPU_KV_BYTES, parse
+from llmserve.engines.vllm.wire import KEY, StepNote, take_note, to_record
+from llmserve.models import bundled_path
+
+KNOWN = {"model", "dtype", "max_model_len", "served_model_name", "enforce_eager"}
+
+
+def has_vllm() -> bool:
+    found = importlib.util.find_spec("vllm")
+    return found is not None and found.origin is not None
+
+
+def test_a_missing_vllm_is_said_with_the_lines_that_install_it() -> None:
+    if has_vllm():
+        pytest.skip("vLLM is here")
+    with pytest.raises(engines.EngineError, match=r"pip install 'llmserve\[vllm\]'.*make vllm-cpu"):
+        engines.create("vllm", sink=lambda _: None, clock=MonotonicClock())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_modl_len": 3}, "no option 'max_modl_len'; did you mean max_model_len"),
+        ({"max_num_seqs": 3}, "live knob; its ceiling is max_num_seqs_ceiling"),
+        ({"scheduler_cls": "x"}, "this project's own"),
+        ({"disable_log_stats": True}, "the batch tape"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_by_name(
+    options: dict[str, object], says: str
+) -> None:
+    with pytest.raises(TypeError, match=says):
+        parse(options, KNOWN, on_cpu=True)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "8"])
+def test_a_ceiling_is_a_whole_number(value: object) -> None:
+    with pytest.raises(ValueError, match="max_num_seqs_ceiling is a whole number"):
+        parse({"max_num_seqs_ceiling": value}, KNOWN, on_cpu=True)
+
+
+def test_no_model_is_the_bundled_one_and_the_rest_goes_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    parsed = parse({"dtype": "float32", "max_num_seqs_ceiling": 8}, KNOWN, on_cpu=True)
+    assert parsed.engine_args == {
+        "dtype": "float32", "model": str(bundled_path()), "enforce_eager": True,
+        "kv_cache_memory_bytes": CPU_KV_BYTES,
+    }  # fmt: skip
+    assert parsed.model_id == "llmserve-tiny"
+    assert parsed.ceilings == {"max_num_seqs": 8, "max_num_batched_tokens": 8192}
+
+
+def test_on_a_gpu_nothing_is_added() -> None:
+    parsed = parse({"model": Path("some/model")}, KNOWN, on_cpu=False)
+    assert parsed.engine_args == {"model": "some/model"}
+    assert parsed.model_id == "some/model"
+
+
+def test_the_last_words_are_the_errors_without_their_tags() -> None:
+    launch = Launch()
+    (launch.folder / "log").write_text(
+        "(EngineCore pid=7) INFO 11-21 08:42:30 [a.py:1] fine\n"
+        "(EngineCore pid=7) ERROR 11-21 08:42:30 [core.py:9] Traceback:\n"
+        "(EngineCore pid=7) ERROR 11-21 08:42:30 [core.py:9]     ^^^^^\n"
+        "(EngineCore pid=7) ERROR 11-21 08:42:30 [core.py:9] ValueError: no room\n"
+        "(EngineCore pid=7) INFO 11-21 08:42:31 [a.py:1] bye\n"
+    )
+    assert launch.last_words() == "Traceback:\nValueError: no room"
+    (launch.folder / "log").write_text("terminate called\n\nAborted\n")
+    assert launch.last_words() == "terminate called\nAborted"
+    launch.remove()
+    assert launch.last_words() == ""
+    assert not launch.folder.exists()
+
+
+def test_a_note_travels_in_vllms_statistics_and_is_taken_out_of_them() -> None:
+    note = StepNote(
+        index=3, start_s=1.0, max_num_seqs=8, max_num_batched_tokens=64, ids=["a", "b"],
+        tokens=[-16, 1], preempted=["c"], held=[("d", "cap")], satisfied=["max_num_seqs"],
+        end_s=1.5,
+    )  # fmt: skip
+    carried = msgspec.msgpack.decode(msgspec.msgpack.encode({"nixl": 1, KEY: note}))
+    stats = SimpleNamespace(
+        kv_connector_stats=carried, num_running_reqs=2, num_waiting_reqs=1,
+        num_skipped_waiting_reqs=1, kv_cache_usage=0.25, spec_decoding_stats=None,
+        prefix_cache_stats=SimpleNamespace(hits=32, preempted_hits=0),
+    )  # fmt: skip
+    taken = take_note(stats)
+    assert taken is not None
+    assert stats.kv_connector_stats == {"nixl": 1}
+    record = to_record(taken, stats, kv_capacity_tokens=1000)
+    assert record.rows == (StepRow("a", "prefill", 16), StepRow("b", "decode", 1))
+    assert (record.index, record.duration_s, record.running, record.waiting) == (3, 0.5, 2, 2)
+    assert (record.kv_used_tokens, record.cached_tokens) == (250, 32)
+    assert record.held == (("d", "cap"),)
+    assert (record.preempted, record.satisfied) == (("c",), ("max_num_seqs",))
+    assert take_note(stats) is None

@@ -1,0 +1,152 @@
+"""What may go wrong with a live vLLM, made to go wrong: in a real kernel, in real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+import llmserve
+from llmserve.core import Outcome, Request, SamplingParams
+from llmserve.engines import EngineError
+from llmserve.session import Session
+from support.crowd import Watcher, collect_all, crowd
+from support.kernels import Kernel, gone, kernel
+from support.small_vllm import OPTIONS
+
+START = f"""
+import llmserve
+session = llmserve.serve(engine="vllm", **{OPTIONS!r})
+"""
+LOAD = """
+from llmserve.core import Request, SamplingParams
+sampling = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
+async def ask(name):
+    requests = [
+        Request(id=f"{name}-{n}", prompt_ids=(10 + n, 20, 30), sampling=sampling,
+                arrival=session.clock.now())
+        for n in range(8)
+    ]
+    streams = [session.service.submit(request) for request in requests]
+    return [(await stream.collect()).token_ids for stream in streams]
+"""
+STREAM = "for piece in session.stream('go', max_tokens=400, ignore_eos=True): print('>')"
+TINY_KV = 10 * 128 * 3072
+"""Ten blocks of the model's KV, 128 tokens each."""
+
+
+@pytest.fixture
+def live() -> Iterator[Kernel]:
+    """A kernel that serves."""
+    with kernel() as made:
+        made.ok(START, timeout=300)
+        yield made
+
+
+def test_interrupts_lose_no_token_and_a_restart_leaves_no_process(live: Kernel) -> None:
+    live.ok(LOAD)
+    live.ok("calm = session.runtime.call(ask('calm'))")
+    live.ok("pending = session.runtime.submit(ask('pressed'))")
+    for _ in range(5):
+        cell = live.start(STREAM)
+        live.wait_for_output(cell, ">")
+        live.interrupt()
+        assert live.finish(cell).error.count("KeyboardInterrupt")
+    assert "True" in live.ok("pending.result(120) == calm, [len(ids) for ids in calm]").text
+    assert "400" in live.ok("[len(ids) for ids in calm]").text
+    family = live.family() - {live.pid}
+    live.restart()
+    assert gone(family) == set()
+
+
+def test_children_of_a_killed_kernel_are_gone_within_ten_seconds(live: Kernel) -> None:
+    family = live.family()
+    assert len(family) >= 3
+    os.kill(live.pid, signal.SIGKILL)
+    assert gone(family, timeout=10) == set()
+
+
+def test_shutting_the_kernel_down_leaves_no_process(live: Kernel) -> None:
+    family = live.family()
+    live.manager.shutdown_kernel()
+    assert gone(family) == set()
+
+
+@pytest.fixture(scope="module")
+def cramped(few_threads: None) -> Iterator[Session]:
+    """With KV room for ten blocks."""
+    options = OPTIONS | {"kv_cache_memory_bytes": TINY_KV}
+    with llmserve.serve(engine="vllm", max_num_seqs=16, **options) as running:
+        yield running
+
+
+def test_out_of_kv_memory_preempts_and_loses_nothing(cramped: Session, shared: Session) -> None:
+    def ask(session: Session) -> list[Request]:
+        sampling = SamplingParams(max_tokens=250, temperature=0.0, ignore_eos=True)
+        return [
+            Request(
+                id=f"kv-{n}", prompt_ids=tuple(range(10 + n, 110 + n)), sampling=sampling,
+                arrival=session.clock.now(),
+            )
+            for n in range(8)
+        ]  # fmt: skip
+
+    roomy = shared.runtime.call(collect_all(shared, ask(shared)))
+    with Watcher(cramped) as watcher:
+        outcomes = cramped.runtime.call(collect_all(cramped, ask(cramped)))
+    assert sum(len(step.preempted) for step in watcher.steps) > 0
+    assert [one.token_ids for one in outcomes] == [one.token_ids for one in roomy]
+    assert int(cramped.requests()["preemptions"].max()) > 0
+    assert cramped.telemetry.steps.missing == 0
+
+
+def test_a_killed_engine_ends_what_ran_and_comes_back_for_what_waits(cramped: Session) -> None:
+    """Six are in the engine when it dies (max_num_seqs + 2), the others wait in front."""
+    cramped.set(max_num_seqs=4)
+    requests = crowd(cramped, 12, tag="killed")
+    dead = psutil.Process(cramped.info.pids[0])
+
+    async def one(request: Request) -> Outcome | EngineError:
+        try:
+            return await cramped.service.submit(request).collect()
+        except EngineError as error:
+            return error
+
+    async def kill() -> list[Any]:
+        with Watcher(cramped) as watcher:
+            tasks = [asyncio.create_task(one(request)) for request in requests]
+            await watcher.when(lambda step: step.decode_tokens >= 4)
+            dead.kill()
+            return list(await asyncio.gather(*tasks))
+
+    ends = cramped.runtime.call(kill())
+    failed = [end for end in ends if isinstance(end, EngineError)]
+    served = [end for end in ends if isinstance(end, Outcome)]
+    assert len(failed) == 6
+    assert all("vLLM engine process died" in str(error) for error in failed)
+    assert [one.finish_reason for one in served] == ["length"] * 6
+    assert cramped.info.pids[0] != dead.pid
+    assert gone({dead.pid}) == set()
+    assert cramped.knobs.max_num_seqs == 4
+
+
+def test_a_start_that_fails_shows_the_engines_own_last_error() -> None:
+    options = OPTIONS | {"kv_cache_memory_bytes": 4096}
+    with pytest.raises(EngineError, match="No available memory for the cache blocks"):
+        llmserve.serve(engine="vllm", **options)
+    assert not [child for child in psutil.Process().children() if "VLLM" in child.name()]
+
+
+def test_a_model_that_is_not_there_is_said_in_the_cell() -> None:
+    with pytest.raises(EngineError, match="/no/such/model"):
+        llmserve.serve(engine="vllm", **OPTIONS | {"model": "/no/such/model"})
+
+
+def test_an_option_that_vllm_has_not_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="no option 'max_modl_len'; did you mean max_model_len"):
+        llmserve.serve(engine="vllm", **OPTIONS | {"max_modl_len": 5})
