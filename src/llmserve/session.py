@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import openai
     import pandas as pd
 
-    from llmserve.ui import DashboardView
+    from llmserve.ui import Dashboards, DashboardView
 
 
 def serve(
@@ -95,6 +96,8 @@ class Session:
         self.board = KnobBoard(knobs)
         self.bus = EventBus()
         self.telemetry = Telemetry(self.bus, self.clock)
+        self._lock = threading.Lock()
+        self._dashboards: Dashboards | None = None
         if model is not None:
             options = {"model": model, **options}
         sink = partial(publish_step, self.bus)
@@ -219,9 +222,12 @@ class Session:
 
     def dashboard(self) -> DashboardView:
         """Live charts and controls of this session; show it as a cell's last line."""
-        from llmserve.ui import dashboard
+        from llmserve.ui import Dashboards
 
-        return dashboard(self)
+        with self._lock:
+            if self._dashboards is None:
+                self._dashboards = Dashboards(self)
+        return self._dashboards.open()
 
     def bench(self, **workload: Any) -> Report:
         """Run a load against this session and report TTFT, ITL, throughput with percentiles.
