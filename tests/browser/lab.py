@@ -1,0 +1,163 @@
+"""JupyterLab with one notebook open in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page, sync_playwright
+
+from support.kernels import SRC
+from ui.browser import CHROMIUM, FLAGS
+
+ARTIFACTS = Path(__file__).parents[1] / "artifacts"
+SETTINGS = {
+    "notebook-extension/tracker": {"windowingMode": "none"},  # every cell is in the page
+    "apputils-extension/notification": {
+        "fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True,
+    },
+}
+
+
+class Lab:
+    """The page, and what a person does on it."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def run_all_above(self, text: str) -> None:
+        self.cell(text).locator(".cm-content").click()
+        self.page.locator(".lm-MenuBar-item", has_text="Run").first.click()
+        self.page.locator(".lm-Menu-item", has_text="Run All Above").click()
+
+    def cell(self, text: str) -> Locator:
+        return self.page.locator(".jp-CodeCell", has_text=text).first
+
+    def run_cell(self, text: str) -> None:
+        self.cell(text).locator(".cm-content").click()
+        self.page.keyboard.press("Shift+Enter")
+
+    def prompt(self, text: str) -> str:
+        """`[*]:` while the cell runs, `[7]:` when it has."""
+        return self.cell(text).locator(".jp-InputPrompt").inner_text()
+
+    def knob(self, name: str) -> Locator:
+        return self.page.locator(f".llmserve-knob-{name}").first
+
+    def drag(self, name: str, pixels: int) -> int:
+        """Move a slider with the mouse; the value that it shows then."""
+        knob = self.knob(name)
+        knob.scroll_into_view_if_needed()
+        box = knob.locator(".noUi-handle").bounding_box()
+        assert box is not None
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + pixels, y, steps=5)
+        self.page.mouse.up()
+        return int(knob.locator(".widget-readout").inner_text())
+
+    @property
+    def dashboard(self) -> Locator:
+        """Charts and controls together."""
+        shown = self.page.locator("[data-llmserve=dashboard]").first
+        return self.page.locator(".jp-OutputArea-child").filter(has=shown).first
+
+    def data(self, name: str) -> int:
+        """A figure that the dashboard tells of itself: points, marks, seq."""
+        told = self.page.locator("[data-llmserve=dashboard]").first.get_attribute(f"data-{name}")
+        return int(told or 0)
+
+    def screenshot(self, name: str, part: Locator | None = None) -> Path:
+        ARTIFACTS.mkdir(exist_ok=True)
+        path = ARTIFACTS / f"{name}.png"
+        (part or self.page).screenshot(path=path)
+        return path
+
+
+@contextmanager
+def lab(notebook: Path) -> Iterator[Lab]:
+    """A server on the notebook's folder, and a browser on the notebook, its kernel ready."""
+    token = secrets.token_hex(16)
+    with _server(notebook.parent, token) as url, sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1500, "height": 1300})
+        try:
+            for attempt in (1, 2):  # on a loaded machine a page may come up without its kernel
+                page.goto(f"{url}/lab/tree/{notebook.name}?token={token}", timeout=120_000)
+                try:
+                    page.locator(
+                        ".jp-Notebook-ExecutionIndicator[data-status=idle]"
+                    ).first.wait_for(state="attached", timeout=90_000)
+                    break
+                except Exception:
+                    Lab(page).screenshot(f"lab-not-ready-{attempt}")
+                    if attempt == 2:
+                        raise
+            yield Lab(page)
+        except BaseException:
+            Lab(page).screenshot("failed")
+            raise
+        finally:
+            browser.close()
+
+
+@contextmanager
+def _server(folder: Path, token: str) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = folder / ".jupyter"
+    for name, settings in SETTINGS.items():
+        path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(SRC),
+        "JUPYTER_CONFIG_DIR": str(home),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+    }
+    with (home / "log").open("w") as log:
+        server = subprocess.Popen(
+            [
+                sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
+                f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
+                f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}",
+            ],
+            env=environment, stdout=log, stderr=log, cwd=folder,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait(f"{url}/api?token={token}", server, home / "log")
+        yield url
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + 90
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)  # the server is starting
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
