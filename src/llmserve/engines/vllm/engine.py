@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import os
-import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 
@@ -18,10 +16,18 @@ from llmserve.clock import Clock
 from llmserve.core import Chunk, Request
 from llmserve.engines import EngineError, EngineInfo, StepSink
 from llmserve.engines.ceilings import clamp
-from llmserve.engines.vllm import INSTALL, SUPPORTED, contract
+from llmserve.engines.vllm import contract
+from llmserve.engines.vllm.birth import (
+    UNSUPPORTED,
+    create,
+    describe,
+    import_vllm,
+    in_own_thread,
+    not_ours,
+    start_failure,
+)
 from llmserve.engines.vllm.launch import Launch, end
-from llmserve.engines.vllm.options import VllmOptions, parse
-from llmserve.engines.vllm.parent_watch import Watch
+from llmserve.engines.vllm.options import parse
 from llmserve.engines.vllm.replies import to_chunk, to_params
 from llmserve.engines.vllm.tokenizer import VllmTokenizer
 from llmserve.engines.vllm.wire import take_note, to_record
@@ -29,23 +35,16 @@ from llmserve.knobs import Applied, Clamp, Knobs, differences
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 STOP_GRACE_S = 8.0
 """An orderly end takes 4 s, on a busy machine 7; a killed one leaves shared memory behind."""
 DEATH_POLL_S = 0.25
-UNSUPPORTED = {
-    "batching": "vLLM batches continuously and in no other way",
-    "batch_window_ms": "there is no closed batch in vLLM to wait for",
-    "min_decode_slots": "vLLM's scheduler keeps no places for decodes",
-}
 
 
 class VllmEngine:
-    """Satisfies `engines.Engine`, and `pause`, `resume`, `evict`, `reset_cache` beside it."""
+    """Satisfies `engines.Engine`; beside it: pause, resume, evict, reset_cache, sleep, wake."""
 
     def __init__(self, *, sink: StepSink, clock: Clock, **options: object) -> None:
-        args_class, on_cpu = _import_vllm()
+        args_class, on_cpu = import_vllm()
         known = {field.name for field in dataclasses.fields(args_class)}
         self._options = parse(options, known, on_cpu=on_cpu)
         self._sink, self._clock = sink, clock
@@ -68,10 +67,10 @@ class VllmEngine:
         if self._llm is not None:
             return
         if lost := contract.moved():
-            raise EngineError(_not_ours(lost))
+            raise EngineError(not_ours(lost))
         launch = self._launch = Launch()
         try:
-            self._llm = await _in_own_thread(partial(create, self._options, launch))
+            self._llm = await in_own_thread(partial(create, self._options, launch))
             await self._get_to_know(launch)
         except asyncio.CancelledError:
             await self.stop()
@@ -80,7 +79,7 @@ class VllmEngine:
             words = launch.last_words()
             await self.stop()
             log.debug("vLLM did not start", exc_info=error)
-            raise EngineError(_start_failure(error, words)) from error
+            raise EngineError(start_failure(error, words)) from error
 
     async def stop(self) -> None:
         llm, self._llm = self._llm, None
@@ -93,7 +92,7 @@ class VllmEngine:
             with suppress(Exception):  # of a dead engine; what counts is checked below
                 await asyncio.to_thread(llm.shutdown, timeout=STOP_GRACE_S)
                 context = llm.engine_core.resources.ctx  # vLLM leaves it to the collector
-                await asyncio.wait_for(_in_own_thread(partial(context.destroy, linger=0)), 2)
+                await asyncio.wait_for(in_own_thread(partial(context.destroy, linger=0)), 2)
         await asyncio.to_thread(end, family, 1.0)
         launch.remove()
 
@@ -131,6 +130,27 @@ class VllmEngine:
     async def reset_cache(self) -> None:
         """Forget all cached prefixes that no running request holds."""
         await self._running().reset_prefix_cache()
+
+    async def sleep(self, level: int = 1) -> str:
+        """Give memory back until `wake`, and say in a sentence what that came to. Requests in the
+        engine finish first where it can sleep, and end where it is stopped instead."""
+        llm = self._running()
+        if not llm.vllm_config.model_config.enable_sleep_mode:
+            await self.stop()
+            return (
+                "this vLLM was not started with enable_sleep_mode=True (a CPU build has none): "
+                "the engine was stopped instead, and wake starts it again"
+            )
+        await llm.sleep(level, mode="wait")
+        weights = "moved to host memory" if level == 1 else "dropped"
+        return f"vLLM sleeps at level {level}: its KV is freed, its weights are {weights}"
+
+    async def wake(self) -> None:
+        """Back to where knobs can be applied and requests served."""
+        if self._llm is None:
+            await self.start()
+        elif await self._llm.is_sleeping():
+            await self._llm.wake_up()
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         from vllm.inputs.engine import tokens_input
@@ -198,7 +218,7 @@ class VllmEngine:
         self._tokenizer = VllmTokenizer(llm.get_tokenizer())
         told: dict[str, int] = await self._call("llmserve_describe")
         self._fewest_tokens = told.pop("fewest_tokens")
-        self._info = _describe(
+        self._info = describe(
             self._options, config, told, self._family, chat=self._tokenizer.has_chat
         )
 
@@ -215,115 +235,3 @@ class VllmEngine:
             return outputs
 
         core.get_output_async = get_output_async
-
-
-def create(options: VllmOptions, launch: Launch) -> Any:
-    """An AsyncLLM whose engine process is ready; takes a minute, in a thread of its own."""
-    from vllm.config.logging import LoggingConfig
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    args = dict(options.engine_args)
-    args.setdefault("served_model_name", options.model_id)
-    if "VLLM_LOGGING_CONFIG_PATH" not in os.environ:
-        quiet = LoggingConfig(pylogging_config_file=str(launch.logging_config()))
-        args.setdefault("logging_config", quiet)
-    extra = {**(args.pop("additional_config", None) or {}), "llmserve": Watch(os.getpid())}
-    with launch.surroundings():
-        config = AsyncEngineArgs(
-            **args, **options.ceilings, additional_config=extra
-        ).create_engine_config(UsageContext.ENGINE_CONTEXT)
-        scheduler = config.scheduler_config
-        kind = "LiveAsyncScheduler" if scheduler.async_scheduling else "LiveScheduler"
-        scheduler.scheduler_cls = f"llmserve.engines.vllm.live_scheduler.{kind}"
-        return AsyncLLM.from_vllm_config(config)
-
-
-def _describe(
-    options: VllmOptions,
-    config: Any,
-    ceilings: dict[str, int],
-    family: list[psutil.Process],
-    *,
-    chat: bool,
-) -> EngineInfo:
-    import vllm
-
-    speculative = config.speculative_config
-    return EngineInfo(
-        engine="vllm",
-        model_id=options.model_id,
-        max_model_len=config.model_config.max_model_len,
-        kv_capacity_tokens=config.cache_config.kv_cache_size_tokens or 0,
-        vocab_size=config.model_config.get_vocab_size(),
-        ceilings=ceilings,
-        unsupported=UNSUPPORTED,
-        supports=frozenset({"evict", "pause", "reset_cache"} | ({"chat"} if chat else set())),
-        device=config.device_config.device_type,
-        dtype=str(config.model_config.dtype).removeprefix("torch."),
-        pids=tuple(process.pid for process in family),
-        details={
-            "vllm": vllm.__version__,
-            "scheduling": "async" if config.scheduler_config.async_scheduling else "sync",
-            "scheduling_policy": config.scheduler_config.policy,
-            "prefix caching": str(config.cache_config.enable_prefix_caching),
-            "speculation": "off" if speculative is None else str(speculative.method),
-        },
-    )
-
-
-def _import_vllm() -> tuple[type, bool]:
-    """AsyncEngineArgs and whether vLLM is to run on a CPU; EngineError where there is no vLLM."""
-    try:
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.platforms import current_platform
-    except ImportError as error:
-        raise EngineError(f"vLLM does not import ({error}). To install it: {INSTALL}") from error
-    vllm_log = logging.getLogger("vllm")
-    for handler in [one for one in vllm_log.handlers if one.name == "vllm"]:
-        vllm_log.removeHandler(handler)  # it prints, from whatever thread, into whatever cell
-    vllm_log.addHandler(logging.NullHandler())
-    return AsyncEngineArgs, bool(current_platform.is_cpu())
-
-
-def _not_ours(lost: list[str]) -> str:
-    import vllm
-
-    listed = "\n".join(f"- {one}" for one in lost)
-    return (
-        f"vLLM {vllm.__version__} has moved private names that live knobs and the batch tape need; "
-        f"this llmserve is written for vLLM {SUPPORTED}:\n{listed}"
-    )
-
-
-def _start_failure(error: Exception, words: str) -> str:
-    """vLLM's own message often only points "above", to the log, which is given here."""
-    said = str(error).strip() or repr(error)
-    return f"vLLM did not start: {said}" + (f"\nThe engine's last lines:\n{words}" if words else "")
-
-
-async def _in_own_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a new thread. When cancelled, its result is not waited for."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: T | None, error: BaseException | None) -> None:
-        if result.done():
-            return
-        if error is None:
-            result.set_result(value)  # type: ignore[arg-type]  # None only where T allows it
-        else:
-            result.set_exception(error)
-
-    def main() -> None:
-        value, failure = None, None
-        try:
-            value = work()
-        except BaseException as error:  # handed to who waits
-            failure = error
-        with suppress(RuntimeError):  # the loop has gone
-            loop.call_soon_threadsafe(settle, value, failure)
-
-    threading.Thread(target=main, name="llmserve-vllm-start", daemon=True).start()
-    return await result

@@ -1,0 +1,142 @@
+"""Starting vLLM: the module found, the AsyncLLM made in a thread of its own, its facts, and what a
+failure says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import psutil
+
+from llmserve.engines import EngineError, EngineInfo
+from llmserve.engines.vllm import INSTALL, SUPPORTED
+from llmserve.engines.vllm.launch import Launch
+from llmserve.engines.vllm.options import VllmOptions
+from llmserve.engines.vllm.parent_watch import Watch
+
+T = TypeVar("T")
+
+SCHEDULERS = "llmserve.engines.vllm.live_scheduler"
+UNSUPPORTED = {
+    "batching": "vLLM batches continuously and in no other way",
+    "batch_window_ms": "there is no closed batch in vLLM to wait for",
+    "min_decode_slots": "vLLM's scheduler keeps no places for decodes",
+}
+
+
+def create(options: VllmOptions, launch: Launch) -> Any:
+    """An AsyncLLM whose engine process is ready; takes a minute, in a thread of its own."""
+    from vllm.config.logging import LoggingConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    args = dict(options.engine_args)
+    args.setdefault("served_model_name", options.model_id)
+    if "VLLM_LOGGING_CONFIG_PATH" not in os.environ:
+        quiet = LoggingConfig(pylogging_config_file=str(launch.logging_config()))
+        args.setdefault("logging_config", quiet)
+    extra = {**(args.pop("additional_config", None) or {}), "llmserve": Watch(os.getpid())}
+    with launch.surroundings():
+        config = AsyncEngineArgs(
+            **args, **options.ceilings, additional_config=extra
+        ).create_engine_config(UsageContext.ENGINE_CONTEXT)
+        scheduler = config.scheduler_config
+        kind = "LiveAsyncScheduler" if scheduler.async_scheduling else "LiveScheduler"
+        scheduler.scheduler_cls = f"{SCHEDULERS}.{kind}"
+        return AsyncLLM.from_vllm_config(config)
+
+
+def describe(
+    options: VllmOptions,
+    config: Any,
+    ceilings: dict[str, int],
+    family: list[psutil.Process],
+    *,
+    chat: bool,
+) -> EngineInfo:
+    import vllm
+
+    speculative = config.speculative_config
+    supports = {"evict", "pause", "reset_cache", "sleep"} | ({"chat"} if chat else set())
+    return EngineInfo(
+        engine="vllm",
+        model_id=options.model_id,
+        max_model_len=config.model_config.max_model_len,
+        kv_capacity_tokens=config.cache_config.kv_cache_size_tokens or 0,
+        vocab_size=config.model_config.get_vocab_size(),
+        ceilings=ceilings,
+        unsupported=UNSUPPORTED,
+        supports=frozenset(supports),
+        device=config.device_config.device_type,
+        dtype=str(config.model_config.dtype).removeprefix("torch."),
+        pids=tuple(process.pid for process in family),
+        details={
+            "vllm": vllm.__version__,
+            "scheduling": "async" if config.scheduler_config.async_scheduling else "sync",
+            "scheduling_policy": config.scheduler_config.policy,
+            "prefix caching": str(config.cache_config.enable_prefix_caching),
+            "speculation": "off" if speculative is None else str(speculative.method),
+        },
+    )
+
+
+def import_vllm() -> tuple[type, bool]:
+    """AsyncEngineArgs and whether vLLM is to run on a CPU; EngineError where there is no vLLM."""
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise EngineError(f"vLLM does not import ({error}). To install it: {INSTALL}") from error
+    vllm_log = logging.getLogger("vllm")
+    for handler in [one for one in vllm_log.handlers if one.name == "vllm"]:
+        vllm_log.removeHandler(handler)  # it prints, from whatever thread, into whatever cell
+    vllm_log.addHandler(logging.NullHandler())
+    return AsyncEngineArgs, bool(current_platform.is_cpu())
+
+
+def not_ours(lost: list[str]) -> str:
+    import vllm
+
+    listed = "\n".join(f"- {one}" for one in lost)
+    return (
+        f"vLLM {vllm.__version__} has moved private names that live knobs and the batch tape need; "
+        f"this llmserve is written for vLLM {SUPPORTED}:\n{listed}"
+    )
+
+
+def start_failure(error: Exception, words: str) -> str:
+    """vLLM's own message often only points "above", to the log, which is given here."""
+    said = str(error).strip() or repr(error)
+    return f"vLLM did not start: {said}" + (f"\nThe engine's last lines:\n{words}" if words else "")
+
+
+async def in_own_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a new thread. When cancelled, its result is not waited for."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: BaseException | None) -> None:
+        if result.done():
+            return
+        if error is None:
+            result.set_result(value)  # type: ignore[arg-type]  # None only where T allows it
+        else:
+            result.set_exception(error)
+
+    def main() -> None:
+        value, failure = None, None
+        try:
+            value = work()
+        except BaseException as error:  # handed to who waits
+            failure = error
+        with suppress(RuntimeError):  # the loop has gone
+            loop.call_soon_threadsafe(settle, value, failure)
+
+    threading.Thread(target=main, name="llmserve-vllm-start", daemon=True).start()
+    return await result
