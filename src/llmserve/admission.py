@@ -9,10 +9,10 @@ import msgspec
 from llmserve.core import Request
 from llmserve.events import RejectReason
 from llmserve.knobs import Knobs
-from llmserve.ledger import Bucket
+from llmserve.ledger import Account, footprint
 
-UNKNOWN_DRAIN_RETRY_S = 1.0
-"""Told as Retry-After while nothing has finished yet and no rate is known."""
+UNKNOWN_RATE_RETRY_S = 1.0
+"""Told as Retry-After while no place has come free yet and no rate is known."""
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -27,42 +27,76 @@ class Rejected(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the door knows of the house."""
+    """What the door knows of the house and of the request's tenant."""
 
     waiting: int
     active: int
-    finished_per_s: float | None
-    """The drain rate lately measured; None before there is one."""
     max_model_len: int
-    bucket: Bucket
-    """Of the request's tenant."""
+    account: Account
+    ahead: int = 0
+    """Waiting requests that would go before this one, by the policy as far as it is known."""
+    free_per_s: float | None = None
+    """Places that come free each second, as lately measured; None before that is known."""
+    first_token_s: float = 0.0
+    """From hand-over to first token, as lately measured."""
+    rate_limit_rps: float | None = None
+    rate_limit_tps: float | None = None
 
 
 def admit(request: Request, load: Load, knobs: Knobs, now: float) -> Accepted | Rejected:
+    verdict = (
+        _too_long(request, load)
+        or _rate(request, load, knobs, now)
+        or _place(load, knobs)
+        or _objective(request, load, knobs)
+    )
+    if verdict is not None:
+        return verdict
+    if load.rate_limit_rps is not None:
+        load.account.bucket.take()
+    if load.rate_limit_tps is not None:
+        load.account.token_bucket.take(footprint(request))
+    return Accepted()
+
+
+def _too_long(request: Request, load: Load) -> Rejected | None:
     prompt = len(request.prompt_ids)
-    if prompt + 1 > load.max_model_len:
-        return Rejected(
-            "too_long",
-            message=f"the prompt has {prompt} tokens, and with one more to generate they do not "
-            f"fit the model's {load.max_model_len}",
-        )
-    if knobs.rate_limit_rps is not None:
-        level = load.bucket.refill(knobs.rate_limit_rps, knobs.rate_burst, now)
+    if prompt + 1 <= load.max_model_len:
+        return None
+    return Rejected(
+        "too_long",
+        message=f"the prompt has {prompt} tokens, and with one more to generate they do not "
+        f"fit the model's {load.max_model_len}",
+    )
+
+
+def _rate(request: Request, load: Load, knobs: Knobs, now: float) -> Rejected | None:
+    """Both buckets are filled up, and neither is drawn from, before the other has its say."""
+    rps, tps = load.rate_limit_rps, load.rate_limit_tps
+    if rps is not None:
+        level = load.account.bucket.refill(rps, knobs.rate_burst, now)
         if level < 1:
             return Rejected(
                 "rate_limit",
-                (1 - level) / knobs.rate_limit_rps,
-                f"tenant {request.tenant} sends more than {knobs.rate_limit_rps:g} requests/s",
+                (1 - level) / rps,
+                f"tenant {request.tenant} sends more than {rps:g} requests/s",
             )
-    verdict = _place(load, knobs)
-    if knobs.rate_limit_rps is not None and isinstance(verdict, Accepted):
-        load.bucket.take()
-    return verdict
+    if tps is not None:
+        burst = knobs.rate_burst_tokens
+        level = load.account.token_bucket.refill(tps, burst, now)
+        needed = min(footprint(request), burst)  # a giant needs a full bucket, and overdraws it
+        if level < needed:
+            return Rejected(
+                "rate_limit",
+                (needed - level) / tps,
+                f"tenant {request.tenant} asks for more than {tps:g} tokens/s",
+            )
+    return None
 
 
-def _place(load: Load, knobs: Knobs) -> Accepted | Rejected:
+def _place(load: Load, knobs: Knobs) -> Rejected | None:
     if load.active < knobs.active_cap and load.waiting == 0:
-        return Accepted()
+        return None
     if knobs.queue_mode == "reject":
         return Rejected(
             "no_place",
@@ -75,11 +109,38 @@ def _place(load: Load, knobs: Knobs) -> Accepted | Rejected:
             _retry_after(load.waiting - knobs.queue_max + 1, load),
             f"{load.waiting} requests wait already (queue_max={knobs.queue_max})",
         )
-    return Accepted()
+    return None
+
+
+def _objective(request: Request, load: Load, knobs: Knobs) -> Rejected | None:
+    """Refuse now what would only be served after its TTFT objective, if that is wanted."""
+    if knobs.admission_slo == "off":
+        return None
+    predicted = predicted_ttft_s(load, knobs)
+    slo_s = (knobs.ttft_slo_ms if request.ttft_slo_ms is None else request.ttft_slo_ms) / 1e3
+    if predicted is None or predicted <= slo_s:
+        return None
+    rate = "" if load.free_per_s is None else f", {load.free_per_s:.3g} places come free a second"
+    return Rejected(
+        "slo",
+        predicted - slo_s,
+        f"the first token would come after {predicted:.2f} s, and {slo_s:g} s are allowed: "
+        f"{load.ahead} go before{rate} (admission_slo=refuse)",
+    )
+
+
+def predicted_ttft_s(load: Load, knobs: Knobs) -> float | None:
+    """None while no place has come free yet and one is needed."""
+    places = load.ahead + 1 - max(0, knobs.active_cap - load.active)
+    if places <= 0:
+        return load.first_token_s
+    if not load.free_per_s:
+        return None
+    return places / load.free_per_s + load.first_token_s
 
 
 def _retry_after(places: int, load: Load) -> float:
     """Seconds until so many places should have come free at the measured rate."""
-    if not load.finished_per_s:
-        return UNKNOWN_DRAIN_RETRY_S
-    return places / load.finished_per_s
+    if not load.free_per_s:
+        return UNKNOWN_RATE_RETRY_S
+    return places / load.free_per_s

@@ -20,7 +20,7 @@ from llmserve.knobs import KnobValue
 log = logging.getLogger(__name__)
 
 RejectReason = Literal[
-    "queue_full", "no_place", "rate_limit", "queue_timeout", "too_long", "stopping"
+    "queue_full", "no_place", "rate_limit", "slo", "queue_timeout", "too_long", "stopping"
 ]
 
 
@@ -103,6 +103,24 @@ class StepRecorded(_Event, frozen=True, kw_only=True):
     record: StepRecord
 
 
+class FairnessSampled(_Event, frozen=True, kw_only=True):
+    """Under fair_share, a few times a second while two tenants or more wait."""
+
+    gap: float
+    """Largest difference of service between two of them, in weighted tokens."""
+    bound: float
+    """What the policy promises that it never exceeds, for the traffic seen so far."""
+    tenants: int
+
+
+class CacheLooked(_Event, frozen=True, kw_only=True):
+    """A request whose reply may be cached was looked up; a hit never reaches the scheduler."""
+
+    request_id: str
+    tenant: str
+    hit: bool
+
+
 class DeviceSampled(_Event, frozen=True, kw_only=True):
     """`kind` says what was measured: a GPU by NVML, or the host where there is no GPU."""
 
@@ -120,7 +138,7 @@ class DeviceSampled(_Event, frozen=True, kw_only=True):
 
 Event = (
     Submitted | Rejection | Held | Dispatched | FirstToken | TokensEmitted | Finished
-    | KnobsChanged | KnobsSatisfied | StepRecorded | DeviceSampled
+    | KnobsChanged | KnobsSatisfied | StepRecorded | FairnessSampled | CacheLooked | DeviceSampled
 )
 
 

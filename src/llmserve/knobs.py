@@ -15,11 +15,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-PolicyName = Literal["fifo", "priority", "fair_share", "shortest_first", "deadline"]
+PolicyName = Literal["fifo", "priority", "fair_share", "shortest_first", "deadline", "custom"]
+"""`custom` is the function last registered by `Session.policy`."""
+LengthEstimate = Literal["learned", "max_tokens"]
+AdmissionSlo = Literal["off", "refuse"]
 QueueMode = Literal["queue", "reject"]
 Batching = Literal["continuous", "static", "none"]
 Layer = Literal["scheduler", "admission", "engine"]
 KnobValue = str | int | float | None
+
+LIGHTEST, HEAVIEST = 0.001, 1000.0
+"""Weights of tenants lie between these."""
 
 
 class KnobError(ValueError):
@@ -35,7 +41,7 @@ class Spec:
     """What is known of one knob besides its value."""
 
     name: str
-    type: Literal["int", "float", "choice"]
+    type: Literal["int", "float", "choice", "text"]
     default: KnobValue
     help: str
     layer: Layer
@@ -45,6 +51,8 @@ class Spec:
     choices: tuple[str, ...] = ()
     nullable: str | None = None
     """What None means, where None is allowed."""
+    read: Callable[[str], str] | None = None
+    """Of a text: checks it and writes it in its one form; ValueError says what is wrong."""
 
 
 def _knob(
@@ -57,11 +65,32 @@ def _knob(
     choices: tuple[str, ...] = (),
     nullable: str | None = None,
     whole: bool = True,
+    read: Callable[[str], str] | None = None,
 ) -> Any:  # Any, as dataclasses.field itself is typed: the field's own annotation decides
-    kind: Literal["int", "float", "choice"] = "choice" if choices else "int" if whole else "float"
+    kind: Literal["int", "float", "choice", "text"] = "int" if whole else "float"
+    kind = "choice" if choices else "text" if read else kind
     low, high = bounds or (None, None)
-    spec = Spec("", kind, default, help, layer, unit, low, high, choices, nullable)
+    spec = Spec("", kind, default, help, layer, unit, low, high, choices, nullable, read)
     return field(default=default, metadata={"spec": spec})
+
+
+def weights_of(text: str) -> dict[str, float]:
+    """`gold:3,free:1` as a mapping; ValueError where it is none."""
+    weights: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        tenant, colon, number = (piece.strip() for piece in part.rpartition(":"))
+        weight = float(number) if colon and tenant else math.nan
+        if not LIGHTEST <= weight <= HEAVIEST:
+            raise ValueError(f"{part!r} is no name:weight, a weight being from 0.001 to 1000")
+        if tenant in weights:
+            raise ValueError(f"{tenant!r} has two weights")
+        weights[tenant] = weight
+    return weights
+
+
+def weights_text(text: str) -> str:
+    """The same in its one form."""
+    return ",".join(f"{tenant}:{weight:g}" for tenant, weight in weights_of(text).items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +98,7 @@ class Knobs:
     """The live settings. Build changed copies through `changed`, which checks names and bounds."""
 
     policy: PolicyName = _knob(
-        "fifo", "Who goes next: by arrival, priority, tenants' service, length or deadline.",
+        "fifo", "Who goes next: by arrival, priority, tenants' service, length, deadline or yours.",
         "scheduler",
         choices=get_args(PolicyName),
     )
@@ -85,6 +114,14 @@ class Knobs:
         1000.0, "TTFT objective of a request that names none (deadline).", "scheduler",
         unit="ms", bounds=(1, 3_600_000), whole=False,
     )
+    length_estimate: LengthEstimate = _knob(
+        "learned", "Length that shortest_first reckons with: of like replies so far, or as asked.",
+        "scheduler", choices=get_args(LengthEstimate),
+    )
+    tenant_weights: str = _knob(
+        "", "Shares of tenants under fair_share; who is not named weighs 1.", "scheduler",
+        unit="name:weight,…", read=weights_text,
+    )
     max_active: int | None = _knob(
         None, "Most requests handed to the engine at once.", "scheduler",
         unit="requests", bounds=(1, 4096), nullable="max_num_seqs + 2",
@@ -96,6 +133,10 @@ class Knobs:
     max_tokens_in_flight: int | None = _knob(
         None, "Most tokens (prompt + max_tokens) of all requests in the engine.", "scheduler",
         unit="tokens", bounds=(1, 10_000_000), nullable="no limit",
+    )
+    kv_share_per_tenant: float | None = _knob(
+        None, "Largest part of the KV room that one tenant's requests may come to hold.",
+        "scheduler", unit="of 1", bounds=(0.001, 1), whole=False, nullable="no limit of its own",
     )
     queue_max: int = _knob(
         1000, "Most requests waiting; one more is refused with 429.", "admission",
@@ -121,6 +162,18 @@ class Knobs:
         10, "Requests that one tenant may send at once before rate_limit_rps counts.", "admission",
         unit="requests", bounds=(1, 100_000),
     )
+    rate_limit_tps: float | None = _knob(
+        None, "Tokens (prompt + max_tokens, unused ones given back) per second of one tenant.",
+        "admission", unit="tokens/s", bounds=(0.1, 10_000_000), whole=False, nullable="no limit",
+    )
+    rate_burst_tokens: int = _knob(
+        16_384, "Tokens that one tenant may ask for at once before rate_limit_tps counts.",
+        "admission", unit="tokens", bounds=(1, 10_000_000),
+    )
+    admission_slo: AdmissionSlo = _knob(
+        "off", "Refuse at the door what the queue ahead would make miss its TTFT objective.",
+        "admission", choices=get_args(AdmissionSlo),
+    )
     batching: Batching = _knob(
         "continuous", "Join and leave at every step; or run closed batches; or one at a time.",
         "engine", choices=get_args(Batching),
@@ -139,6 +192,10 @@ class Knobs:
     long_prefill_token_threshold: int = _knob(
         0, "Longest prefill chunk of one request in a step; 0 for no limit of its own.", "engine",
         unit="tokens", bounds=(0, 131_072),
+    )
+    min_decode_slots: int = _knob(
+        0, "Places of max_num_seqs kept for decodes: no more than the rest prefill at once.",
+        "engine", unit="requests", bounds=(0, 1024),
     )
 
     @property
@@ -169,6 +226,8 @@ def coerce(name: str, value: object) -> KnobValue:
         raise KnobError(name, f"there is no knob {name!r}{hint}")
     if value in spec.choices:  # first of all: a choice may be called "none"
         return str(value)
+    if spec.read is not None:
+        return _text(spec, spec.read, value)
     if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "")):
         if spec.nullable is None:
             raise KnobError(name, f"{name} needs a value")
@@ -176,6 +235,19 @@ def coerce(name: str, value: object) -> KnobValue:
     if spec.type == "choice":
         raise KnobError(name, f"{name} is one of {', '.join(spec.choices)}, not {value!r}")
     return _number(spec, value)
+
+
+def _text(spec: Spec, read: Callable[[str], str], value: object) -> str:
+    if isinstance(value, Mapping):
+        value = ",".join(f"{name}:{part}" for name, part in value.items())
+    if value is None or value in ("none", "None", "null"):
+        return ""
+    if not isinstance(value, str):
+        raise KnobError(spec.name, f"{spec.name} takes text ({spec.unit}), not {value!r}")
+    try:
+        return read(value)
+    except ValueError as error:
+        raise KnobError(spec.name, f"{spec.name}: {error}") from None
 
 
 def _number(spec: Spec, value: object) -> int | float:

@@ -43,13 +43,15 @@ def allowed(spec: Spec) -> str:
     """`fifo | priority`, `1 to 1,024 requests`, `1 to 4,096 requests, or none`."""
     if spec.choices:
         return " | ".join(spec.choices)
+    if spec.type == "text":
+        return spec.unit
     text = f"{spec.low:,g} to {spec.high:,g} {spec.unit}".rstrip()
     return f"{text}, or none" if spec.nullable else text
 
 
 def _row(spec: Spec) -> str:
     shown = f"{spec.default:g}" if isinstance(spec.default, float) else str(spec.default)
-    default = "none" if spec.default is None else f"`{shown}`"
+    default = "none" if spec.default in (None, "") else f"`{shown}`"
     bounds = allowed(spec).replace("|", "\\|")
     none = f" None: {spec.nullable}." if spec.nullable else ""
     return f"| `{spec.name}` | {default} | {bounds} | {spec.help}{none} |"

@@ -47,8 +47,12 @@ class Account:
     counter: float = 0.0
     waiting: int = 0
     active: int = 0
+    tokens_in_flight: int = 0
+    """Prompt and max_tokens of its active requests."""
     bucket: Bucket = field(default_factory=Bucket)
     """Requests it may still send by `rate_limit_rps`."""
+    token_bucket: Bucket = field(default_factory=Bucket)
+    """Tokens it may still ask for by `rate_limit_tps`; below 0 after one larger than the burst."""
 
     @property
     def idle(self) -> bool:
@@ -65,6 +69,8 @@ class Ledger:
         self._last_served = 0.0
         self.tokens_in_flight = 0
         """Prompt and max_tokens of everything handed over and not finished."""
+        self._longest_prompt = 0
+        self._most_in_flight = 0
 
     def account(self, tenant: str) -> Account:
         account = self._accounts.get(tenant)
@@ -102,19 +108,42 @@ class Ledger:
         account = self.account(request.tenant)
         account.active += 1
         account.counter += PROMPT_WEIGHT * len(request.prompt_ids) / weight
-        self.tokens_in_flight += footprint(request)
+        tokens = footprint(request)
+        account.tokens_in_flight += tokens
+        self.tokens_in_flight += tokens
+        self._longest_prompt = max(self._longest_prompt, len(request.prompt_ids))
+        self._most_in_flight = max(self._most_in_flight, self.tokens_in_flight)
 
     def emitted(self, tenant: str, tokens: int, weight: float) -> None:
         self.account(tenant).counter += OUTPUT_WEIGHT * tokens / weight
 
     def finished(self, request: Request) -> None:
-        self.account(request.tenant).active -= 1
-        self.tokens_in_flight -= footprint(request)
+        account, tokens = self.account(request.tenant), footprint(request)
+        account.active -= 1
+        account.tokens_in_flight -= tokens
+        self.tokens_in_flight -= tokens
+
+    def level(self) -> None:
+        """Count anew from here: what was given under another policy is no tenant's debt."""
+        for account in self._accounts.values():
+            account.counter = 0.0
+        self._last_served = 0.0
+        for tenant in self._waiting:
+            self._least.put(tenant)
 
     def gap(self) -> float:
         """Largest difference of service between two tenants who both wait, in weighted tokens."""
         counters = [account.counter for account in self._waiting.values()]
         return max(counters) - min(counters) if len(counters) > 1 else 0.0
+
+    def bound(self, lightest: float = 1.0) -> float:
+        """What the paper allows that gap to be: 2·max(w_p·L_input, w_q·M) over the least weight.
+
+        L_input is the longest prompt handed over so far, M the most tokens that were in flight.
+        It holds under fair_share while no limit of a tenant's own keeps its requests back.
+        """
+        longest = PROMPT_WEIGHT * self._longest_prompt
+        return 2 * max(longest, OUTPUT_WEIGHT * self._most_in_flight) / lightest
 
     def _service_of_waiting(self, tenant: str) -> Key | None:
         account = self._waiting.get(tenant)

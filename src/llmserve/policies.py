@@ -17,17 +17,17 @@ from llmserve.ledger import Account
 
 
 class Policy(NamedTuple):
-    within: Callable[[Request, Knobs, float], Key]
-    """Order among the requests of one tenant, at a time."""
+    within: Callable[[Request, Knobs, float, float], Key]
+    """Order among the requests of one tenant, at a time, given the reply's expected length."""
     across: Callable[[Account], float] | None = None
     """Order among the tenants; None takes their first requests' keys."""
 
 
-def fifo(request: Request, knobs: Knobs, now: float) -> Key:
+def fifo(request: Request, knobs: Knobs, now: float, reply: float) -> Key:
     return (request.arrival,)
 
 
-def priority(request: Request, knobs: Knobs, now: float) -> Key:
+def priority(request: Request, knobs: Knobs, now: float, reply: float) -> Key:
     """Lower class first; `priority_aging_s` of waiting are worth one class.
 
     All age alike, so comparing `priority - waited/aging` at any time is comparing
@@ -39,16 +39,16 @@ def priority(request: Request, knobs: Knobs, now: float) -> Key:
     return request.arrival + request.priority * knobs.priority_aging_s, request.arrival
 
 
-def shortest_first(request: Request, knobs: Knobs, now: float) -> Key:
-    """Fewest tokens left to compute first (prompt and max_tokens: nothing is computed yet).
+def shortest_first(request: Request, knobs: Knobs, now: float, reply: float) -> Key:
+    """Fewest tokens left to compute first: the prompt and the expected reply (`lengths.py`).
 
     A second of waiting is worth `shortest_aging_tps` tokens: the bound is as that of `priority`.
     """
-    expected = len(request.prompt_ids) + request.sampling.max_tokens
+    expected = len(request.prompt_ids) + reply
     return expected + request.arrival * knobs.shortest_aging_tps, request.arrival
 
 
-def deadline(request: Request, knobs: Knobs, now: float) -> Key:
+def deadline(request: Request, knobs: Knobs, now: float, reply: float) -> Key:
     """Earliest TTFT deadline first; those already late go behind those still savable."""
     slo_ms = knobs.ttft_slo_ms if request.ttft_slo_ms is None else request.ttft_slo_ms
     due = request.arrival + slo_ms / 1e3
@@ -59,6 +59,7 @@ def _service(account: Account) -> float:
     return account.counter
 
 
+# `custom` is none of these: a user's function sees all who wait at once (`user_policy.py`)
 POLICIES: dict[PolicyName, Policy] = {
     "fifo": Policy(fifo),
     "priority": Policy(priority),

@@ -7,16 +7,20 @@ exactly what waits and runs.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import math
+from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from llmserve.admission import Accepted, Load, Rejected, admit
 from llmserve.core import HoldReason, Request
-from llmserve.knobs import Knobs
+from llmserve.knobs import Knobs, weights_of
 from llmserve.ledger import Ledger, footprint
-from llmserve.waiting_line import WaitingLine
-
-_DRAIN_SAMPLES = 64
+from llmserve.lengths import Lengths
+from llmserve.pace import Pace
+from llmserve.tenants import NONE, Terms
+from llmserve.user_policy import PolicyError, UserPolicy
+from llmserve.waiting_line import ChosenLine, Line, WaitingLine
 
 
 class Expired(NamedTuple):
@@ -24,17 +28,38 @@ class Expired(NamedTuple):
     lived_too_long: list[Request]
 
 
+class Fairness(NamedTuple):
+    gap: float
+    bound: float
+    tenants: int
+
+
 class Scheduler:
-    def __init__(self, max_model_len: int) -> None:
+    def __init__(
+        self,
+        max_model_len: int,
+        terms: Mapping[str, Terms] | None = None,
+        kv_capacity_tokens: int = 0,
+    ) -> None:
+        """`terms` are of tenants with some of their own. Without KV there is no share of it."""
         self.max_model_len = max_model_len
+        self.kv_capacity_tokens = kv_capacity_tokens
+        self.user_policy: UserPolicy | None = None
+        self._terms = terms or {}
         self._waiting: dict[str, Request] = {}  # in order of offering
         self._active: dict[str, Request] = {}
         self._offered: dict[str, float] = {}  # both of the above, in order of offering
         self._queue_since: dict[str, float] = {}
         self._ledger = Ledger()
         self._knobs = Knobs()
-        self._line = WaitingLine(self._knobs, self._ledger)
-        self._finishes: deque[float] = deque(maxlen=_DRAIN_SAMPLES)
+        self._lengths = Lengths()
+        self._pace = Pace()
+        self._weights: dict[str, float] = {}
+        self._line: Line = WaitingLine(self._knobs, self._ledger, self._lengths)
+        self._classes: Counter[int] = Counter()  # waiting, by priority
+        self._emitted: dict[str, int] = {}  # of the active
+        self._charged: set[str] = set()  # who drew from a bucket of tokens
+        self._broken: PolicyError | None = None
         self._held: dict[str, HoldReason] = {}
         self._news: dict[str, HoldReason] = {}
 
@@ -50,22 +75,58 @@ class Scheduler:
     def ledger(self) -> Ledger:
         return self._ledger
 
-    def load(self, now: float, tenant: str = "default") -> Load:
+    def load(self, request: Request, knobs: Knobs, now: float) -> Load:
+        terms = self._terms.get(request.tenant, NONE)
         return Load(
             len(self._waiting),
             len(self._active),
-            self._drain(now),
             self.max_model_len,
-            self._ledger.account(tenant).bucket,
+            self._ledger.account(request.tenant),
+            self._ahead(request, knobs) if knobs.admission_slo != "off" else len(self._waiting),
+            self._pace.per_s(now),
+            self._pace.first_token_s,
+            terms.rate_limit_rps or knobs.rate_limit_rps,
+            terms.rate_limit_tps or knobs.rate_limit_tps,
         )
+
+    def free_per_s(self, now: float) -> float | None:
+        """Places that come free each second, as lately measured."""
+        return self._pace.per_s(now)
+
+    def weight(self, tenant: str) -> float:
+        """By the knob, else by the tenant's terms, else 1."""
+        weight = self._weights.get(tenant)
+        return weight or self._terms.get(tenant, NONE).weight or 1.0
+
+    def fairness(self) -> Fairness | None:
+        """None unless the policy is fair_share and two tenants or more wait."""
+        waiting = self._ledger.waiting
+        if self._knobs.policy != "fair_share" or len(waiting) < 2:
+            return None
+        lightest = min(self.weight(tenant) for tenant in waiting)
+        return Fairness(self._ledger.gap(), self._ledger.bound(lightest), len(waiting))
+
+    def use(self, policy: UserPolicy | None, now: float) -> None:
+        """What `policy=custom` means from now on; fifo where it is None."""
+        self.user_policy = policy
+        self._order(now)
+
+    def take_broken(self) -> PolicyError | None:
+        """Why the user's policy was removed, once."""
+        broken, self._broken = self._broken, None
+        return broken
 
     def offer(self, request: Request, knobs: Knobs, now: float) -> Accepted | Rejected:
         """Take the request into the waiting set, or refuse it. ValueError on a live id."""
         if request.id in self._offered:
             raise ValueError(f"request id {request.id} is already here")
-        verdict = admit(request, self.load(now, request.tenant), knobs, now)
+        load = self.load(request, knobs, now)
+        verdict = admit(request, load, knobs, now)
         if isinstance(verdict, Accepted):
             self._turn(knobs, now)
+            if load.rate_limit_tps is not None:
+                self._charged.add(request.id)
+            self._classes[request.priority] += 1
             self._waiting[request.id] = request
             self._offered[request.id] = self._queue_since[request.id] = now
             self._ledger.arrived(request)
@@ -78,9 +139,8 @@ class Scheduler:
         if len(self._active) >= knobs.active_cap:
             self._explain_waiting("cap")
             return None
-        while (chosen := self._line.first(now)) is not None:
-            limit = knobs.max_active_per_tenant
-            if limit is not None and self._ledger.account(chosen.tenant).active >= limit:
+        while (chosen := self._first(now)) is not None:
+            if self._tenant_is_full(chosen, knobs):
                 self._line.park(chosen.tenant)
                 self._tell(chosen.id, "tenant_limit")
                 continue
@@ -89,29 +149,42 @@ class Scheduler:
                 return None
             self._leave_queue(chosen.id)
             self._active[chosen.id] = chosen
-            self._ledger.dispatched(chosen, 1.0)
+            self._emitted[chosen.id] = 0
+            self._ledger.dispatched(chosen, self.weight(chosen.tenant))
+            self._pace.dispatched(chosen.id, now)
             self._explain_overtaken(chosen)
             return chosen
         return None
 
+    def started(self, request_id: str, now: float) -> None:
+        """An active request was given its first token."""
+        self._pace.first_token(request_id, now)
+
     def emitted(self, request_id: str, tokens: int) -> None:
         """An active request was given so many tokens: its tenant's service."""
-        self._ledger.emitted(self._active[request_id].tenant, tokens, 1.0)
+        tenant = self._active[request_id].tenant
+        self._emitted[request_id] += tokens
+        self._ledger.emitted(tenant, tokens, self.weight(tenant))
 
-    def finish(self, request_id: str, now: float) -> None:
-        """An active request left the engine; its place is free."""
-        request = self._active.pop(request_id)
+    def finish(self, request_id: str, now: float, complete: bool = False) -> None:
+        """An active request left the engine; its place is free. `complete`: by its own end."""
+        request, tokens = self._active.pop(request_id), self._emitted.pop(request_id)
         del self._offered[request_id]
         self._ledger.finished(request)
         self._line.unpark(request.tenant)
-        self._finishes.append(now)
+        self._pace.finished(request_id, now)
+        self._refund(request, request.sampling.max_tokens - tokens)
+        if complete:
+            self._lengths.learn(request, tokens)
 
     def drop(self, request_id: str) -> bool:
         """Forget a waiting request; False where it does not wait."""
         if request_id not in self._waiting:
             return False
+        request = self._waiting[request_id]
         self._leave_queue(request_id)
         del self._offered[request_id]
+        self._refund(request, footprint(request))
         return True
 
     def expire(self, knobs: Knobs, now: float) -> Expired:
@@ -157,13 +230,23 @@ class Scheduler:
         counts = Counter(r.tenant for r in self._waiting.values())
         told = {tenant: account.waiting for tenant, account in self._ledger.waiting.items()}
         assert counts == told, "the ledger miscounts who waits"
+        assert self._emitted.keys() == self._active.keys(), "emitted tokens of who is not active"
+        assert self._charged <= here, "a charge outlived its request"
+        classes = Counter(r.priority for r in self._waiting.values())
+        assert classes == +self._classes, "the classes of who waits are miscounted"
         active = self._active.values()
+        held = Counter(r.tenant for r in active)
+        for tenant in held:
+            assert self._ledger.account(tenant).active == held[tenant], "active miscounted"
         assert self._ledger.tokens_in_flight == sum(footprint(r) for r in active)
 
     def _leave_queue(self, request_id: str) -> None:
         request = self._waiting.pop(request_id)
         self._line.remove(request)
         self._ledger.left_queue(request)
+        self._classes[request.priority] -= 1
+        if not self._classes[request.priority]:
+            del self._classes[request.priority]
         for book in (self._queue_since, self._held, self._news):
             book.pop(request_id, None)
 
@@ -173,13 +256,65 @@ class Scheduler:
         taken = self._ledger.tokens_in_flight
         return budget is None or taken == 0 or taken + footprint(request) <= budget
 
+    def _tenant_is_full(self, request: Request, knobs: Knobs) -> bool:
+        """Its tenant holds all it may; one request may always run, however large."""
+        account = self._ledger.account(request.tenant)
+        own = self._terms.get(request.tenant, NONE).max_active
+        limit = knobs.max_active_per_tenant if own is None else own
+        if limit is not None and account.active >= limit:
+            return True
+        share = knobs.kv_share_per_tenant
+        if share is None or not self.kv_capacity_tokens or account.active == 0:
+            return False
+        held = account.tokens_in_flight + footprint(request)
+        return held > share * self.kv_capacity_tokens
+
+    def _ahead(self, request: Request, knobs: Knobs) -> int:
+        """Who waits and would go first. Where that takes more than counting, all who wait."""
+        waiting = len(self._waiting)
+        if knobs.policy == "priority":
+            return sum(n for level, n in self._classes.items() if level <= request.priority)
+        if knobs.policy == "fair_share":
+            tenants = self._ledger.waiting
+            own, weight = self._ledger.account(request.tenant).waiting, self.weight(request.tenant)
+            others = sum(self.weight(t) for t in tenants if t != request.tenant)
+            return min(waiting, own + math.ceil((own + 1) * others / weight))
+        return waiting
+
+    def _refund(self, request: Request, tokens: int) -> None:
+        """Give back what a request asked for and did not use."""
+        if request.id in self._charged:
+            self._charged.discard(request.id)
+            bucket = self._ledger.account(request.tenant).token_bucket
+            bucket.take(-tokens)  # above the burst it is cut at the next refill
+
+    def _first(self, now: float) -> Request | None:
+        try:
+            return self._line.first(now)
+        except PolicyError as error:
+            self._broken = error
+            self.use(None, now)
+            return self._line.first(now)
+
     def _turn(self, knobs: Knobs, now: float) -> None:
         """Order anew when a knob has changed: O(n log n), loses nobody."""
-        if knobs is not self._knobs:
-            self._knobs = knobs
-            self._line = WaitingLine(knobs, self._ledger)
-            for request in self._waiting.values():
-                self._line.add(request, now)
+        before = self._knobs
+        if knobs is before:
+            return
+        self._knobs = knobs
+        if knobs.policy == "fair_share" != before.policy:
+            self._ledger.level()
+        if knobs.tenant_weights != before.tenant_weights:
+            self._weights = weights_of(knobs.tenant_weights)
+        self._order(now)
+
+    def _order(self, now: float) -> None:
+        if self._knobs.policy == "custom" and self.user_policy is not None:
+            self._line = ChosenLine(self._knobs, self._ledger, self.user_policy)
+        else:
+            self._line = WaitingLine(self._knobs, self._ledger, self._lengths)
+        for request in self._waiting.values():
+            self._line.add(request, now)
 
     def _explain_waiting(self, reason: HoldReason) -> None:
         """Those who came last wait for this; walked from the newest, so O(new ones)."""
@@ -198,10 +333,3 @@ class Scheduler:
     def _tell(self, request_id: str, reason: HoldReason) -> None:
         if self._held.get(request_id) != reason:
             self._held[request_id] = self._news[request_id] = reason
-
-    def _drain(self, now: float) -> float | None:
-        """Requests finished per second over the last 64 finishes, idle time since included."""
-        if len(self._finishes) < 2:
-            return None
-        span = max(now, self._finishes[-1]) - self._finishes[0]
-        return (len(self._finishes) - 1) / span if span > 0 else None

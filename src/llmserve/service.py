@@ -15,26 +15,28 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import msgspec
+
 from llmserve.admission import Rejected
+from llmserve.announcer import Announcer
 from llmserve.clock import Clock
 from llmserve.core import Chunk, FinishReason, Request, StepRecord
 from llmserve.engines import Engine, EngineError
 from llmserve.events import (
     Dispatched,
     EventBus,
-    Finished,
     FirstToken,
     Held,
-    KnobsChanged,
     KnobsSatisfied,
-    Rejection,
     StepRecorded,
-    Submitted,
     TokensEmitted,
 )
-from llmserve.knobs import SPECS, Applied, KnobBoard, Knobs, differences
+from llmserve.knobs import SPECS, Applied, KnobBoard, KnobError, Knobs, differences
+from llmserve.ledger import Ledger
 from llmserve.scheduler import Scheduler
 from llmserve.stream import Refused, RequestTimeout, Stream
+from llmserve.tenants import Terms
+from llmserve.user_policy import Choice, PolicyError, UserPolicy
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +67,25 @@ class _Running:
 class Service:
     """Submit requests, change knobs. All methods belong to the loop's thread."""
 
-    def __init__(self, engine: Engine, board: KnobBoard, bus: EventBus, clock: Clock) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        board: KnobBoard,
+        bus: EventBus,
+        clock: Clock,
+        terms: Mapping[str, Terms] | None = None,
+    ) -> None:
+        """`terms`: of tenants who have some of their own."""
         self.engine = engine
         self.board = board
         self.bus = bus
         self.clock = clock
         self.ready = False
-        self._scheduler = Scheduler(max_model_len=0)
+        self.terms: Mapping[str, Terms] = terms or {}
+        self.policy_error: PolicyError | None = None
+        """Why the last policy of the user's own was removed."""
+        self._scheduler = Scheduler(max_model_len=0, terms=self.terms)
+        self._tell = Announcer(bus, clock)
         self._queued: dict[str, Stream] = {}
         self._running: dict[str, _Running] = {}
         self._knob_lock = asyncio.Lock()
@@ -89,6 +103,7 @@ class Service:
         await self.engine.start()
         await self._adopt_start_knobs()
         self._scheduler.max_model_len = self.engine.info.max_model_len
+        self._scheduler.kv_capacity_tokens = self.engine.info.kv_capacity_tokens
         self.ready = True
 
     async def stop(self) -> None:
@@ -112,26 +127,20 @@ class Service:
     def submit(self, request: Request) -> Stream:
         """Take the request in; Refused where the door says no. Its tokens come by the Stream."""
         now, knobs = self.clock.now(), self.board.current
+        terms = self.terms.get(request.tenant)
+        if terms is not None and request.ttft_slo_ms is None:
+            request = msgspec.structs.replace(request, ttft_slo_ms=terms.ttft_slo_ms)
         verdict = (
             Rejected("stopping", message="the server is stopping")
             if self._stopping
             else self._scheduler.offer(request, knobs, now)
         )
         if isinstance(verdict, Rejected):
-            self._publish_rejection(request, verdict)
+            self._tell.refused(request, verdict)
             raise Refused(verdict)
-        self.bus.publish(
-            Submitted(
-                t=request.arrival,
-                request_id=request.id,
-                tenant=request.tenant,
-                priority=request.priority,
-                prompt_tokens=len(request.prompt_ids),
-                max_tokens=request.sampling.max_tokens,
-            )
-        )
         stream = Stream(request, lambda: self._cancel(request.id))
         self._queued[request.id] = stream
+        self._tell.submitted(request)
         if self._failed:
             self._revive()
         self._pump()
@@ -143,15 +152,43 @@ class Service:
             before = self.board.current
             started = self.clock.now()
             asked = before.changed(changes)
+            if asked.policy == "custom" and self._scheduler.user_policy is None:
+                raise KnobError("policy", "register a function first, with @session.policy")
             applied = Applied(values=asked, changed=differences(before, asked))
             if any(SPECS[name].layer == "engine" for name in applied.changed) and self.ready:
                 engine_part = await self.engine.apply(asked)
                 applied = replace(engine_part, changed=differences(before, engine_part.values))
             self.board.update({name: after for name, (_, after) in applied.changed.items()})
             applied = replace(applied, ms=(self.clock.now() - started) * 1e3)
-            self._publish_change(applied, source)
+            self._tell.changed(applied, source)
         self._pump()
         return applied
+
+    @property
+    def user_policy(self) -> UserPolicy | None:
+        """The user's function, with its times; None where there is none or it was removed."""
+        return self._scheduler.user_policy
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._scheduler.ledger
+
+    def weight(self, tenant: str) -> float:
+        """Its share under fair_share."""
+        return self._scheduler.weight(tenant)
+
+    async def use_policy(self, function: Choice) -> Applied:
+        """Let a function that was tried out choose from now on; whoever waits stays in line."""
+        policy = UserPolicy(function, self.clock.now)
+        self.policy_error = None
+        self._scheduler.use(policy, self.clock.now())
+        return await self.set_knobs({"policy": "custom"}, source=f"policy {policy.name}")
+
+    def find(self, request_id: str) -> Request | None:
+        """A request that waits or runs."""
+        running = self._running.get(request_id)
+        stream = self._queued.get(request_id) if running is None else running.stream
+        return None if stream is None else stream.request
 
     def _pump(self) -> None:
         """Hand over whoever may go, expire whoever may not, and set the next alarm."""
@@ -166,9 +203,21 @@ class Service:
             running.task = asyncio.get_running_loop().create_task(self._run(running))
             # a task cancelled before its first step runs no `finally` of its own
             running.task.add_done_callback(partial(self._leave, running))
+        if (broken := self._scheduler.take_broken()) is not None:
+            self._remove_policy(broken)
+            knobs = self.board.current
         for request_id, reason in self._scheduler.holds():
             self.bus.publish(Held(t=now, request_id=request_id, reason=reason))
+        self._tell.fairness(self._scheduler.fairness)
         self._set_alarm(knobs)
+
+    def _remove_policy(self, broken: PolicyError) -> None:
+        """A user's policy failed: the scheduler goes on by fifo already."""
+        log.error("the policy was removed, fifo goes on: %s", broken, exc_info=broken)
+        self.policy_error = broken
+        before, after = self.board.update({"policy": "fifo"})
+        applied = Applied(values=after, changed=differences(before, after))
+        self._tell.changed(applied, f"policy removed: {broken}")
 
     async def _run(self, running: _Running) -> None:
         """One request's life in the engine; its end is told by `_leave`."""
@@ -187,6 +236,7 @@ class Service:
     def _deliver(self, stream: Stream, chunk: Chunk) -> None:
         now, request_id = self.clock.now(), stream.request.id
         if stream.put(chunk, now):
+            self._scheduler.started(request_id, now)
             self.bus.publish(
                 FirstToken(t=now, request_id=request_id, cached_tokens=chunk.cached_tokens)
             )
@@ -203,8 +253,9 @@ class Service:
         elif failure is not None:
             last = Chunk(finish_reason="error")
         del self._running[stream.request.id]
-        self._scheduler.finish(stream.request.id, self.clock.now())
-        self._publish_end(stream, last, failure)
+        complete = last.finish_reason in ("stop", "length")
+        self._scheduler.finish(stream.request.id, self.clock.now(), complete)
+        self._tell.ended(stream, last, failure)
         self._pump()
 
     def _cancel(self, request_id: str) -> None:
@@ -219,7 +270,7 @@ class Service:
         expired = self._scheduler.expire(knobs, now)
         for request in expired.queued_too_long:
             message = f"no place came free within {knobs.queue_timeout_s:g} s (queue_timeout_s)"
-            retry = self._scheduler.load(now).finished_per_s
+            retry = self._scheduler.free_per_s(now)
             self._refuse_queued(
                 self._queued[request.id],
                 Rejected("queue_timeout", 1 / retry if retry else None, message),
@@ -245,53 +296,13 @@ class Service:
     def _refuse_queued(self, stream: Stream, rejected: Rejected) -> None:
         self._queued.pop(stream.request.id)
         self._scheduler.drop(stream.request.id)
-        self._publish_rejection(stream.request, rejected)
+        self._tell.refused(stream.request, rejected)
         stream.end(Chunk(finish_reason="timeout"), self.clock.now(), Refused(rejected))
 
     def _end_queued(self, stream: Stream, reason: FinishReason, failure: Exception | None) -> None:
         self._queued.pop(stream.request.id)
         self._scheduler.drop(stream.request.id)
-        self._publish_end(stream, Chunk(finish_reason=reason), failure)
-
-    def _publish_end(self, stream: Stream, last: Chunk, failure: Exception | None) -> None:
-        now = self.clock.now()
-        stream.end(last, now, failure)
-        usage = stream.usage
-        self.bus.publish(
-            Finished(
-                t=now,
-                request_id=stream.request.id,
-                reason=last.finish_reason or "error",
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=usage.completion_tokens,
-                error=None if failure is None else str(failure),
-            )
-        )
-
-    def _publish_rejection(self, request: Request, rejected: Rejected) -> None:
-        self.bus.publish(
-            Rejection(
-                t=self.clock.now(),
-                request_id=request.id,
-                tenant=request.tenant,
-                priority=request.priority,
-                reason=rejected.reason,
-                retry_after_s=rejected.retry_after_s,
-            )
-        )
-
-    def _publish_change(self, applied: Applied, source: str) -> None:
-        if applied.changed or applied.clamped:
-            self.bus.publish(
-                KnobsChanged(
-                    t=self.clock.now(),
-                    changed=applied.changed,
-                    source=source,
-                    step=applied.adopted_step,
-                    ms=applied.ms,
-                    clamped=tuple(clamp.name for clamp in applied.clamped),
-                )
-            )
+        self._tell.ended(stream, Chunk(finish_reason=reason), failure)
 
     def _timeout_error(self) -> RequestTimeout:
         limit = self.board.current.request_timeout_s
@@ -302,7 +313,7 @@ class Service:
         applied = await self.engine.apply(before)
         changed = differences(before, applied.values)
         self.board.update({name: after for name, (_, after) in changed.items()})
-        self._publish_change(replace(applied, changed=changed), "start")
+        self._tell.changed(replace(applied, changed=changed), "start")
 
     def _revive(self) -> None:
         """The engine died: what waits goes on waiting while it is started anew."""

@@ -64,5 +64,6 @@ def test_events_travel_as_json_and_come_back_equal() -> None:
 def test_the_union_names_every_event() -> None:
     assert {kind.__name__ for kind in get_args(Event)} == {
         "Submitted", "Rejection", "Held", "Dispatched", "FirstToken", "TokensEmitted", "Finished",
-        "KnobsChanged", "KnobsSatisfied", "StepRecorded", "DeviceSampled",
+        "KnobsChanged", "KnobsSatisfied", "StepRecorded", "DeviceSampled", "FairnessSampled",
+        "CacheLooked",
     }

@@ -13,7 +13,8 @@ from llmserve.policies import POLICIES
 def test_every_knob_has_help_a_layer_and_bounds_or_choices() -> None:
     for spec in SPECS.values():
         assert spec.help.endswith(".")
-        assert spec.choices or (spec.low is not None and spec.high is not None)
+        numeric = spec.low is not None and spec.high is not None
+        assert spec.choices or spec.read or numeric
         assert spec.default == getattr(Knobs(), spec.name)
 
 
@@ -22,7 +23,7 @@ def test_every_default_is_within_its_own_bounds() -> None:
 
 
 def test_each_policy_named_in_the_knob_exists_and_no_other() -> None:
-    assert set(SPECS["policy"].choices) == set(POLICIES)
+    assert set(SPECS["policy"].choices) == {*POLICIES, "custom"}
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,9 @@ def test_each_policy_named_in_the_knob_exists_and_no_other() -> None:
         ("max_active", None, None),
         ("batching", "none", "none"),
         ("policy", "priority", "priority"),
+        ("tenant_weights", " gold : 3.0, free:1,", "gold:3,free:1"),
+        ("tenant_weights", {"a:b": 0.5}, "a:b:0.5"),
+        ("tenant_weights", None, ""),
     ],
 )
 def test_text_and_json_become_the_knobs_own_type(name: str, text: object, value: object) -> None:
@@ -55,6 +59,12 @@ def test_text_and_json_become_the_knobs_own_type(name: str, text: object, value:
         ("max_num_seqs", None, "needs a value"),
         ("queue_timeout_s", float("inf"), "takes a number"),
         ("policy", "lifo", "fifo, priority"),
+        ("tenant_weights", "gold", "no name:weight"),
+        ("tenant_weights", "gold:0", "from 0.001 to 1000"),
+        ("tenant_weights", "gold:nan", "no name:weight"),
+        ("tenant_weights", "gold:x", "tenant_weights: could not convert"),
+        ("tenant_weights", "a:1,a:2", "two weights"),
+        ("tenant_weights", 3, "takes text"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_cure_and_changes_nothing(

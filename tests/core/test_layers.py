@@ -11,10 +11,11 @@ import pytest
 
 SRC = Path(__file__).parents[2] / "src" / "llmserve"
 LAYERS = [
-    ("core",), ("knobs",), ("events",), ("clock",), ("runtime",), ("models",),
-    ("growing_heap",), ("ledger",), ("policies",), ("waiting_line",), ("admission",),
-    ("scheduler",), ("engines",), ("observe",), ("stream",), ("service",), ("endpoint",),
-    ("bench",), ("lab",), ("prompting",), ("house",), ("ui",), ("session",),
+    ("core",), ("knobs",), ("events",), ("clock",), ("runtime",), ("models",), ("tenants",),
+    ("growing_heap",), ("ledger",), ("lengths",), ("pace",), ("policies",), ("user_policy",),
+    ("waiting_line",), ("admission",),
+    ("scheduler",), ("engines",), ("observe",), ("stream",), ("announcer",), ("service",),
+    ("endpoint",), ("bench",), ("lab",), ("prompting",), ("house",), ("ui",), ("session",),
     ("completion", "knobs_page", "magics", "nested", "cli", "__init__"),
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -199,10 +199,10 @@ def test_a_pick_among_ten_thousand_asks_for_few_keys(
     asked = 0
     within = POLICIES[policy].within
 
-    def counted(request: Request, knobs: Knobs, now: float) -> Key:
+    def counted(request: Request, knobs: Knobs, now: float, reply: float) -> Key:
         nonlocal asked
         asked += 1
-        return within(request, knobs, now)
+        return within(request, knobs, now, reply)
 
     monkeypatch.setitem(POLICIES, policy, POLICIES[policy]._replace(within=counted))
     knobs = Knobs().changed({"policy": policy, "queue_max": 20_000, "max_active": 4000})

@@ -79,14 +79,14 @@ def test_max_active_follows_max_num_seqs_when_unset() -> None:
 def test_a_full_queue_refuses_and_tells_when_to_return_by_the_measured_rate() -> None:
     knobs = Knobs(max_active=1, queue_max=1)
     scheduler = Scheduler(LEN)
-    for id, end in (("a", 10.0), ("b", 12.0)):
+    for id, end in (("a", 10.0), ("b", 99.0)):  # a place is held for 2 s, idle time aside
         assert scheduler.offer(request(id, end), knobs, end) == Accepted()
-        scheduler.next(knobs, 0.0)
+        scheduler.next(knobs, end - 2)
         scheduler.finish(id, end)
     for id in ("c", "d"):
-        assert scheduler.offer(request(id, 12), knobs, 12) == Accepted()
-        scheduler.next(knobs, 0.0)
-    verdict = scheduler.offer(request("e", 12), knobs, 12)
+        assert scheduler.offer(request(id, 99), knobs, 99) == Accepted()
+        scheduler.next(knobs, 99)
+    verdict = scheduler.offer(request("e", 99), knobs, 99)
     assert isinstance(verdict, Rejected)
     assert (verdict.reason, verdict.retry_after_s) == ("queue_full", 2.0)
 

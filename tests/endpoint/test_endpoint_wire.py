@@ -74,8 +74,8 @@ def test_minus_infinity_is_told_as_a_number() -> None:
 
 
 REASONS: list[tuple[RejectReason, int]] = [
-    ("queue_full", 429), ("no_place", 429), ("rate_limit", 429), ("too_long", 400),
-    ("queue_timeout", 503), ("stopping", 503),
+    ("queue_full", 429), ("no_place", 429), ("rate_limit", 429), ("slo", 429),
+    ("too_long", 400), ("queue_timeout", 503), ("stopping", 503),
 ]  # fmt: skip
 
 

@@ -10,9 +10,11 @@ from typing import assert_never
 from llmserve.bench.report import Report
 from llmserve.core import StepRecord
 from llmserve.events import (
+    CacheLooked,
     DeviceSampled,
     Dispatched,
     Event,
+    FairnessSampled,
     Finished,
     FirstToken,
     Held,
@@ -75,7 +77,10 @@ class Recorder:
             case StepRecorded():
                 with self._lock:
                     self._fold_step(event.record)
-            case Held() | KnobsChanged() | KnobsSatisfied() | DeviceSampled():
+            case (
+                Held() | KnobsChanged() | KnobsSatisfied() | DeviceSampled() | FairnessSampled()
+                | CacheLooked()
+            ):
                 pass
             case _:
                 if self._everything or event.request_id in self._expected:

@@ -101,7 +101,7 @@ def _refused(error: Refused) -> ApiError:
     match rejected.reason:
         case "too_long":
             return ApiError(400, message, param="prompt", code="context_length_exceeded")
-        case "queue_full" | "no_place" | "rate_limit":
+        case "queue_full" | "no_place" | "rate_limit" | "slo":
             return ApiError(429, message, code=rejected.reason, headers=headers)
         case _:
             return ApiError(503, message, code=rejected.reason, headers=headers)

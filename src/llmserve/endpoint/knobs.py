@@ -52,5 +52,5 @@ class _Knobs:
 
 def _described(spec: Spec) -> dict[str, Any]:
     fields = dataclasses.asdict(spec)
-    del fields["name"]
+    del fields["name"], fields["read"]
     return fields

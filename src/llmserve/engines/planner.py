@@ -15,7 +15,8 @@ Invariants (`check` asserts them):
 The rules. Running sequences go first, decodes before prefills, each group by admission; what is
 left of the token budget admits from the line, first come first served, and nobody overtakes.
 One is admitted only when the free blocks cover all its known tokens beside those that the running
-still have to store. When a running one needs a block and none is free, the most recently admitted
+still have to store; with `min_decode_slots`, only while fewer prefill than the other places are,
+or none does. When a running one needs a block and none is free, the most recently admitted
 (perhaps itself) is preempted: it loses its KV, goes to the front of the line and later recomputes
 prompt and reply so far as prefill. No one is admitted in a step that preempts. Should more be
 running than the token budget has tokens, the least recently served go first, one token each, so
@@ -231,9 +232,16 @@ class StepPlanner:
             return "batch"
         if len(self._running) >= (1 if knobs.batching == "none" else knobs.max_num_seqs):
             return "cap"
+        if knobs.min_decode_slots and self._prefills_are_full(knobs):
+            return "cap"
         if draft.preempted or blocks > self.pool.free:
             return "kv"
         return "token_budget" if draft.budget <= 0 else None
+
+    def _prefills_are_full(self, knobs: Knobs) -> bool:
+        """The places that `min_decode_slots` leaves to prefills are taken; one is always left."""
+        prefills = sum(seq.computed < seq.prefill_end for seq in self._running.values())
+        return prefills >= max(1, knobs.max_num_seqs - knobs.min_decode_slots)
 
     def _form_batch(self, knobs: Knobs, now: float) -> None:
         closes = self._window_closes(knobs)

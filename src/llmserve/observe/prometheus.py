@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, assert_never
 
 from llmserve.core import StepRecord
 from llmserve.events import (
+    CacheLooked,
     DeviceSampled,
     Dispatched,
     Event,
+    FairnessSampled,
     Finished,
     FirstToken,
     Held,
@@ -88,6 +90,9 @@ class PrometheusExporter:
         self._tenants = _Values(max_tenants)
         self._priorities = _Values(MAX_PRIORITIES)
         self._knob_changes: Counter[str] = Counter()
+        self._cache: Counter[str] = Counter()
+        self._waits: dict[tuple[str, str], list[float]] = {}  # count and sum
+        self._fairness: FairnessSampled | None = None
         self._devices: dict[tuple[str, str], DeviceSampled] = {}
         self._record: StepRecord | None = None
 
@@ -106,7 +111,7 @@ class PrometheusExporter:
                 case Submitted():
                     self._journeys.submit(event)
                 case Dispatched():
-                    self._journeys.dispatch(event)
+                    self._fold_dispatch(event)
                 case FirstToken():
                     self._fold_first(event)
                 case Finished():
@@ -120,10 +125,26 @@ class PrometheusExporter:
                     self._devices[event.kind, event.name] = event
                 case KnobsChanged():
                     self._knob_changes.update(event.changed.keys())
+                case FairnessSampled():
+                    self._fairness = event
+                case CacheLooked():
+                    self._cache["hit" if event.hit else "miss"] += 1
                 case Held() | KnobsSatisfied():
                     pass
                 case _:
                     assert_never(event)
+
+    def _fold_dispatch(self, event: Dispatched) -> None:
+        if (journey := self._journeys.dispatch(event)) is not None:
+            wait = self._waits.setdefault(
+                (
+                    self._priorities.bounded(str(journey.priority)),
+                    self._tenants.bounded(journey.tenant),
+                ),
+                [0, 0.0],
+            )
+            wait[0] += 1
+            wait[1] += event.t - journey.submitted
 
     def _fold_first(self, event: FirstToken) -> None:
         if (journey := self._journeys.first_token(event)) is not None:
@@ -191,10 +212,18 @@ class PrometheusExporter:
         if (record := self._record) is not None and record.kv_capacity_tokens:
             use = record.kv_used_tokens / record.kv_capacity_tokens
             values["kv_cache_usage_perc"] = ("KV room in use; 1 means all of it.", use)
-        for name, (help_text, value) in values.items():
-            gauge = GaugeMetricFamily(f"llmserve_{name}", help_text, labels=_LABELS)
-            gauge.add_metric(self._base(), value)
-            yield gauge
+        yield from self._plain(values)
+        if self._fairness is not None:
+            values = {
+                "fairness_gap_tokens": (
+                    "Largest difference of service between two waiting tenants under fair_share.",
+                    self._fairness.gap,
+                ),
+                "fairness_bound_tokens": (
+                    "What fair_share promises that the gap never exceeds.", self._fairness.bound,
+                ),
+            }
+            yield from self._plain(values)
         labels = (*_LABELS, "kind", "name")
         memory = GaugeMetricFamily(
             "llmserve_device_memory_used_bytes", "Memory in use, by all processes.", labels=labels
@@ -202,6 +231,26 @@ class PrometheusExporter:
         for (kind, name), sample in self._devices.items():
             memory.add_metric((*self._base(), kind, name), sample.used_bytes)
         yield memory
+
+    def _plain(self, values: Mapping[str, tuple[str, float]]) -> Iterator[Metric]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        for name, (help_text, value) in values.items():
+            gauge = GaugeMetricFamily(f"llmserve_{name}", help_text, labels=_LABELS)
+            gauge.add_metric(self._base(), value)
+            yield gauge
+
+    def _queue_waits(self) -> Metric:
+        from prometheus_client.core import SummaryMetricFamily
+
+        waits = SummaryMetricFamily(
+            "llmserve_queue_wait_seconds",
+            "Arrival to dispatch, by class and tenant.",
+            labels=(*_LABELS, "priority", "tenant"),
+        )
+        for labels, (count, total) in self._waits.items():
+            waits.add_metric((*self._base(), *labels), int(count), total)
+        return waits
 
     def _counters(self) -> Iterator[Metric]:
         for name, count in self._counts.items():
@@ -216,6 +265,9 @@ class PrometheusExporter:
             ("reason", "priority", "tenant"),
             self._refused.items(),
         )
+        looked = [((result,), count) for result, count in self._cache.items()]
+        yield self._counter("response_cache", "Look-ups of replies.", ("result",), looked)
+        yield self._queue_waits()
         changes = [((name,), count) for name, count in self._knob_changes.items()]
         yield self._counter("knob_changes", "Changes of a knob.", ("name",), changes)
 

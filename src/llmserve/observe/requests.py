@@ -16,9 +16,11 @@ import msgspec
 
 from llmserve.core import FinishReason, HoldReason
 from llmserve.events import (
+    CacheLooked,
     DeviceSampled,
     Dispatched,
     Event,
+    FairnessSampled,
     Finished,
     FirstToken,
     Held,
@@ -108,7 +110,10 @@ class RequestLog:
                     self._finish(event)
                 case Rejection():
                     self._refuse(event)
-                case DeviceSampled() | KnobsChanged() | KnobsSatisfied():
+                case (
+                    DeviceSampled() | KnobsChanged() | KnobsSatisfied() | FairnessSampled()
+                    | CacheLooked()
+                ):
                     pass
                 case _:
                     assert_never(event)

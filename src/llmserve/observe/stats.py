@@ -16,9 +16,11 @@ import msgspec
 
 from llmserve.core import StepRecord
 from llmserve.events import (
+    CacheLooked,
     DeviceSampled,
     Dispatched,
     Event,
+    FairnessSampled,
     Finished,
     FirstToken,
     Held,
@@ -81,6 +83,14 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     capped: bool
     """The window held more samples than are kept: figures are of the newest."""
 
+    fairness_gap: float | None = None
+    """Largest difference of service between two tenants who wait, in weighted tokens, as last
+    seen under fair_share; None where no two waited in the window."""
+    fairness_bound: float | None = None
+    """What fair_share promises that it never exceeds."""
+    cache_hits_total: int = 0
+    cache_misses_total: int = 0
+
     @property
     def kv_use(self) -> float | None:
         """0 to 1."""
@@ -121,6 +131,8 @@ class LiveStats:
         self._refused: Counter[str] = Counter()
         self._devices: dict[tuple[str, str], DeviceSampled] = {}
         self._record: StepRecord | None = None
+        self._fairness: FairnessSampled | None = None
+        self._cache = [0, 0]  # misses, hits
         self._prompt_tokens = self._cached_tokens = self._tokens = 0
         self._preemptions = self._step_count = self._dropped = 0
 
@@ -152,6 +164,10 @@ class LiveStats:
                     self._refused[event.reason] += 1
                 case DeviceSampled():
                     self._devices[event.kind, event.name] = event
+                case FairnessSampled():
+                    self._fairness = event
+                case CacheLooked():
+                    self._cache[event.hit] += 1
                 case Held() | KnobsChanged() | KnobsSatisfied():
                     pass
                 case _:
@@ -206,7 +222,10 @@ class LiveStats:
                 "preemptions_total": self._preemptions,
                 "steps_total": self._step_count,
                 "dropped": self._dropped,
+                "cache_hits_total": self._cache[True],
+                "cache_misses_total": self._cache[False],
             }
+            fairness = self._fairness
             finished, refused = dict(self._finished), dict(self._refused)
             devices = tuple(self._devices.values())
         spans = [span if cut is None else min(span, until - cut) for cut in cuts]
@@ -231,6 +250,8 @@ class LiveStats:
             finished=finished,
             refused=refused,
             devices=devices,
+            fairness_gap=None if fairness is None or fairness.t <= after else fairness.gap,
+            fairness_bound=None if fairness is None or fairness.t <= after else fairness.bound,
             capped=any(cut is not None and cut > after for cut in cuts),
             **totals,
         )

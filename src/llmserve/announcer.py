@@ -1,0 +1,91 @@
+"""What the service tells the world: each thing that happens, as one event."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from llmserve.admission import Rejected
+from llmserve.clock import Clock
+from llmserve.core import Chunk, Request
+from llmserve.events import (
+    EventBus,
+    FairnessSampled,
+    Finished,
+    KnobsChanged,
+    Rejection,
+    Submitted,
+)
+from llmserve.knobs import Applied
+from llmserve.scheduler import Fairness
+from llmserve.stream import Stream
+
+_FAIRNESS_S = 0.2
+"""The gap of service between tenants is told at most so often."""
+
+class Announcer:
+    def __init__(self, bus: EventBus, clock: Clock) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._fairness_told = -math.inf
+
+    def submitted(self, request: Request) -> None:
+        self._bus.publish(
+            Submitted(
+                t=request.arrival,
+                request_id=request.id,
+                tenant=request.tenant,
+                priority=request.priority,
+                prompt_tokens=len(request.prompt_ids),
+                max_tokens=request.sampling.max_tokens,
+            )
+        )
+
+    def refused(self, request: Request, rejected: Rejected) -> None:
+        self._bus.publish(
+            Rejection(
+                t=self._clock.now(),
+                request_id=request.id,
+                tenant=request.tenant,
+                priority=request.priority,
+                reason=rejected.reason,
+                retry_after_s=rejected.retry_after_s,
+            )
+        )
+
+    def ended(self, stream: Stream, last: Chunk, failure: Exception | None) -> None:
+        now = self._clock.now()
+        stream.end(last, now, failure)
+        usage = stream.usage
+        self._bus.publish(
+            Finished(
+                t=now,
+                request_id=stream.request.id,
+                reason=last.finish_reason or "error",
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                error=None if failure is None else str(failure),
+            )
+        )
+
+    def changed(self, applied: Applied, source: str) -> None:
+        if applied.changed or applied.clamped:
+            self._bus.publish(
+                KnobsChanged(
+                    t=self._clock.now(),
+                    changed=applied.changed,
+                    source=source,
+                    step=applied.adopted_step,
+                    ms=applied.ms,
+                    clamped=tuple(clamp.name for clamp in applied.clamped),
+                )
+            )
+
+    def fairness(self, look: Callable[[], Fairness | None]) -> None:
+        """Look only where enough time has passed: it takes a walk over the tenants who wait."""
+        now = self._clock.now()
+        if now - self._fairness_told >= _FAIRNESS_S and (seen := look()) is not None:
+            self._fairness_told = now
+            self._bus.publish(
+                FairnessSampled(t=now, gap=seen.gap, bound=seen.bound, tenants=seen.tenants)
+            )
