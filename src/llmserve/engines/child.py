@@ -148,7 +148,7 @@ def _reap(process: subprocess.Popen[bytes], grace_s: float) -> int:
 
 def import_path() -> dict[str, str]:
     """Lets the child import this very package where it is not installed, as in a checkout."""
-    root = Path(llmserve.__file__).parent.parent
+    root = Path(llmserve.__file__).resolve().parent.parent
     if root.name in ("site-packages", "dist-packages"):
         return {}
     others = os.environ.get("PYTHONPATH")

@@ -121,8 +121,10 @@ def test_bfloat16_is_the_default_only_where_it_is_fast(monkeypatch: pytest.Monke
     cpu = torch.device("cpu")
     for fast, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(model, "_cpu_multiplies_bfloat16", lambda fast=fast: fast)
-        assert pick_dtype("auto", cpu) is expected
-    assert pick_dtype("auto", torch.device("cuda")) is torch.bfloat16
+        assert pick_dtype("auto", cpu, 2048) is expected
+        assert pick_dtype("auto", cpu, 256) is torch.float32
+    assert pick_dtype("auto", torch.device("cuda"), 256) is torch.bfloat16
+    assert pick_dtype("float16", cpu, 256) is torch.float16
 
 
 def test_end_tokens_come_from_the_generation_settings_first(llama: Path) -> None:

@@ -16,7 +16,8 @@ class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Hub id or folder; None for the bundled toy model."""
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 on CUDA and on a CPU that multiplies it, else float32."""
+    """auto: bfloat16 on CUDA and, for all but small models, on a CPU that multiplies it; else
+    float32."""
     device: str = "auto"
     max_model_len: int | None = None
     """None for the model's own."""
