@@ -81,6 +81,9 @@ class Lab:
     def screenshot(self, name: str, part: Locator | None = None) -> Path:
         ARTIFACTS.mkdir(exist_ok=True)
         path = ARTIFACTS / f"{name}.png"
+        if part is not None:
+            part.evaluate("part => part.scrollIntoView({block: 'start'})")
+            self.page.mouse.move(0, 0)
         (part or self.page).screenshot(path=path)
         return path
 
@@ -91,7 +94,7 @@ def lab(notebook: Path) -> Iterator[Lab]:
     token = secrets.token_hex(16)
     with _server(notebook.parent, token) as url, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1500, "height": 1300})
+        page = browser.new_page(viewport={"width": 1640, "height": 1500})
         try:
             for attempt in (1, 2):  # on a loaded machine a page may come up without its kernel
                 page.goto(f"{url}/lab/tree/{notebook.name}?token={token}", timeout=120_000)
@@ -104,6 +107,7 @@ def lab(notebook: Path) -> Iterator[Lab]:
                     Lab(page).screenshot(f"lab-not-ready-{attempt}")
                     if attempt == 2:
                         raise
+            page.keyboard.press("Control+b")  # the side bar is in the way of the charts
             yield Lab(page)
         except BaseException:
             Lab(page).screenshot("failed")

@@ -109,7 +109,7 @@ def test_the_quickstart_runs_and_its_sliders_retune_the_engine_while_requests_fl
         page.run_cell("import threading")
         charts_move(page)
         slider_obeyed(page, folder, pixels=60)
-        page.page.wait_for_timeout(12_000)  # what the picture is to show
+        page.page.wait_for_timeout(10_000)  # what the picture is to show
         page.screenshot("dashboard", page.dashboard)
 
         page.run_cell("# a busy cell")

@@ -48,7 +48,8 @@ def crowd(served: Kernel) -> Crowd:
     told = served.ok(
         "import json; print(json.dumps([session.url, session.api_key, session.info.model_id]))"
     )
-    return Crowd(*json.loads(told.stdout), n=STREAMS)
+    url, key, model = json.loads(told.stdout)
+    return Crowd(url, key, model, STREAMS)
 
 
 def rate(clients: Crowd) -> float:

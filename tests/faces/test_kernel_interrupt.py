@@ -104,7 +104,8 @@ def test_asyncio_run_in_a_cell_works_while_requests_flow(served: Kernel) -> None
         "import asyncio, llmserve\n"
         "llmserve.allow_nested(); llmserve.allow_nested()\n"
         "async def several():\n"
-        "    return await asyncio.gather(*(session.agenerate(f'{i}', max_tokens=4) for i in range(8)))\n"
+        "    replies = (session.agenerate(f'{i}', max_tokens=4) for i in range(8))\n"
+        "    return await asyncio.gather(*replies)\n"
         "print(sorted(len(text.split()) for text in asyncio.run(several())))"
     )
     assert cell.stdout.strip() == str([4] * 8)
