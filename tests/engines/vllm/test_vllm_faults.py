@@ -135,11 +135,16 @@ def test_a_killed_engine_ends_what_ran_and_comes_back_for_what_waits(cramped: Se
     assert cramped.knobs.max_num_seqs == 4
 
 
-def test_a_start_that_fails_shows_the_engines_own_last_error() -> None:
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def test_a_start_that_fails_shows_the_engines_own_last_error(shared: Session) -> None:
     options = OPTIONS | {"kv_cache_memory_bytes": 4096}
+    before = children()
     with pytest.raises(EngineError, match="No available memory for the cache blocks"):
         llmserve.serve(engine="vllm", **options)
-    assert not [child for child in psutil.Process().children() if "VLLM" in child.name()]
+    assert children() == before
 
 
 def test_a_model_that_is_not_there_is_said_in_the_cell() -> None:
