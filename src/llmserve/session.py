@@ -13,30 +13,37 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from llmserve import engines
+from llmserve.accounts import standings, tenants_frame
+from llmserve.agreements import Agreement, Source, read_agreements, terms_of
 from llmserve.bench.report import Report
 from llmserve.clock import MonotonicClock
 from llmserve.core import Outcome
 from llmserve.endpoint.app import build_app
+from llmserve.endpoint.cache import CacheOptions
 from llmserve.endpoint.server import Server, bind
 from llmserve.engines import EngineInfo
 from llmserve.events import EventBus
 from llmserve.house import Freed, House, Switches
 from llmserve.knobs import SPECS, Applied, KnobBoard, Knobs
-from llmserve.observe import Telemetry
+from llmserve.observe import Telemetry, Why
+from llmserve.observe.lifecycle import LifecycleLog, LogOptions
 from llmserve.observe.stats import Snapshot
 from llmserve.observe.trace import TraceWriter
-from llmserve.prompting import Prompt, Reply, make_request
+from llmserve.prompting import Prompt, Reply, make_request, prompt_text
 from llmserve.runtime import Runtime
 from llmserve.service import Service, publish_step
+from llmserve.user_policy import Choice, try_out
 
 if TYPE_CHECKING:
     import openai
     import pandas as pd
 
     from llmserve.ui import Dashboards, DashboardView
+
+F = TypeVar("F", bound=Choice)
 
 
 def serve(
@@ -46,7 +53,10 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 0,
     api_key: str | None = None,
+    api_keys: Source = None,
     knobs: Mapping[str, object] | None = None,
+    response_cache: bool | Mapping[str, object] | None = None,
+    log_requests: bool | str | os.PathLike[str] | Mapping[str, object] | None = None,
     switch_interval_s: float | None = 5e-5,
     **options: object,
 ) -> Session:
@@ -56,6 +66,11 @@ def serve(
     engine: "torch", "simulator", or "auto" (torch).
     port: 0 takes a free one; a taken one raises OSError here, in the cell.
     api_key: None makes a random one. It is never printed; read `session.api_key`.
+    api_keys: keys of tenants, with their terms: a mapping or a JSON file (`agreements.py`), else
+        the environment's LLMSERVE_API_KEYS. A request with such a key is that tenant's.
+    response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
+    log_requests: a JSON line per request: to a file, or with True to the logger
+        `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.
     switch_interval_s: the interpreter's thread switch interval while serving, so that a cell that
         computes does not starve delivery; it costs such a cell a few per cent. None leaves it.
     options: names of knobs are their first values; the rest goes to the engine, which refuses
@@ -73,6 +88,9 @@ def serve(
         api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
         knobs=Knobs().changed(first),
         switches=Switches(switch_interval_s),
+        agreements=read_agreements(api_keys),
+        cache=CacheOptions.read(response_cache),
+        log=LogOptions.read(log_requests),
         options=options,
     )
 
@@ -89,6 +107,9 @@ class Session:
         api_key: str,
         knobs: Knobs,
         switches: Switches,
+        agreements: Mapping[str, Agreement],
+        cache: CacheOptions | None,
+        log: LogOptions | None,
         options: Mapping[str, object],
     ) -> None:
         self.api_key = api_key
@@ -102,13 +123,20 @@ class Session:
             options = {"model": model, **options}
         sink = partial(publish_step, self.bus)
         made = engines.create(engine, sink=sink, clock=self.clock, **options)
-        self.service = Service(made, self.board, self.bus, self.clock)
+        terms = terms_of(agreements)
+        self.service = Service(made, self.board, self.bus, self.clock, terms)
         sock = bind(*address)
         self.host, self.port = sock.getsockname()[:2]
-        app = build_app(self.service, self.telemetry, api_key=api_key)
+        app = build_app(
+            self.service, self.telemetry, api_key=api_key, agreements=agreements, cache=cache
+        )
         self.runtime = Runtime()
         house = House(self.runtime, self.service, Server(app, sock), self.bus, self.clock, switches)
         self._house = house
+        if log is not None:
+            lifecycle = LifecycleLog(log, partial(prompt_text, self.service))
+            self.bus.attach(lifecycle)
+            house.after_close.append(lifecycle.close)
         self._closer = weakref.finalize(self, house.close)
         try:
             house.open()
@@ -192,8 +220,32 @@ class Session:
         """
         return self.runtime.call(self.service.set_knobs(changes, source="code"))
 
+    def policy(self, function: F) -> F:
+        """Let your function choose who goes next, as a decorator: `policy=custom` from now on.
+
+        function(waiting, ledger, knobs) -> the id of one of `waiting`, a tuple of Request in order
+        of arrival. `ledger.now` is the time, `ledger.tenants[name]` has `served`, `waiting` and
+        `active`. It is tried on made-up queues first: PolicyError says what it does wrong, and
+        nothing changes. Should it fail later, it is removed and fifo goes on.
+        """
+        try_out(function)
+        self.runtime.call(self.service.use_policy(function))
+        return function
+
+    def tenants(self) -> pd.DataFrame:
+        """One row per tenant: its terms, what it holds now, and what became of its requests."""
+        standing = self.runtime.call(standings(self.service))
+        return tenants_frame(standing, self.telemetry.requests.rows())
+
     def stats(self) -> Snapshot:
         return self.telemetry.stats.snapshot(self.clock.now())
+
+    def explain(self, window_s: float = 30.0) -> Why:
+        """Why it is slow: TTFT and ITL p95 of the last seconds by cause, and the knob that binds.
+
+        Print it, or show it as a cell's last line.
+        """
+        return self.telemetry.why.explain(self.knobs, self.clock.now(), window_s)
 
     def tape(self) -> pd.DataFrame:
         """One row per engine step, the newest 10,000."""

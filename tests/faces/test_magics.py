@@ -231,3 +231,11 @@ def test_tags_in_a_reply_are_shown_and_not_obeyed() -> None:
         "&lt;img src=x> and `a<b` and\n```\n<b>\n```\nso 1&lt;2"
     )
     assert told["text/plain"].startswith("<img")
+
+
+def test_why_tells_what_the_time_went_into_and_which_knob_binds(served: Shell) -> None:
+    assert "nothing to explain" in str(served.ok("%llmserve why").result)
+    served.ok("%%llmserve --max-tokens 4\nhello")
+    why = served.ok("%llmserve why --window 60").result
+    assert why.window_s == 60
+    assert "TTFT p95 is" in str(why)

@@ -116,9 +116,15 @@ class Face:
     def _do_dashboard(self, args: argparse.Namespace) -> Any:
         return self._need().dashboard()
 
+    def _do_why(self, args: argparse.Namespace) -> Any:
+        return self._need().explain(args.window)
+
     def _do_requests(self, args: argparse.Namespace) -> Any:
         table = self._need().requests()
         return table if args.all else table.tail(args.last)
+
+    def _do_tenants(self, args: argparse.Namespace) -> Any:
+        return self._need().tenants()
 
     def _do_steps(self, args: argparse.Namespace) -> Any:
         table = self._need().tape()

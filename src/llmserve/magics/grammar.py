@@ -16,7 +16,9 @@ from llmserve.knobs import SPECS
 from llmserve.magics.problems import Problem, nearest
 
 ENGINES = ("auto", "torch", "vllm", "simulator")
-START_OPTIONS = ("api_key", "host", "switch_interval_s")
+START_OPTIONS = (
+    "api_key", "api_keys", "host", "log_requests", "response_cache", "switch_interval_s",
+)
 """Names that `start name=value` takes besides knobs and the engine's own options."""
 
 SUMMARIES = {
@@ -25,7 +27,9 @@ SUMMARIES = {
     "set": "change knobs while requests flow",
     "ask": "send a prompt; the reply streams (also %%llmserve: the cell is the prompt)",
     "dashboard": "live charts and sliders",
+    "why": "why it is slow: TTFT and ITL by cause, and the knob that binds",
     "requests": "one row per request, as a DataFrame",
+    "tenants": "one row per tenant: terms, load and what became of its requests",
     "steps": "one row per engine step, as a DataFrame",
     "bench": "put a load on it and report the figures",
     "url": "the addresses for clients",
@@ -85,6 +89,9 @@ def build_parsers() -> dict[str, Parser]:
         parsers[table].add_argument("--last", type=int, default=20, metavar="N", help="rows")
         parsers[table].add_argument("--all", action="store_true", help="every row that is kept")
     _bench(parsers["bench"])
+    parsers["why"].add_argument(
+        "--window", type=float, default=30.0, metavar="S", help="seconds that it looks back"
+    )
     parsers["help"].add_argument("subcommand", nargs="?", choices=None)
     return parsers
 

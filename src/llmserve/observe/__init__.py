@@ -13,10 +13,11 @@ from llmserve.observe.requests import RequestLog, RequestRow
 from llmserve.observe.samples import Summary
 from llmserve.observe.stats import LiveStats, Snapshot
 from llmserve.observe.steps import StepLog
+from llmserve.observe.why import Why, WhyFold
 
 __all__ = [
     "LiveStats", "PrometheusExporter", "RequestLog", "RequestRow", "Snapshot", "StepLog",
-    "Summary", "Telemetry",
+    "Summary", "Telemetry", "Why", "WhyFold",
 ]
 
 
@@ -32,7 +33,8 @@ class Telemetry:
         self.requests = RequestLog()
         self.steps = StepLog()
         self.prometheus = PrometheusExporter(model_name)
-        self._folds = (self.stats, self.requests, self.steps, self.prometheus)
+        self.why = WhyFold()
+        self._folds = (self.stats, self.requests, self.steps, self.prometheus, self.why)
         for fold in self._folds:
             bus.attach(fold)
 

@@ -1,0 +1,302 @@
+"""Why it is slow: TTFT and ITL p95 of the last seconds, divided by cause, and the knob that binds.
+
+    why = explain(events, knobs)            # pure: of a trace, or of any list of events
+    fold = WhyFold(); bus.attach(fold); why = fold.explain(knobs, now)     # the same, live
+
+The parts of a p95 are those of the samples around it (the ranks from 90 % up), scaled to it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from llmserve.events import (
+    Dispatched,
+    Event,
+    Finished,
+    FirstToken,
+    Held,
+    KnobsChanged,
+    Rejection,
+    StepRecorded,
+    Submitted,
+    TokensEmitted,
+)
+from llmserve.knobs import Knobs, KnobValue
+from llmserve.observe.samples import Samples
+from llmserve.observe.spent import CAUSES, Cause, Spending
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+WINDOW_S = 30.0
+_TAIL = 0.90
+_SAMPLES = 32_768
+_CHANGES = 200
+_ENOUGH = 5
+"""Samples on both sides of a knob's change before its effect is told."""
+_WORTH_NAMING = 0.25
+"""A knob binds where the part that it rules is so much of the p95."""
+
+
+class Part(msgspec.Struct, frozen=True):
+    cause: Cause
+    seconds: float
+    share: float
+    """Of the p95, 0 to 1."""
+
+
+class Effect(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured before and after a knob's last change. Seconds, and tokens per second."""
+
+    knob: str
+    before: KnobValue
+    after: KnobValue
+    step: int | None
+    ago_s: float
+    ttft_p95: tuple[float | None, float | None]
+    itl_p95: tuple[float | None, float | None]
+    generated_per_s: tuple[float, float]
+
+
+class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
+    """One p95 by cause, the largest part first."""
+
+    metric: Literal["TTFT", "ITL"]
+    n: int
+    p95_s: float
+    parts: tuple[Part, ...]
+    knob: str | None
+    """The one that binds; None where it is the model's own work, or nothing stands out."""
+    value: KnobValue = None
+    effect: Effect | None = None
+    """Of that knob's last change; None where there was none, or not enough came since."""
+
+
+class Why(msgspec.Struct, frozen=True, kw_only=True):
+    t: float
+    window_s: float
+    ttft: Breakdown | None
+    """None where no first token came in the window."""
+    itl: Breakdown | None
+    waiting: dict[Cause, int]
+    """Requests without a first token now, by what each waits for."""
+
+    def __str__(self) -> str:
+        from llmserve.observe.why_words import sentences
+
+        return "\n".join(sentences(self))
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        from llmserve.observe.why_words import to_html
+
+        return to_html(self)
+
+
+class WhyFold:
+    """Attach to an EventBus; `explain` from any thread. Memory is bounded, about 8 MB at most."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spending = Spending()
+        self._firsts = Samples(2 + len(CAUSES), _SAMPLES)  # t, TTFT, its parts
+        self._gaps = Samples(2 + len(CAUSES), _SAMPLES)  # t, gap, its parts
+        self._tokens = Samples(2, _SAMPLES)
+        self._changes: deque[KnobsChanged] = deque(maxlen=_CHANGES)
+        self._last = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Fold one event; those that say nothing about time are passed over."""
+        with self._lock:
+            self._last = max(self._last, event.t)
+            if isinstance(event, TokensEmitted):
+                self._tokens.append(event.t, event.n)
+                self._deliver(event)
+            elif isinstance(event, StepRecorded):
+                self._spending.step(event.record)
+            elif isinstance(event, Submitted):
+                self._spending.submit(event.request_id, event.t)
+            elif isinstance(event, Held):
+                if event.step is None:  # the engine's own are in its steps, with the time of each
+                    self._spending.hold(event.request_id, event.reason, event.t)
+            elif isinstance(event, Dispatched):
+                self._spending.dispatch(event.request_id, event.t)
+            elif isinstance(event, FirstToken):
+                self._deliver(event)
+            elif isinstance(event, Finished | Rejection):
+                self._spending.end(event.request_id)
+            elif isinstance(event, KnobsChanged):
+                self._changes.append(event)
+
+    def explain(self, knobs: Knobs, now: float | None = None, window_s: float = WINDOW_S) -> Why:
+        """Of the window that ends `now` (None: at the last event)."""
+        with self._lock:
+            until = self._last if now is None else now
+            firsts = self._firsts.window(-1e300, until)
+            gaps = self._gaps.window(-1e300, until)
+            tokens = self._tokens.window(-1e300, until)
+            changes = list(self._changes)
+            waiting = Counter(
+                CAUSES[spent.cause] for spent in self._spending.live.values() if not spent.told
+            )
+        measured = _Measured(firsts, gaps, tokens, changes, knobs, until, window_s)
+        return Why(
+            t=until,
+            window_s=window_s,
+            ttft=measured.breakdown("TTFT"),
+            itl=measured.breakdown("ITL"),
+            waiting=dict(waiting.most_common()),
+        )
+
+    def _deliver(self, event: FirstToken | TokensEmitted) -> None:
+        span = self._spending.deliver(event.request_id, event.t)
+        if span is not None:
+            first, length, parts = span
+            (self._firsts if first else self._gaps).append(event.t, length, *parts)
+
+
+def explain(
+    events: Iterable[Event], knobs: Knobs, now: float | None = None, window_s: float = WINDOW_S
+) -> Why:
+    """Why the requests of these events took as long as they did; `knobs` are those in force."""
+    fold = WhyFold()
+    for event in events:
+        fold(event)
+    return fold.explain(knobs, now, window_s)
+
+
+def ruling_knob(cause: Cause, knobs: Knobs) -> str | None:
+    """The live knob by which this part grows or shrinks; None where there is none."""
+    match cause:
+        case "cap" if knobs.batching == "none":
+            return "batching"
+        case "cap" if knobs.max_active is not None and knobs.max_active <= knobs.max_num_seqs:
+            return "max_active"
+        case "cap" | "preemption":
+            return "max_num_seqs"
+        case "policy":
+            return "policy"
+        case "in_flight":
+            return "max_tokens_in_flight"
+        case "token_budget":
+            return "max_num_batched_tokens"
+        case "tenant_limit" if knobs.max_active_per_tenant is None:
+            return "kv_share_per_tenant"
+        case "tenant_limit":
+            return "max_active_per_tenant"
+        case "batch":
+            return "batching"
+        case "interference" if knobs.long_prefill_token_threshold:
+            return "long_prefill_token_threshold"
+        case "interference":
+            return "max_num_batched_tokens"
+        case _:
+            return None
+
+
+class _Measured:
+    """What the fold has kept, as arrays; here the percentiles are worked out, without its lock."""
+
+    def __init__(
+        self,
+        firsts: NDArray[np.float64],
+        gaps: NDArray[np.float64],
+        tokens: NDArray[np.float64],
+        changes: list[KnobsChanged],
+        knobs: Knobs,
+        until: float,
+        window_s: float,
+    ) -> None:
+        self._spans = {"TTFT": firsts, "ITL": gaps}
+        self._tokens = tokens
+        self._changes = changes
+        self._knobs = knobs
+        self._until = until
+        self._window_s = window_s
+
+    def breakdown(self, metric: Literal["TTFT", "ITL"]) -> Breakdown | None:
+        rows = _between(self._spans[metric], self._until - self._window_s, self._until)
+        p95 = _p95(rows)
+        if p95 is None:
+            return None
+        parts = _parts(rows, p95)
+        # the model's own work binds no knob, and cannot be the reason to turn one
+        ruled = [(ruling_knob(part.cause, self._knobs), part) for part in parts]
+        found = [knob for knob, part in ruled if knob and part.share >= _WORTH_NAMING]
+        knob = found[0] if found else None
+        return Breakdown(
+            metric=metric,
+            n=len(rows),
+            p95_s=p95,
+            parts=parts,
+            knob=knob,
+            value=self._knobs.as_dict()[knob] if knob else None,
+            effect=self._effect(knob) if knob else None,
+        )
+
+    def _effect(self, knob: str) -> Effect | None:
+        change = next((c for c in reversed(self._changes) if knob in c.changed), None)
+        if change is None:
+            return None
+        sides = ((change.t - self._window_s, change.t), (change.t, self._until))
+        if any(len(_between(self._spans["TTFT"], *side)) < _ENOUGH for side in sides):
+            return None
+        ttft, itl = (
+            tuple(_p95(_between(self._spans[metric], *side)) for side in sides)
+            for metric in ("TTFT", "ITL")
+        )
+        rates = [_between(self._tokens, *side) for side in sides]
+        spans = [_span(rows, side) for rows, side in zip(rates, sides, strict=True)]
+        before, after = change.changed[knob]
+        return Effect(
+            knob=knob,
+            before=before,
+            after=after,
+            step=change.step,
+            ago_s=self._until - change.t,
+            ttft_p95=(ttft[0], ttft[1]),
+            itl_p95=(itl[0], itl[1]),
+            generated_per_s=(
+                float(rates[0][:, 1].sum()) / spans[0], float(rates[1][:, 1].sum()) / spans[1]
+            ),
+        )
+
+
+def _between(rows: NDArray[np.float64], after: float, until: float) -> NDArray[np.float64]:
+    return rows[(rows[:, 0] > after) & (rows[:, 0] <= until)]
+
+
+def _span(rows: NDArray[np.float64], side: tuple[float, float]) -> float:
+    """Seconds to divide by: a session younger than the window has not had all of it."""
+    start = max(side[0], float(rows[:, 0].min())) if len(rows) else side[0]
+    return max(side[1] - start, 1e-9)
+
+
+def _p95(rows: NDArray[np.float64]) -> float | None:
+    import numpy as np
+
+    return float(np.percentile(rows[:, 1], 95)) if len(rows) else None
+
+
+def _parts(rows: NDArray[np.float64], p95: float) -> tuple[Part, ...]:
+    import numpy as np
+
+    order = np.argsort(rows[:, 1], kind="stable")  # by rank: equal values must not widen the tail
+    tail = rows[order[min(int(_TAIL * len(rows)), len(rows) - 1) :]]
+    means = tail[:, 2:].mean(axis=0)
+    whole = float(means.sum()) or 1.0
+    parts = [
+        Part(cause, p95 * float(mean) / whole, float(mean) / whole)
+        for cause, mean in zip(CAUSES, means, strict=True)
+        if mean > 0
+    ]
+    return tuple(sorted(parts, key=lambda part: -part.seconds))
