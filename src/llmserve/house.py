@@ -77,6 +77,8 @@ class House:
         self._switching: FastSwitching | None = None
         self._sampling: asyncio.Task[None] | None = None
         self.on_close: list[Callable[[], None]] = []
+        self.after_close: list[Callable[[], None]] = []
+        """Called when nothing runs any more, whatever happened before."""
         self.freed = Freed()
 
     def open(self) -> None:
@@ -101,6 +103,8 @@ class House:
             self._runtime.close()
             if self._switching is not None:
                 self._switching.release()
+            for callback in self.after_close:
+                callback()
         left = _end(before)
         gpu_after = self._gpu_used()
         self.freed = Freed(

@@ -80,6 +80,11 @@ class Ledger:
         return account
 
     @property
+    def tenants(self) -> list[str]:
+        """Whoever has an account."""
+        return list(self._accounts)
+
+    @property
     def waiting(self) -> dict[str, Account]:
         """Tenants of whom somebody waits."""
         return self._waiting

@@ -72,6 +72,12 @@ def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -
     )
 
 
+def prompt_text(service: Service, request_id: str) -> str | None:
+    """What a request that waits or runs asked, as text; None where it is not here."""
+    request = service.find(request_id)
+    return None if request is None else service.engine.tokenizer.decode(request.prompt_ids)
+
+
 def _encode(service: Service, prompt: Prompt, raw: bool) -> list[int]:
     tokenizer = service.engine.tokenizer
     if not prompt:

@@ -35,6 +35,8 @@ class Stream:
         self._chunks: deque[Chunk] = deque()
         self._failure: Exception | None = None
         self._ended = False
+        self._wanted: Callable[[], bool] = lambda: False
+        self._on_end: Callable[[Exception | None], None] = lambda failure: None
         self._waiter: asyncio.Future[None] | None = None
         self._text: list[str] = []
         self._tokens: list[int] = []
@@ -73,8 +75,15 @@ class Stream:
 
     def cancel(self) -> None:
         """The client is gone: stop the work, free the place. Safe twice, and when done."""
-        if not self._ended:
+        if not self._ended and not self._wanted():
             self._cancel()
+
+    def share(self, wanted: Callable[[], bool], on_end: Callable[[Exception | None], None]) -> None:
+        """Others take part: while `wanted` says so, a client that leaves stops nothing.
+
+        `on_end` is called once, with what is raised to who iterates.
+        """
+        self._wanted, self._on_end = wanted, on_end
 
     @property
     def usage(self) -> Usage:
@@ -113,6 +122,7 @@ class Stream:
             e2e_s=now - arrival,
         )
         self._wake()
+        self._on_end(failure)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -16,7 +16,7 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttft_slo_ms: float | None = None
 
     def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
+        for name in Terms.__struct_fields__:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1e9:
                 raise ValueError(f"{name} of a tenant must be above 0, not {value}")

@@ -12,10 +12,12 @@ import pytest
 SRC = Path(__file__).parents[2] / "src" / "llmserve"
 LAYERS = [
     ("core",), ("knobs",), ("events",), ("clock",), ("runtime",), ("models",), ("tenants",),
+    ("agreements",),
     ("growing_heap",), ("ledger",), ("lengths",), ("pace",), ("policies",), ("user_policy",),
     ("waiting_line",), ("admission",),
     ("scheduler",), ("engines",), ("observe",), ("stream",), ("announcer",), ("service",),
-    ("endpoint",), ("bench",), ("lab",), ("prompting",), ("house",), ("ui",), ("session",),
+    ("endpoint",), ("bench",), ("lab",), ("prompting",), ("accounts",), ("house",),
+    ("ui",), ("session",),
     ("completion", "knobs_page", "magics", "nested", "cli", "__init__"),
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -13,8 +13,10 @@ from llmserve.core import Request
 from llmserve.growing_heap import GrowingHeap, Key
 from llmserve.knobs import Knobs, PolicyName
 from llmserve.ledger import OUTPUT_WEIGHT, PROMPT_WEIGHT
+from llmserve.lengths import Lengths
 from llmserve.policies import POLICIES
 from llmserve.scheduler import Scheduler
+from llmserve.tenants import Terms
 from support.requests import request
 
 
@@ -217,3 +219,81 @@ def test_a_pick_among_ten_thousand_asks_for_few_keys(
         assert chosen is not None
         scheduler.emitted(chosen.id, 5)
     assert asked / 500 < 20
+
+
+def test_a_weight_is_a_share_of_the_service() -> None:
+    knobs = one("fair_share", tenant_weights="gold:3")
+    gold = [request(f"g{n}", 0, tenant="gold") for n in range(40)]
+    free = [request(f"f{n}", 0, tenant="free") for n in range(40)]
+    order = served(filled(knobs, *gold, *free), knobs, tokens=8)
+    assert sum(id[0] == "g" for id in order[:40]) == 30
+
+
+def test_terms_weigh_until_the_knob_says_otherwise() -> None:
+    scheduler = Scheduler(1000, {"gold": Terms(weight=3), "silver": Terms(weight=2)})
+    knobs = one("fair_share", tenant_weights="gold:5")
+    assert scheduler.next(knobs, 0) is None
+    weights = [scheduler.weight(name) for name in ("gold", "silver", "free")]
+    assert weights == [5, 2, 1]
+
+
+def test_turning_to_fair_share_forgives_what_was_given_before() -> None:
+    fifo, fair = one("fifo"), one("fair_share")
+    scheduler = filled(fifo, *(request(f"a{n}", n, tenant="a") for n in range(30)))
+    scheduler.offer(request("b0", 30, tenant="b"), fifo, 30)
+    for _ in range(20):
+        chosen = scheduler.next(fifo, 40)
+        assert chosen is not None
+        scheduler.emitted(chosen.id, 50)
+        scheduler.finish(chosen.id, 40)
+    for n in range(1, 10):
+        scheduler.offer(request(f"b{n}", 40 + n, tenant="b"), fifo, 40 + n)
+    order = served(scheduler, fair, tokens=8)
+    assert sum(id[0] == "b" for id in order[:10]) == 5
+
+
+def test_the_gap_is_told_only_under_fair_share_and_while_two_wait() -> None:
+    fifo, fair = one("fifo"), one("fair_share", tenant_weights="a:0.5")
+    scheduler = filled(fifo, request("a", 0, tenant="a"), request("a2", 0, tenant="a"))
+    assert scheduler.fairness() is None
+    assert scheduler.next(fair, 1) is not None
+    assert scheduler.fairness() is None
+    scheduler.offer(request("b", 1, tenant="b"), fair, 1)
+    fairness = scheduler.fairness()
+    assert fairness is not None
+    assert fairness.tenants == 2
+    # 4 prompt and at most 12 tokens in flight, over the lightest weight of 0.5
+    assert fairness.bound == 2 * OUTPUT_WEIGHT * 12 / 0.5
+
+
+def test_shortest_first_learns_how_long_replies_are_per_tenant_and_prompt_length() -> None:
+    knobs = one("shortest_first", shortest_aging_tps=0)
+    scheduler = Scheduler(1000)
+    for n in range(4):
+        for tenant, tokens in (("terse", 2), ("wordy", 60)):
+            each = request(f"{tenant}{n}", n, tenant=tenant, max_tokens=100)
+            scheduler.offer(each, knobs, n)
+            scheduler.next(knobs, n)
+            scheduler.emitted(each.id, tokens)
+            scheduler.finish(each.id, n, complete=True)
+    wordy = request("w", 10, tenant="wordy", max_tokens=90)
+    terse = request("t", 11, tenant="terse", max_tokens=100)
+    other_length = request("o", 12, tenant="terse", max_tokens=70, prompt_tokens=9)
+    for each in (wordy, terse, other_length):
+        scheduler.offer(each, knobs, 12)
+    assert served(scheduler, knobs) == ["t", "w", "o"]
+    for each in (wordy, terse, other_length):
+        scheduler.offer(each, knobs, 12)
+    asked = one("shortest_first", shortest_aging_tps=0, length_estimate="max_tokens")
+    assert served(scheduler, asked) == ["o", "w", "t"]
+
+
+def test_what_is_learned_of_lengths_is_bounded_and_never_above_what_is_asked() -> None:
+    lengths = Lengths()
+    for n in range(10_100):
+        lengths.learn(request("x", tenant=f"t{n}"), 5)
+    assert len(lengths._kinds) == 10_000
+    known = request("k", tenant="t", max_tokens=3)
+    for _ in range(10):
+        lengths.learn(known, 50)
+    assert lengths.expect(known) == 3

@@ -7,7 +7,7 @@ import logging
 import openai
 import pytest
 
-from llmserve.endpoint.access import ApiKey
+from llmserve.agreements import Keyring
 from llmserve.endpoint.app import build_app
 from support.serving import KEY, MESSAGES, Serving
 
@@ -70,5 +70,5 @@ def test_the_key_is_in_no_log_and_no_repr(
     served = [record for record in caplog.records if not record.name.startswith("http")]
     assert KEY not in " ".join(record.getMessage() for record in served)
     app = build_app(server.service, server.telemetry, api_key=key)
-    shown = [app, app.user_middleware, app.router.routes, vars(app), ApiKey(key), app.state]
+    shown = [app, app.user_middleware, app.router.routes, vars(app), Keyring(key, {}), app.state]
     assert key not in " ".join(f"{thing!r} {thing!s}" for thing in shown)

@@ -1,4 +1,4 @@
-"""Who may come in: whoever knows the key.
+"""Who may come in: whoever knows a key.
 
 The key is also what stands between this port and web pages in the user's browser. No CORS header
 is ever sent, and a page that rebinds a name to 127.0.0.1 reaches the port but does not know the
@@ -7,49 +7,46 @@ key; so the Host header is not checked, and any name or proxy in front works.
 
 from __future__ import annotations
 
-import hmac
-
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from llmserve.agreements import Holder, Keyring
 from llmserve.endpoint.answers import Answer
 from llmserve.endpoint.errors import ApiError
 
 _OPEN_PATHS = frozenset({"/health"})
 """A probe needs no key, and learns one bit. /metrics needs it: it names tenants and the model."""
 
+_TENANT_PATHS = ("/v1/", "/tokenize", "/detokenize")
+"""Where a tenant's key leads. Knobs, requests and metrics are of all, so they are the owner's."""
 
-class ApiKey:
-    """Holds the key so that no repr, log or traceback of what holds this shows it."""
-
-    __slots__ = ("_key",)
-
-    def __init__(self, key: str) -> None:
-        self._key = key.encode()
-
-    def __repr__(self) -> str:
-        return "ApiKey(hidden)"
-
-    def opens(self, authorization: bytes) -> bool:
-        """In constant time: how much of a guess was right is not told."""
-        scheme, _, token = authorization.partition(b" ")
-        right = hmac.compare_digest(token.strip(), self._key)
-        return right and scheme.lower() == b"bearer"
+_HOLDER = "llmserve.holder"
 
 
 class KeyGate:
-    """ASGI middleware: 401 for whoever does not bring the key."""
+    """ASGI middleware: 401 without a key, 403 where a tenant's key does not lead."""
 
-    def __init__(self, app: ASGIApp, key: ApiKey) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
         self._app = app
-        self._key = key
+        self._keyring = keyring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
             authorization = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
-            if not self._key.opens(authorization):
+            holder = self._keyring.holder(authorization)
+            if holder is None:
                 await Answer(send).fail(_refusal(bool(authorization)))
                 return
+            if holder.tenant is not None and not scope["path"].startswith(_TENANT_PATHS):
+                await Answer(send).fail(_not_yours())
+                return
+            scope[_HOLDER] = holder
         await self._app(scope, receive, send)
+
+
+def tenant_of_key(scope: Scope) -> str | None:
+    """The tenant whose key was brought; None where it was the session's own, or none is asked."""
+    holder: Holder | None = scope.get(_HOLDER)
+    return None if holder is None else holder.tenant
 
 
 def _refusal(brought: bool) -> ApiError:
@@ -61,3 +58,10 @@ def _refusal(brought: bool) -> ApiError:
     return ApiError(
         401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"}
     )
+
+
+def _not_yours() -> ApiError:
+    return ApiError(
+        403, "This API key is a tenant's; here only the server's own leads.",
+        code="insufficient_permissions",
+    )  # fmt: skip

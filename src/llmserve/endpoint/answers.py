@@ -73,6 +73,8 @@ class Answer:
 
     def __init__(self, send: Send) -> None:
         self._send = send
+        self.headers: dict[str, str] = {}
+        """Sent besides the answer's own, good or bad, if they are there when it begins."""
         self._streaming = False
         self._begun = False
         self._ended = False
@@ -104,7 +106,9 @@ class Answer:
 
     async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._begun = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        more = [(name.encode(), value.encode()) for name, value in self.headers.items()]
+        start = {"type": "http.response.start", "status": status, "headers": [*headers, *more]}
+        await self._send(start)
 
     async def _write(self, body: bytes, *, more: bool) -> None:
         self._ended = not more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,7 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llmserve.endpoint.access import ApiKey, KeyGate
+from llmserve.agreements import Agreement, Keyring
+from llmserve.endpoint.access import KeyGate
+from llmserve.endpoint.cache import CacheOptions
 from llmserve.endpoint.errors import SERVING_ERRORS, ApiError, ClientGone, as_api_error
 from llmserve.endpoint.generation import Generation
 from llmserve.endpoint.knobs import knob_routes
@@ -25,9 +28,20 @@ from llmserve.service import Service
 log = logging.getLogger(__name__)
 
 
-def build_app(service: Service, telemetry: Telemetry, *, api_key: str | None) -> Starlette:
-    """The application of one session. Without an `api_key` whoever reaches the port may use it."""
-    served = Served(service)
+def build_app(
+    service: Service,
+    telemetry: Telemetry,
+    *,
+    api_key: str | None,
+    agreements: Mapping[str, Agreement] | None = None,
+    cache: CacheOptions | None = None,
+) -> Starlette:
+    """The application of one session. Without an `api_key` whoever reaches the port may use it.
+
+    `agreements` are tenants with keys of their own, `cache` keeps replies.
+    """
+    served = Served(service, cache)
+    keyring = None if api_key is None else Keyring(api_key, agreements or {})
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", Generation(served, ChatBody), methods=["POST"]),
@@ -36,7 +50,7 @@ def build_app(service: Service, telemetry: Telemetry, *, api_key: str | None) ->
             *watch_routes(served, telemetry),
             *knob_routes(served),
         ],
-        middleware=[] if api_key is None else [Middleware(KeyGate, ApiKey(api_key))],
+        middleware=[] if keyring is None else [Middleware(KeyGate, keyring)],
         exception_handlers={
             HTTPException: _http_error,
             ClientGone: _nobody,

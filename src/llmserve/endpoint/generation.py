@@ -25,6 +25,9 @@ from llmserve.endpoint.sender import Sender, sender
 from llmserve.endpoint.served import Served
 from llmserve.stream import Stream
 
+CACHE_HEADER = "x-llmserve-cache"
+"""`hit` when nothing had to be computed for the answer; absent where nothing may be kept."""
+
 
 class Call(msgspec.Struct, frozen=True):
     """One HTTP request, understood."""
@@ -86,7 +89,10 @@ class Generation:
         streams: list[Stream] = []
         try:
             for choice in range(call.choices):
-                streams.append(self._served.service.submit(call.request(choice)))
+                stream, found = self._served.cache.submit(call.request(choice))
+                streams.append(stream)
+                if found is not None and answer.headers.get(CACHE_HEADER) != "miss":
+                    answer.headers[CACHE_HEADER] = found
             if call.body.stream:
                 await self._stream(call, streams, answer)
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from starlette.types import Scope
 
+from llmserve.endpoint.access import tenant_of_key
 from llmserve.endpoint.errors import ApiError
 
 _LONGEST_TENANT = 128
@@ -17,8 +18,12 @@ class Sender(msgspec.Struct, frozen=True):
 
 
 def sender(scope: Scope, priority: int | None, tenant: str | None) -> Sender:
-    """`priority` and `tenant` as the body has them; ApiError 400 where one makes no sense."""
+    """`priority` and `tenant` as the body has them; ApiError 400 where one makes no sense.
+
+    A tenant's own key says whose request it is, whatever else is claimed.
+    """
     headers = dict(scope["headers"])
+    tenant = tenant_of_key(scope) or tenant
     if tenant is None:
         tenant = headers.get(b"x-tenant", b"default").decode("utf-8", "replace")
     if not 0 < len(tenant) <= _LONGEST_TENANT or not tenant.isprintable():

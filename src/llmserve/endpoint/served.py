@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmserve.endpoint.cache import CacheOptions, ReplyCache
 from llmserve.endpoint.errors import ApiError, starting
 from llmserve.endpoint.logprobs import TokenTexts
 from llmserve.engines import EngineInfo, Tokenizer
@@ -11,8 +12,9 @@ from llmserve.service import Service
 class Served:
     """The service, and its model once there is one: before that, 503 with Retry-After."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, cache: CacheOptions | None = None) -> None:
         self.service = service
+        self.cache = ReplyCache(service, cache)
         self._info: EngineInfo | None = None
         self._texts: TokenTexts | None = None
 

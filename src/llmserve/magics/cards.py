@@ -34,12 +34,20 @@ def server_card(session: Session, name: str, seconds: float | None = None) -> Bu
 
 def status_card(session: Session, name: str) -> Bundle:
     card = server_card(session, name)
-    details = session.info.details
+    details = {**session.info.details, **_policy(session)}
     figures = str(session.stats())
     parts = [card, table(details)] if details else [card]
     text = "\n".join([*(part["text/plain"] for part in parts), figures])
     body = "".join(part["text/html"] for part in parts)
     return {"text/plain": text, "text/html": f"{body}<pre>{html.escape(figures)}</pre>"}
+
+
+def _policy(session: Session) -> dict[str, str]:
+    """The user's own policy and its times, or why it was removed."""
+    service = session.service
+    if service.policy_error is not None:
+        return {"policy": f"removed, fifo goes on: {service.policy_error}"}
+    return {} if service.user_policy is None else {"policy": str(service.user_policy)}
 
 
 def knob_table(knobs: Knobs, unsupported: Mapping[str, str]) -> Bundle:

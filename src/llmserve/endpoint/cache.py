@@ -1,0 +1,143 @@
+"""Replies kept for requests that must get the same one: off unless asked for.
+
+Only requests whose reply is certain (temperature 0, or a seed), only replies that came to their
+end. Whoever asks for what is being generated waits for that and computes nothing. Tenants share
+it: how soon a reply comes can tell one that another asked the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Literal
+
+import msgspec
+from cachetools import TTLCache
+
+from llmserve.core import Chunk, Outcome, Request
+from llmserve.events import CacheLooked
+from llmserve.service import Service
+from llmserve.stream import Stream
+
+Found = Literal["hit", "miss"]
+
+
+class CacheOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Raises ValueError on a value out of range."""
+
+    ttl_s: float = 300.0
+    """How long a reply is kept."""
+    max_entries: int = 1000
+    """Replies kept; the least recently used goes first."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.ttl_s < 1e9 and 0 < self.max_entries <= 1_000_000):
+            raise ValueError("response_cache: ttl_s must be above 0, max_entries 1 to 1,000,000")
+
+    @classmethod
+    def read(cls, given: bool | Mapping[str, object] | None) -> CacheOptions | None:
+        """True takes the defaults, a mapping names some; None where there is to be no cache."""
+        if given is None or given is False:
+            return None
+        try:
+            return cls() if given is True else msgspec.convert(dict(given), cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"response_cache: {error}") from None
+
+
+class _Flight:
+    """One generation and who else waits for its reply."""
+
+    def __init__(self, work: Stream) -> None:
+        self.work = work
+        self.followers: list[Stream] = []
+        self.left = False
+        """Whether the client that began it is gone."""
+
+
+class ReplyCache:
+    """In front of `Service.submit`; on the loop's thread."""
+
+    def __init__(self, service: Service, options: CacheOptions | None) -> None:
+        self._service = service
+        self._flights: dict[Hashable, _Flight] = {}
+        self._kept: TTLCache[Hashable, Outcome] | None = (
+            None
+            if options is None
+            else TTLCache(options.max_entries, options.ttl_s, timer=service.clock.now)
+        )
+
+    def submit(self, request: Request) -> tuple[Stream, Found | None]:
+        """As `Service.submit`; whether the reply was here, None where it may not be kept."""
+        if self._kept is None or not _is_certain(request):
+            return self._service.submit(request), None
+        key = (self._service.engine.info.model_id, request.prompt_ids, request.sampling)
+        outcome, flight = self._kept.get(key), self._flights.get(key)
+        self._tell(request, hit=outcome is not None or flight is not None)
+        if outcome is not None:
+            stream = Stream(request, lambda: None)
+            self._replay(stream, outcome)
+            return stream, "hit"
+        if flight is not None:
+            return self._follow(request, flight), "hit"
+        flight = _Flight(self._service.submit(request))
+        self._flights[key] = flight
+        flight.work.share(
+            lambda: self._wanted(flight), lambda failure: self._land(key, flight, failure)
+        )
+        return flight.work, "miss"
+
+    def _tell(self, request: Request, hit: bool) -> None:
+        now = self._service.clock.now()
+        self._service.bus.publish(
+            CacheLooked(t=now, request_id=request.id, tenant=request.tenant, hit=hit)
+        )
+
+    def _follow(self, request: Request, flight: _Flight) -> Stream:
+        follower = Stream(request, lambda: self._unfollow(follower, flight))
+        flight.followers.append(follower)
+        return follower
+
+    def _unfollow(self, follower: Stream, flight: _Flight) -> None:
+        flight.followers.remove(follower)
+        follower.end(Chunk(finish_reason="abort"), self._service.clock.now())
+        if flight.left and not flight.followers:
+            flight.work.cancel()
+
+    def _wanted(self, flight: _Flight) -> bool:
+        """The client that began it leaves: the work goes on while others wait for it."""
+        flight.left = True
+        return bool(flight.followers)
+
+    def _land(self, key: Hashable, flight: _Flight, failure: Exception | None) -> None:
+        """The work ended: its good end is kept, and all who waited get the end there was."""
+        del self._flights[key]
+        outcome = flight.work.outcome
+        assert outcome is not None  # it has ended
+        good = failure is None and outcome.finish_reason in ("stop", "length")
+        if good and self._kept is not None:
+            self._kept[key] = outcome
+        for follower in flight.followers:
+            if good:
+                self._replay(follower, outcome)
+            else:
+                last = Chunk(finish_reason=outcome.finish_reason)
+                follower.end(last, self._service.clock.now(), failure)
+        flight.followers.clear()
+
+    def _replay(self, stream: Stream, outcome: Outcome) -> None:
+        now = self._service.clock.now()
+        whole = Chunk(
+            text=outcome.text,
+            token_ids=outcome.token_ids,
+            logprobs=outcome.logprobs,
+            finish_reason=outcome.finish_reason,
+            stop_reason=outcome.stop_reason,
+            cached_tokens=outcome.usage.cached_tokens,
+        )
+        stream.put(whole, now)
+        stream.end(whole, now)
+
+
+def _is_certain(request: Request) -> bool:
+    sampling = request.sampling
+    return sampling.temperature == 0 or sampling.seed is not None

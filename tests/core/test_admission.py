@@ -1,0 +1,175 @@
+"""The door: rates, shares and objectives, by what they promise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from llmserve.admission import Accepted, Rejected
+from llmserve.core import Request
+from llmserve.knobs import Knobs
+from llmserve.scheduler import Scheduler
+from llmserve.tenants import Terms
+from support.requests import request
+
+
+def sized(id: str, tokens: int, arrival: float = 0.0, **options: str) -> Request:
+    return request(id, arrival, prompt_tokens=1, max_tokens=tokens - 1, **options)  # type: ignore[arg-type]  # tenant only
+
+
+def refused(verdict: Accepted | Rejected) -> Rejected:
+    assert isinstance(verdict, Rejected)
+    return verdict
+
+
+def test_a_token_rate_is_each_tenants_own_and_tells_when_there_is_enough_again() -> None:
+    knobs = Knobs(rate_limit_tps=10, rate_burst_tokens=100)
+    scheduler = Scheduler(1000)
+    assert scheduler.offer(sized("a", 80), knobs, 0) == Accepted()
+    verdict = refused(scheduler.offer(sized("b", 50), knobs, 0))
+    assert (verdict.reason, verdict.retry_after_s) == ("rate_limit", 3.0)
+    assert scheduler.offer(sized("c", 50, tenant="other"), knobs, 0) == Accepted()
+    assert refused(scheduler.offer(sized("d", 50), knobs, 2.9)).retry_after_s == pytest.approx(0.1)
+    assert scheduler.offer(sized("e", 50), knobs, 3.0) == Accepted()
+
+
+def test_tokens_that_were_not_used_are_given_back() -> None:
+    knobs = Knobs(rate_limit_tps=0.1, rate_burst_tokens=100)
+    scheduler = Scheduler(1000)
+    assert scheduler.offer(sized("a", 100), knobs, 0) == Accepted()
+    assert scheduler.offer(sized("b", 60), knobs, 0) != Accepted()
+    assert scheduler.next(knobs, 0) is not None
+    scheduler.emitted("a", 39)  # with its prompt of 1 it used 40
+    scheduler.finish("a", 0)
+    assert scheduler.offer(sized("b", 60), knobs, 0) == Accepted()
+    assert scheduler.drop("b")
+    assert scheduler.offer(sized("c", 60), knobs, 0) == Accepted()
+    assert scheduler.offer(sized("d", 2), knobs, 0) != Accepted()
+
+
+def test_a_request_larger_than_the_burst_takes_a_full_bucket_and_overdraws_it() -> None:
+    knobs = Knobs(rate_limit_tps=10, rate_burst_tokens=100)
+    scheduler = Scheduler(1000)
+    assert scheduler.offer(sized("giant", 300), knobs, 0) == Accepted()
+    assert refused(scheduler.offer(sized("b", 10), knobs, 0)).retry_after_s == pytest.approx(21)
+
+
+def test_a_refusal_for_another_reason_draws_from_no_bucket() -> None:
+    knobs = Knobs(
+        rate_limit_tps=1, rate_burst_tokens=10, rate_limit_rps=1, rate_burst=1, queue_max=0,
+        max_active=1,
+    )  # fmt: skip
+    scheduler = Scheduler(1000)
+    free = knobs.changed({"rate_limit_tps": None, "rate_limit_rps": None, "queue_max": 9})
+    assert scheduler.offer(sized("a", 10), free, 0) == Accepted()
+    scheduler.next(free, 0)
+    assert refused(scheduler.offer(sized("b", 10), knobs, 0)).reason == "queue_full"
+    assert scheduler.offer(sized("c", 10), knobs.changed({"queue_max": 1}), 0) == Accepted()
+
+
+def test_terms_stand_in_for_the_general_limits() -> None:
+    terms = {"gold": Terms(rate_limit_rps=1000, max_active=3), "mean": Terms(rate_limit_rps=0.5)}
+    scheduler = Scheduler(1000, terms)
+    knobs = Knobs(rate_limit_rps=1, rate_burst=1, max_active_per_tenant=1, max_active=9)
+    taken = {
+        tenant: [
+            scheduler.offer(sized(f"{tenant}{n}", 5, tenant=tenant), knobs, n * 0.01) == Accepted()
+            for n in range(4)
+        ]
+        for tenant in ("gold", "mean", "other")
+    }
+    assert taken == {
+        "gold": [True] * 4, "mean": [True] + [False] * 3, "other": [True] + [False] * 3,
+    }  # fmt: skip
+    mean = refused(scheduler.offer(sized("m", 5, tenant="mean"), knobs, 0.03))
+    assert mean.retry_after_s == pytest.approx(2 - 0.03)
+    handed = [r.tenant for r in iter(lambda: scheduler.next(knobs, 1), None)]
+    assert sorted(handed) == ["gold", "gold", "gold", "mean", "other"]
+
+
+def test_one_tenant_holds_no_more_kv_than_its_share_unless_it_holds_nothing() -> None:
+    scheduler = Scheduler(1000, kv_capacity_tokens=200)
+    knobs = Knobs(kv_share_per_tenant=0.5, max_active=9)
+    for n in range(3):
+        scheduler.offer(sized(f"a{n}", 40, tenant="a"), knobs, n)
+    scheduler.offer(sized("giant", 150, tenant="b"), knobs, 3)
+    scheduler.offer(sized("b", 5, tenant="b"), knobs, 4)
+    handed = [r.id for r in iter(lambda: scheduler.next(knobs, 5), None)]
+    assert handed == ["a0", "a1", "giant"]
+    assert {("a2", "tenant_limit"), ("b", "tenant_limit")} <= set(scheduler.holds())
+    scheduler.finish("a0", 6)
+    chosen = scheduler.next(knobs, 6)
+    assert chosen is not None
+    assert chosen.id == "a2"
+
+
+def busy(hold_s: float = 2.0, **changes: object) -> tuple[Scheduler, Knobs]:
+    """One place, which was lately held for `hold_s` with the first token halfway; taken at 10."""
+    knobs = Knobs().changed({"max_active": 1, "admission_slo": "refuse", **changes})
+    scheduler = Scheduler(1000)
+    assert scheduler.offer(request("before", 10 - hold_s), knobs, 10 - hold_s) == Accepted()
+    scheduler.next(knobs, 10 - hold_s)
+    scheduler.started("before", 10 - hold_s / 2)
+    scheduler.finish("before", 10)
+    assert scheduler.offer(request("now", 10), knobs, 10) == Accepted()
+    scheduler.next(knobs, 10)
+    return scheduler, knobs
+
+
+def test_what_would_be_late_is_refused_at_the_door_with_why_and_when_to_return() -> None:
+    scheduler, knobs = busy(ttft_slo_ms=5500)
+    # a place comes free every 2 s and the first token 1 s later: 3 s, 5 s, 7 s
+    assert scheduler.offer(request("a", 10), knobs, 10) == Accepted()
+    assert scheduler.offer(request("b", 10), knobs, 10) == Accepted()
+    verdict = refused(scheduler.offer(request("c", 10), knobs, 10))
+    assert verdict.reason == "slo"
+    assert verdict.retry_after_s == pytest.approx(1.5)
+    assert "after 7.00 s, and 5.5 s are allowed: 2 go before" in verdict.message
+    relaxed = request("d", 10, ttft_slo_ms=7100)
+    assert scheduler.offer(relaxed, knobs, 10) == Accepted()
+
+
+def test_before_anything_was_measured_nothing_is_refused_by_prediction() -> None:
+    knobs = Knobs(max_active=1, admission_slo="refuse", ttft_slo_ms=1)
+    scheduler = Scheduler(1000)
+    for n in range(5):
+        assert scheduler.offer(request(str(n), 0), knobs, 0) == Accepted()
+        scheduler.next(knobs, 0)
+
+
+def test_idle_hours_do_not_make_the_house_look_slow() -> None:
+    scheduler, knobs = busy(ttft_slo_ms=4000)
+    scheduler.finish("now", 12)
+    day = 86_400.0
+    assert scheduler.offer(request("a", day), knobs, day) == Accepted()
+    assert scheduler.next(knobs, day) is not None
+    assert scheduler.offer(request("b", day), knobs, day) == Accepted()
+
+
+def test_first_requests_that_take_long_are_not_thought_fast() -> None:
+    knobs = Knobs(max_active=1, admission_slo="refuse", ttft_slo_ms=5000)
+    scheduler = Scheduler(1000)
+    scheduler.offer(request("a", 0), knobs, 0)
+    scheduler.next(knobs, 0)
+    assert scheduler.offer(request("b", 30), knobs, 30) != Accepted()
+
+
+def test_only_who_would_go_before_counts_under_priority_and_fair_share() -> None:
+    scheduler, knobs = busy(ttft_slo_ms=3500, policy="priority")
+    assert scheduler.offer(request("low", 10, priority=5), knobs, 10) == Accepted()
+    assert scheduler.offer(request("high", 10, priority=0), knobs, 10) == Accepted()
+    assert scheduler.offer(request("high2", 10, priority=0), knobs, 10) != Accepted()
+
+    scheduler, knobs = busy(ttft_slo_ms=5500, policy="fair_share")
+    free = knobs.changed({"admission_slo": "off"})
+    for n in range(6):
+        assert scheduler.offer(request(f"a{n}", 10, tenant="a"), free, 10) == Accepted()
+    assert scheduler.offer(request("b", 10, tenant="b"), knobs, 10) == Accepted()
+    assert scheduler.offer(request("a9", 10, tenant="a"), knobs, 10) != Accepted()
+
+
+def test_terms_must_be_above_nothing() -> None:
+    for value in (0, -1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="weight of a tenant"):
+            Terms(weight=value)
