@@ -121,6 +121,7 @@ def test_a_class_that_bends_its_file_is_left_to_transformers(llama: Path, tmp_pa
     folder = variant(llama, tmp_path, TEMPLATES["generation"], tokenizer_class="GPT2Tokenizer")
     mine, theirs = open_tokenizer(folder), auto(folder)
     assert isinstance(mine, TransformersTokenizer)
+    assert type(mine.backend).__name__ == "Tokenizer"
     expected = theirs.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
     assert mine.chat(CHAT) == expected
     assert mine.encode("two words") == theirs("two words")["input_ids"]

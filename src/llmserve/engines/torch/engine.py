@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
 from collections.abc import AsyncGenerator
 from pathlib import Path
-
-import msgspec
 
 from llmserve.clock import Clock
 from llmserve.core import Chunk, ParamError, Request
 from llmserve.engines import EngineError, EngineInfo, StepSink, Tokenizer
 from llmserve.engines.ceilings import clamp
-from llmserve.engines.child import Child
-from llmserve.engines.torch.messages import (
-    Abort,
-    Adopted,
-    Delta,
-    Failed,
-    FromChild,
-    Load,
-    Ready,
-    Retune,
-    Stepped,
-    Submit,
-    ToChild,
-)
+from llmserve.engines.torch.lifetime import Lifetime
+from llmserve.engines.torch.messages import Load, Ready, Retune
 from llmserve.engines.torch.options import parse
 from llmserve.engines.torch.tokenizer import ModelTokenizer, open_tokenizer
 from llmserve.knobs import Applied, Knobs, differences
-
-WORKER = "llmserve.engines.torch.worker"
-
-
-class RequestFailed(RuntimeError):
-    """One request failed inside the engine; the engine and all others go on."""
 
 
 class TorchEngine:
@@ -54,7 +32,7 @@ class TorchEngine:
             "max_num_batched_tokens": self._options.max_num_batched_tokens_ceiling,
         }
         self._knobs, _ = clamp(Knobs(), self._ceilings)
-        self._run: _Run | None = None
+        self._run: Lifetime | None = None
         self._info: EngineInfo | None = None
         self._tokenizer: ModelTokenizer | None = None
         self._vocab_size = 0
@@ -76,7 +54,7 @@ class TorchEngine:
         if self._run is not None and not self._run.over:
             return
         await self.stop()
-        run = self._run = _Run(self._sink, self._environment())
+        run = self._run = Lifetime(self._sink, self._environment())
         try:
             await run.child.start()
             run.say(Load(self._options, self._knobs.as_dict()))
@@ -116,8 +94,8 @@ class TorchEngine:
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """Chunks; those that wait to be read are bounded by the request's max_tokens.
 
-        Raises ParamError for a prompt that cannot run, RequestFailed where the engine failed on
-        this request alone.
+        Raises ParamError for a prompt that cannot run, `lifetime.RequestFailed` where the engine
+        failed on this request alone.
         """
         self._check(request)
         run = self._running()
@@ -131,7 +109,7 @@ class TorchEngine:
         finally:
             run.close(request.id)
 
-    def _running(self) -> _Run:
+    def _running(self) -> Lifetime:
         if self._run is None:
             raise EngineError("the torch engine is not running")
         return self._run
@@ -173,153 +151,3 @@ class TorchEngine:
             pids=(pid,),
             details=ready.details,
         )
-
-
-class _Inbox:
-    """What came for one request and was not read yet; drained as one chunk."""
-
-    def __init__(self) -> None:
-        self._deltas: list[Delta] = []
-        self._failure: Exception | None = None
-        self._news = asyncio.Event()
-        self.finished = False
-
-    def put(self, delta: Delta) -> None:
-        if delta.finish_reason is not None:
-            self.finished = True
-        self._deltas.append(delta)
-        self._news.set()
-
-    def fail(self, failure: Exception) -> None:
-        self._failure, self.finished = failure, True
-        self._news.set()
-
-    async def next(self) -> Chunk:
-        await self._news.wait()
-        self._news.clear()
-        deltas, self._deltas = self._deltas, []
-        if not deltas:
-            assert self._failure is not None, "news are deltas or a failure"
-            raise self._failure
-        if self._failure is not None:
-            self._news.set()  # what came before the failure is still told first
-        last = deltas[-1]
-        if last.error is not None:
-            raise RequestFailed(last.error)
-        if len(deltas) == 1:
-            text, token_ids, logprobs = last.text, last.token_ids, last.logprobs
-        else:
-            text = "".join(delta.text for delta in deltas)
-            token_ids = tuple(token for delta in deltas for token in delta.token_ids)
-            told = last.logprobs is not None
-            every = (one for delta in deltas for one in delta.logprobs or ())
-            logprobs = tuple(every) if told else None
-        return Chunk(
-            text=text,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            finish_reason=last.finish_reason,
-            stop_reason=last.stop_reason,
-        )
-
-
-class _Run:
-    """One life of the child process, and all who wait for it."""
-
-    def __init__(self, sink: StepSink, environment: dict[str, str]) -> None:
-        self.child = Child(WORKER, environment, self)
-        self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
-        self._sink = sink
-        self._inboxes: dict[str, _Inbox] = {}
-        self._asked: dict[int, asyncio.Future[int]] = {}
-        self._cause: EngineError | None = None
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(FromChild).decode
-        self._burial: asyncio.Task[None] | None = None
-
-    @property
-    def over(self) -> bool:
-        return self._cause is not None
-
-    def say(self, message: ToChild) -> None:
-        self.child.send(self._encode(message))
-
-    async def ask(self, message: Retune) -> int:
-        self._refuse_when_over()
-        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._asked[message.number] = answer
-        self.say(message)
-        try:
-            return await answer
-        finally:
-            del self._asked[message.number]
-
-    def open(self, request: Request) -> _Inbox:
-        self._refuse_when_over()
-        if request.id in self._inboxes:
-            raise ParamError("id", f"request {request.id!r} is already running")
-        inbox = self._inboxes[request.id] = _Inbox()
-        self.say(Submit(request.id, request.prompt_ids, request.sampling))
-        return inbox
-
-    def close(self, request_id: str) -> None:
-        if not self._inboxes.pop(request_id).finished:
-            self.say(Abort(request_id))
-
-    async def stop(self) -> None:
-        self._end(EngineError("the torch engine was stopped"))
-        await self.child.stop()
-        if self._burial is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._burial
-
-    def child_said(self, frame: bytes) -> None:
-        message = self._decode(frame)
-        match message:
-            case Stepped():
-                if message.record is not None:
-                    self._sink(message.record)
-                for delta in message.deltas:
-                    inbox = self._inboxes.get(delta.id)
-                    if inbox is not None:  # else it was aborted meanwhile
-                        inbox.put(delta)
-            case Adopted():
-                asked = self._asked.get(message.number)
-                if asked is not None and not asked.done():
-                    asked.set_result(message.step)
-            case Ready():
-                self.ready.set_result(message)
-            case Failed():
-                self._end(EngineError(message.message))
-
-    def child_ended(self) -> None:
-        if not self.over:
-            self._burial = asyncio.get_running_loop().create_task(self._bury())
-
-    async def _bury(self) -> None:
-        """Tell everyone how it ended, in its own last words."""
-        status = await self.child.exit_status()
-        how = f"exit status {status}"
-        if status < 0:
-            with contextlib.suppress(ValueError):
-                how = signal.Signals(-status).name
-        words = self.child.last_lines()
-        said = f"; its last lines were:\n{words}" if words else ""
-        self._end(EngineError(f"the torch engine's process died ({how}){said}"))
-
-    def _end(self, error: EngineError) -> None:
-        if self.over:
-            return
-        self._cause = error
-        if not self.ready.done():
-            self.ready.set_exception(error)
-            self.ready.exception()  # seen, for it may be that nobody waits for it any more
-        for answer in self._asked.values():
-            if not answer.done():
-                answer.set_exception(error)
-        for inbox in self._inboxes.values():
-            inbox.fail(error)
-
-    def _refuse_when_over(self) -> None:
-        if self._cause is not None:
-            raise self._cause
