@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -10,7 +11,7 @@ import pytest
 
 from support.serving import Serving, serving
 
-ENGINES: dict[str, dict[str, object]] = {
+ENGINES: dict[str, dict[str, Any]] = {
     "simulator": {"prefill_ms": 2.0, "decode_ms": 2.0, "max_model_len": 2048},
     "torch": {},
 }

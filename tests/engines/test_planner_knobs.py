@@ -206,3 +206,23 @@ def test_switching_to_none_lets_the_running_finish_and_then_goes_one_by_one() ->
         sizes.append(len(rows))
     assert sizes == [3, 3] + [1] * 9
     assert all(after <= before for before, after in pairwise(sizes))
+
+
+def test_kept_decode_slots_bound_how_many_prefill_at_once() -> None:
+    run = Stepper(knobs={"max_num_seqs": 4, "min_decode_slots": 3, "max_num_batched_tokens": 9})
+    for id in "abc":
+        run.add(id, max_tokens=5)
+    run.add("long", prompt_tokens=12)
+    assert run.step() == {"a": "p4>"}
+    assert run.step() == {"a": "d1>", "b": "p4>"}
+    assert run.step() == {"a": "d1>", "b": "d1>", "c": "p4>"}
+    assert run.step() == {"a": "d1>", "b": "d1>", "c": "d1>", "long": "p6"}
+    assert run.told["c"] == "cap"
+
+
+def test_kept_decode_slots_always_leave_a_place_to_one_prefill() -> None:
+    run = Stepper(knobs={"max_num_seqs": 2, "min_decode_slots": 9})
+    for id in "ab":
+        run.add(id, max_tokens=2)
+    assert run.step() == {"a": "p4>"}
+    assert run.step() == {"a": "d1>", "b": "p4>"}

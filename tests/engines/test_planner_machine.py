@@ -51,9 +51,10 @@ class PlannerMachine(RuleBasedStateMachine):
         threshold=st.sampled_from([0, 1, 3]),
         batching=st.sampled_from(["continuous", "static", "none"]),
         window_ms=st.sampled_from([0.0, 50.0]),
+        slots=st.sampled_from([0, 1, 9]),
     )
     def retune(
-        self, seqs: int, tokens: int, threshold: int, batching: str, window_ms: float
+        self, seqs: int, tokens: int, threshold: int, batching: str, window_ms: float, slots: int
     ) -> None:
         self.knobs = Knobs().changed(
             {
@@ -62,6 +63,7 @@ class PlannerMachine(RuleBasedStateMachine):
                 "long_prefill_token_threshold": threshold,
                 "batching": batching,
                 "batch_window_ms": window_ms,
+                "min_decode_slots": slots,
             }
         )
 
@@ -122,7 +124,11 @@ class PlannerMachine(RuleBasedStateMachine):
         if head.held == "batch":
             assert self.knobs.batching == "static"
         elif head.held == "cap":
-            assert len(list(self.planner.running)) >= cap
+            prefills = sum(row.kind == "prefill" for row in plan.rows)
+            kept = self.knobs.min_decode_slots and prefills >= max(
+                1, self.knobs.max_num_seqs - self.knobs.min_decode_slots
+            )
+            assert kept or len(list(self.planner.running)) >= cap
         elif head.held == "token_budget":
             assert sum(row.tokens for row in plan.rows) == self.knobs.max_num_batched_tokens
         else:

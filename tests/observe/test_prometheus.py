@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from llmserve.events import DeviceSampled, Event, KnobsChanged
+from llmserve.events import CacheLooked, DeviceSampled, Event, FairnessSampled, KnobsChanged
 from llmserve.observe import PrometheusExporter
 from observe.tape import dispatched, finished, first, one_request, refused, step, submitted
 
@@ -146,3 +146,26 @@ def test_two_sessions_have_registries_of_their_own_and_leave_the_default_one_alo
 
 def test_the_content_type_is_prometheus_text() -> None:
     assert folded().content_type.startswith("text/plain")
+
+
+def test_queue_waits_are_told_by_class_and_tenant() -> None:
+    events = [submitted(0, "a", tenant="x"), submitted(0, "b"), submitted(0, "c")]
+    values = parsed(folded(*events, dispatched(1, "a"), dispatched(2, "b"), dispatched(5, "c")))
+    wait = "queue_wait_seconds"
+    assert get(values, f"{wait}_sum", tenant="x", priority="0") == 1
+    assert get(values, f"{wait}_count", tenant="default", priority="0") == 2
+    assert get(values, f"{wait}_sum", tenant="default", priority="0") == 7
+
+
+def test_the_gap_between_tenants_and_its_bound_are_gauges() -> None:
+    assert not [key for key in parsed(folded()) if "fairness" in key[0]]
+    values = parsed(folded(FairnessSampled(t=1, gap=30, bound=400, tenants=2)))
+    assert get(values, "fairness_gap_tokens") == 30
+    assert get(values, "fairness_bound_tokens") == 400
+
+
+def test_cache_look_ups_are_counted_by_result() -> None:
+    looks = [CacheLooked(t=1, request_id=str(n), tenant="a", hit=n > 0) for n in range(3)]
+    values = parsed(folded(*looks))
+    assert get(values, "response_cache_total", result="hit") == 2
+    assert get(values, "response_cache_total", result="miss") == 1

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.events import DeviceSampled, Event
+from llmserve.events import CacheLooked, DeviceSampled, Event, FairnessSampled
 from llmserve.observe import LiveStats, Snapshot, Summary
 from llmserve.observe import stats as stats_module
 from observe.tape import (
@@ -177,3 +177,14 @@ def test_percentiles_are_numpys_over_exactly_the_window(
     if inside:
         expected = [float(np.percentile(inside, p)) for p in (50, 95, 99)]
         assert [summary.p50, summary.p95, summary.p99] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_gap_between_tenants_is_of_this_window_and_cache_look_ups_are_counted() -> None:
+    stats = LiveStats(window_s=10)
+    stats(FairnessSampled(t=1, gap=30, bound=400, tenants=2))
+    stats(CacheLooked(t=2, request_id="a", tenant="x", hit=True))
+    stats(CacheLooked(t=2, request_id="b", tenant="x", hit=False))
+    near, far = stats.snapshot(5), stats.snapshot(12)
+    assert (near.fairness_gap, near.fairness_bound) == (30, 400)
+    assert (far.fairness_gap, far.fairness_bound) == (None, None)
+    assert (far.cache_hits_total, far.cache_misses_total) == (1, 1)

@@ -15,8 +15,10 @@ import httpx
 import openai
 
 from llmserve import engines
+from llmserve.agreements import Agreement, terms_of
 from llmserve.clock import MonotonicClock
 from llmserve.endpoint.app import build_app
+from llmserve.endpoint.cache import CacheOptions
 from llmserve.endpoint.server import Server, bind
 from llmserve.engines import Engine, EngineInfo
 from llmserve.events import Event, EventBus
@@ -116,12 +118,18 @@ class Serving:
 
 
 @contextmanager
-def serving(engine: str, **options: object) -> Iterator[Serving]:
+def serving(
+    engine: str,
+    *,
+    agreements: Mapping[str, Agreement] | None = None,
+    cache: CacheOptions | None = None,
+    **options: object,
+) -> Iterator[Serving]:
     clock, bus = MonotonicClock(), EventBus()
     telemetry = Telemetry(bus, clock)
     made: Engine = engines.create(engine, sink=partial(publish_step, bus), clock=clock, **options)
-    service = Service(made, KnobBoard(), bus, clock)
-    app = build_app(service, telemetry, api_key=KEY)
+    service = Service(made, KnobBoard(), bus, clock, terms_of(agreements or {}))
+    app = build_app(service, telemetry, api_key=KEY, agreements=agreements, cache=cache)
     server = Server(app, bind("127.0.0.1", 0))
     with ExitStack() as stack:
         runtime = Runtime()

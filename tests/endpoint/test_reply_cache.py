@@ -1,0 +1,178 @@
+"""Replies kept: only certain ones, only good ones, computed once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from core.test_service import World, run
+from llmserve.core import Request
+from llmserve.endpoint.cache import CacheOptions, ReplyCache
+from llmserve.engines import EngineError
+from llmserve.events import CacheLooked, Submitted
+from llmserve.knobs import Knobs
+from support.requests import request
+
+
+def asked(id: str, world: World, **sampling: Any) -> Request:
+    one = request(id, world.clock.now())
+    return msgspec.structs.replace(one, sampling=msgspec.structs.replace(one.sampling, **sampling))
+
+
+def cache_of(world: World, **options: Any) -> ReplyCache:
+    return ReplyCache(world.service, CacheOptions(**options))
+
+
+def looks(world: World) -> list[bool]:
+    return [event.hit for event in world.of(CacheLooked)]
+
+
+def test_the_second_of_two_equal_requests_computes_nothing_and_gets_the_same() -> None:
+    async def story(world: World) -> None:
+        cache = cache_of(world)
+        first, found = cache.submit(asked("a", world))
+        assert found == "miss"
+        outcome = await first.collect()
+        second, found = cache.submit(asked("b", world))
+        assert found == "hit"
+        chunks = [chunk async for chunk in second]
+        assert "".join(chunk.text for chunk in chunks) == outcome.text == "hello"
+        assert chunks[-1].finish_reason == outcome.finish_reason
+        assert second.usage == first.usage
+
+    world = run(story)
+    assert [e.request_id for e in world.of(Submitted)] == ["a"]
+    assert looks(world) == [False, True]
+
+
+def test_any_other_prompt_or_parameter_is_another_request() -> None:
+    async def story(world: World) -> None:
+        cache = cache_of(world)
+        one = asked("a", world)
+        await cache.submit(one)[0].collect()
+        others = [
+            msgspec.structs.replace(one, prompt_ids=(1, 2)),
+            asked("a", world, max_tokens=9), asked("a", world, stop=("x",)),
+            asked("a", world, logprobs=1), asked("a", world, seed=1),
+            asked("a", world, temperature=0.5, seed=1),
+        ]  # fmt: skip
+        for n, other in enumerate(others):
+            stream, found = cache.submit(msgspec.structs.replace(other, id=f"b{n}"))
+            assert found == "miss"
+            await stream.collect()
+
+    run(story)
+
+
+def test_what_is_drawn_by_chance_is_never_kept() -> None:
+    async def story(world: World) -> None:
+        cache = cache_of(world)
+        for id in "ab":
+            stream, found = cache.submit(asked(id, world, temperature=0.7))
+            assert found is None
+            await stream.collect()
+
+    world = run(story)
+    assert len(world.of(Submitted)) == 2
+    assert looks(world) == []
+
+
+def test_a_reply_is_kept_for_its_time_and_no_more_than_so_many() -> None:
+    async def story(world: World) -> None:
+        cache = cache_of(world, ttl_s=10, max_entries=2)
+        for id, seed in (("a", 1), ("b", 2), ("c", 3)):
+            await cache.submit(asked(id, world, seed=seed))[0].collect()
+        found = [cache.submit(asked(f"x{seed}", world, seed=seed)) for seed in (3, 2)]
+        assert [word for _, word in found] == ["hit", "hit"]
+        again, word = cache.submit(asked("x1", world, seed=1))
+        assert word == "miss"
+        await again.collect()
+        await asyncio.sleep(10)
+        late, word = cache.submit(asked("x9", world, seed=3))
+        assert word == "miss"
+        await late.collect()
+
+    run(story)
+
+
+def test_equal_requests_in_flight_are_computed_once() -> None:
+    async def story(world: World) -> None:
+        cache = cache_of(world)
+        streams = [cache.submit(asked(id, world)) for id in "abc"]
+        assert [found for _, found in streams] == ["miss", "hit", "hit"]
+        outcomes = await asyncio.gather(*(stream.collect() for stream, _ in streams))
+        assert {outcome.text for outcome in outcomes} == {"hello"}
+
+    world = run(story)
+    assert len(world.of(Submitted)) == 1
+
+
+def test_the_first_client_leaving_takes_nothing_from_those_who_follow() -> None:
+    async def story(world: World) -> None:
+        cache = cache_of(world)
+        (first, _), (second, _), (third, _) = (cache.submit(asked(id, world)) for id in "abc")
+        await asyncio.sleep(0.5)
+        first.cancel()
+        third.cancel()
+        assert third.outcome is not None
+        assert third.outcome.finish_reason == "abort"
+        assert (await second.collect()).text == "hello"
+
+    world = run(story)
+    assert world.engine.freed == ["a"]
+
+
+def test_when_all_have_left_the_work_stops() -> None:
+    async def story(world: World) -> None:
+        cache = cache_of(world)
+        (first, _), (second, _) = (cache.submit(asked(id, world)) for id in "ab")
+        await asyncio.sleep(0.5)
+        first.cancel()
+        await asyncio.sleep(0.1)
+        assert world.engine.here == ["a"]
+        second.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert world.engine.here == []
+        assert cache.submit(asked("c", world))[1] == "miss"
+
+    run(story)
+
+
+def test_a_failed_reply_is_told_to_all_who_waited_and_not_kept() -> None:
+    async def story(world: World) -> None:
+        cache = cache_of(world)
+        world.engine.fail_next = ValueError("broken")
+        streams = [cache.submit(asked(id, world))[0] for id in "ab"]
+        for stream in streams:
+            with pytest.raises(EngineError, match="broken"):
+                await stream.collect()
+        again, found = cache.submit(asked("c", world))
+        assert found == "miss"
+        assert (await again.collect()).text == "hello"
+
+    run(story)
+
+
+def test_without_the_option_every_request_is_computed() -> None:
+    async def story(world: World) -> None:
+        cache = ReplyCache(world.service, None)
+        for id in "ab":
+            stream, found = cache.submit(asked(id, world))
+            assert found is None
+            await stream.collect()
+
+    world = run(story, knobs=Knobs())
+    assert len(world.of(Submitted)) == 2
+
+
+def test_the_option_is_off_unless_asked_for_and_checked() -> None:
+    assert CacheOptions.read(None) is CacheOptions.read(False) is None
+    assert CacheOptions.read(True) == CacheOptions()
+    assert CacheOptions.read({"ttl_s": 5}) == CacheOptions(ttl_s=5)
+    for wrong in ({"ttl": 5}, {"max_entries": 0}, {"ttl_s": 0}):
+        with pytest.raises(ValueError, match="response_cache"):
+            CacheOptions.read(wrong)
