@@ -84,7 +84,9 @@ def test_open_loop_latency_counts_from_the_scheduled_arrival_when_the_driver_is_
         return await Bench(target, load).run()
 
     report = World().run(main)
-    assert report.max_lag_s == pytest.approx(0.5, abs=CLOSE)
+    assert report.lag.p99 == pytest.approx(0.5, abs=CLOSE)
+    assert report.client_limited
+    assert "CLIENT WAS THE LIMIT: it sent 1 % of its requests 500.0 ms late" in str(report)
     assert report.ttft.p50 == pytest.approx(0.525, abs=CLOSE)
 
 
@@ -107,7 +109,7 @@ def test_the_report_equals_that_of_the_replayed_events() -> None:
     live = bench(world, **load)
     recorder = Recorder(everything=True)
     replay(world.events, recorder)
-    replayed = recorder.report(live.workload, max_lag_s=live.max_lag_s)
+    replayed = recorder.report(live.workload, lag=live.lag)
     assert replayed == live
     assert live.n > 100
     assert live.queue.p99 is not None

@@ -7,7 +7,7 @@ import msgspec
 from llmserve.bench.report import Report
 from llmserve.observe.samples import Summary
 
-SOME = Summary(n=8, mean=0.0015, p50=0.001, p95=0.002, p99=1.5)
+SOME = Summary(n=8, mean=0.0015, p50=0.001, p90=0.0015, p95=0.002, p99=1.5)
 REPORT = Report(
     workload="closed loop <8>",
     sent=10,
@@ -31,7 +31,7 @@ def test_the_table_tells_what_was_served_what_was_not_and_how_fast() -> None:
     text = str(REPORT)
     assert "8 of 10 requests in 2.00 s: 4.00 requests/s, 25.0 generated and 50.0 prompt" in text
     assert "not served: 2 queue_full" in text
-    assert "TTFT         8       1.50       1.00       2.00   1,500.00" in text
+    assert "TTFT         8       1.50       1.00       1.50       2.00   1,500.00" in text
     assert "TPOT         0          –" in text, "no figure is a dash, never a zero"
 
 

@@ -76,7 +76,16 @@ def test_lengths_are_fixed_or_uniform_over_both_ends() -> None:
         ({"duration_s": float("inf")}, "duration_s"),
         ({"prompt_tokens": 0}, "prompt_tokens"),
         ({"max_tokens": (5, 4)}, "max_tokens"),
-        ({"process": "bursts"}, "process"),
+        ({"rate": 1, "process": "bursts"}, "process"),
+        ({"process": "gamma"}, "give rate"),
+        ({"rate": 1, "process": "ramp"}, "rate_to"),
+        ({"rate": 1, "rate_to": 2}, "rate_to"),
+        ({"rate": 1, "burstiness": 0}, "burstiness"),
+        ({"prompt_tokens": 8, "prefix_tokens": 8}, "prefix_tokens"),
+        ({"turns": 0}, "turns"),
+        ({"mix": "shrot:1"}, "shrot"),
+        ({"mix": "short:many"}, "weight of 'short'"),
+        ({"mix": ""}, "at least one"),
     ],
 )
 def test_nonsense_is_refused_by_name(wrong: dict[str, object], word: str) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from llmserve.bench.driver import Bench, Progress, ServiceTarget
+from llmserve.bench.slo import Slo
 from llmserve.bench.workload import Workload
 from llmserve.clock import VirtualClock
 from llmserve.core import Chunk, Request
@@ -65,7 +66,11 @@ class World:
             await self.service.stop()
 
     def bench(
-        self, progress: Callable[[Progress], None] | None = None, cap: int = 10_000, **load: Any
+        self,
+        progress: Callable[[Progress], None] | None = None,
+        cap: int = 10_000,
+        slo: Slo | None = None,
+        **load: Any,
     ) -> Bench:
         target = ServiceTarget(self.service, self.bus)
-        return Bench(target, Workload(**load), progress=progress, max_outstanding=cap)
+        return Bench(target, Workload(**load), slo=slo, progress=progress, max_outstanding=cap)

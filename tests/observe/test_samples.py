@@ -29,6 +29,6 @@ def test_a_window_excludes_its_beginning_and_includes_its_end() -> None:
 
 def test_rows_without_a_figure_do_not_count() -> None:
     assert Summary.of(np.array([1.0, np.nan, 3.0])) == Summary(
-        n=2, mean=2.0, p50=2.0, p95=2.9, p99=2.98
+        n=2, mean=2.0, p50=2.0, p90=2.8, p95=2.9, p99=2.98
     )
     assert Summary.of(np.array([np.nan])) == Summary()

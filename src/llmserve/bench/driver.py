@@ -7,25 +7,28 @@ the scheduled arrival: a stall is charged to all who would have come meanwhile.
 from __future__ import annotations
 
 import asyncio
+import math
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmserve.bench.prompts import make_prompt
+from llmserve.bench.prompts import prompt_of
 from llmserve.bench.recorder import Recorder
-from llmserve.bench.report import Report
-from llmserve.bench.workload import Arrival, Workload
+from llmserve.bench.report import CLIENT_LIMIT, Report
+from llmserve.bench.slo import Slo
+from llmserve.bench.workload import Arrival, Load
 from llmserve.clock import Clock
 from llmserve.core import Request, SamplingParams
 from llmserve.engines import EngineError
 from llmserve.events import EventBus
 from llmserve.observe import Telemetry
+from llmserve.observe.samples import Samples, Summary
 from llmserve.service import Service
 from llmserve.stream import Refused, RequestTimeout
 
 MAX_OUTSTANDING = 10_000
-CLIENT_LIMIT = "client_limit"
-"""The error of a request not sent because so many of the driver's were unanswered."""
+_LAGS = 65_536
 BACK_OFF_S = 0.1
 """A place of a closed loop waits so long after a refusal, or it would do nothing but knock."""
 
@@ -38,6 +41,15 @@ class Progress:
     elapsed_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A chat so far, prompt and reply: as tokens where they are known, else as text."""
+
+    ids: tuple[int, ...] = ()
+    text: str = ""
+    tokens: int = 0
+
+
 class Target(Protocol):
     """Where requests go. Their events appear on its bus: a fold measures, not the sender."""
 
@@ -47,25 +59,41 @@ class Target(Protocol):
     @property
     def bus(self) -> EventBus: ...
 
-    def prepare(self, arrival: Arrival) -> Callable[[float], Request]:
-        """All work that can be done ahead; the result makes the request of a scheduled time."""
+    @property
+    def sees_cache(self) -> bool:
+        """Whether its events tell how much of a prompt was cached."""
         ...
 
-    async def send(self, request: Request) -> bool:
-        """Return when it has ended: True when it was served. Cancelling cancels the request."""
+    def prepare(
+        self, arrival: Arrival, run_salt: int, said: Said | None = None
+    ) -> Callable[[float], Request]:
+        """All work that can be done ahead; the result makes the request of a scheduled time.
+
+        said: what was said before, where this is a chat's later turn.
+        """
+        ...
+
+    async def send(self, request: Request) -> Said | None:
+        """Return when it has ended: all that was said so far, None when it was not served.
+        Cancelling cancels the request."""
         ...
 
 
 class ServiceTarget:
     """The service in this process, on its own loop."""
 
+    sees_cache = True
+
     def __init__(self, service: Service, bus: EventBus) -> None:
         self._service = service
         self.clock = service.clock
         self.bus = bus
 
-    def prepare(self, arrival: Arrival) -> Callable[[float], Request]:
-        prompt = make_prompt(self._service.engine.tokenizer, arrival.prompt_tokens, arrival.salt)
+    def prepare(
+        self, arrival: Arrival, run_salt: int, said: Said | None = None
+    ) -> Callable[[float], Request]:
+        history = () if said is None else said.ids
+        prompt = prompt_of(self._service.engine.tokenizer, arrival, run_salt, history)
         sampling = SamplingParams(max_tokens=arrival.max_tokens, temperature=0.0, ignore_eos=True)
         return lambda when: Request(
             id=self._service.new_id("bench"),
@@ -74,14 +102,16 @@ class ServiceTarget:
             arrival=when,
             tenant=arrival.tenant,
             priority=arrival.priority,
+            ttft_slo_ms=arrival.ttft_slo_ms,
         )
 
-    async def send(self, request: Request) -> bool:
+    async def send(self, request: Request) -> Said | None:
         try:
-            await self._service.submit(request).collect()
+            outcome = await self._service.submit(request).collect()
         except (Refused, RequestTimeout, EngineError):
-            return False  # why is known by the service's event
-        return True
+            return None  # why is known by the service's event
+        ids = (*request.prompt_ids, *outcome.token_ids)
+        return Said(ids=ids, tokens=len(ids))
 
 
 class Bench:
@@ -90,8 +120,9 @@ class Bench:
     def __init__(
         self,
         target: Target,
-        workload: Workload,
+        workload: Load,
         *,
+        slo: Slo | None = None,
         progress: Callable[[Progress], None] | None = None,
         max_outstanding: int = MAX_OUTSTANDING,
     ) -> None:
@@ -99,10 +130,13 @@ class Bench:
         self._target = target
         self._on_progress = progress
         self._max_outstanding = max_outstanding
-        self._recorder = Recorder()
+        self._recorder = Recorder(slo=slo, sees_cache=target.sees_cache)
+        self._run_salt = 0 if workload.same_prompts else secrets.randbits(48)
+        self._begun: set[int] = set()
+        """Salts of the shared prefixes that were sent already."""
         self._outstanding = 0
         self._started: float | None = None
-        self._max_lag = 0.0
+        self._lags = Samples(2, _LAGS)  # t, lag
         self._interrupted = False
         self._load: asyncio.Task[None] | None = None
 
@@ -138,7 +172,10 @@ class Bench:
 
     def report(self) -> Report:
         return self._recorder.report(
-            str(self.workload), max_lag_s=self._max_lag, interrupted=self._interrupted
+            str(self.workload),
+            lag=Summary.of(self._lags.window(-math.inf, math.inf)[:, 1]),
+            interrupted=self._interrupted,
+            same_prompts=self.workload.same_prompts,
         )
 
     @property
@@ -163,34 +200,62 @@ class Bench:
     ) -> None:
         clock = self._target.clock
         for arrival in arrivals:
-            make = self._target.prepare(arrival)
+            make = self._target.prepare(arrival, self._run_salt)
             when = started + arrival.at_s
             await clock.sleep_until(when)
-            self._max_lag = max(self._max_lag, clock.now() - when)
+            self._lags.append(when, max(0.0, clock.now() - when))
             if self._outstanding >= self._max_outstanding:
                 self._recorder.refuse(when, CLIENT_LIMIT)
             else:
                 self._outstanding += 1
-                group.create_task(self._send(make(when)))
+                group.create_task(self._converse(arrival, make(when)))
 
     async def _place(self, arrivals: Iterator[Arrival], started: float) -> None:
         """One place of the closed loop: the next request when the last has ended."""
         clock, limit_s = self._target.clock, self.workload.limit_s
+        ended: float | None = None
         for arrival in arrivals:
-            make = self._target.prepare(arrival)
+            make = self._target.prepare(arrival, self._run_salt)
             now = clock.now()
             if limit_s is not None and now >= started + limit_s:
                 return
+            if ended is not None:
+                self._lags.append(now, now - ended)
             self._outstanding += 1
-            if not await self._send(make(now)):
+            served = await self._converse(arrival, make(now))
+            if not served:
                 await clock.sleep_until(clock.now() + BACK_OFF_S)
+            ended = clock.now()
 
-    async def _send(self, request: Request) -> bool:
-        self._recorder.expect(request.id)
+    async def _converse(self, arrival: Arrival, request: Request) -> bool:
+        """A request, or a whole chat: each turn is due when its reply was read and thought of."""
+        clock = self._target.clock
+        try:
+            said = await self._send(request, arrival, 0)
+            for number in range(1, len(arrival.later) + 1):
+                if said is None:
+                    break
+                due = clock.now() + arrival.think_s
+                turn = arrival.turn(number)
+                make = self._target.prepare(turn, self._run_salt, said)
+                await clock.sleep_until(due)
+                self._lags.append(due, max(0.0, clock.now() - due))
+                said = await self._send(make(due), turn, said.tokens)
+            return said is not None
+        finally:
+            self._outstanding -= 1
+
+    async def _send(self, request: Request, arrival: Arrival, known: int) -> Said | None:
+        """`known`: tokens of its prompt that the server has seen in this run."""
+        if arrival.prefix_tokens and arrival.prefix_salt in self._begun:
+            known = arrival.prefix_tokens
+        elif arrival.prefix_tokens:
+            self._begun.add(arrival.prefix_salt)
+        own_slo = arrival.ttft_slo_ms
+        self._recorder.expect(request.id, shared_tokens=known, ttft_slo_ms=own_slo)
         try:
             return await self._target.send(request)
         finally:
-            self._outstanding -= 1
             if self._on_progress is not None:
                 self._on_progress(self.progress)
 
@@ -198,9 +263,11 @@ class Bench:
 async def run_bench(
     service: Service,
     telemetry: Telemetry,
-    workload: Workload,
+    workload: Load,
     *,
+    slo: Slo | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Run a workload against a service, on its loop."""
-    return await Bench(ServiceTarget(service, telemetry.bus), workload, progress=progress).run()
+    target = ServiceTarget(service, telemetry.bus)
+    return await Bench(target, workload, slo=slo, progress=progress).run()

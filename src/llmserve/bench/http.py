@@ -12,7 +12,8 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
-from llmserve.bench.prompts import make_prompt, make_text
+from llmserve.bench.driver import Said
+from llmserve.bench.prompts import prompt_of, text_of
 from llmserve.bench.workload import Arrival
 from llmserve.clock import Clock
 from llmserve.core import FinishReason, Request, SamplingParams
@@ -42,6 +43,8 @@ class HttpTarget:
     refusal in a latency. The caller closes it.
     """
 
+    sees_cache = False
+
     def __init__(
         self, client: AsyncOpenAI, model: str, clock: Clock, tokenizer: Tokenizer | None = None
     ) -> None:
@@ -52,10 +55,13 @@ class HttpTarget:
         self._tokenizer = tokenizer
         self._ids = itertools.count(1)
 
-    def prepare(self, arrival: Arrival) -> Callable[[float], Request]:
-        tokens, salt = arrival.prompt_tokens, arrival.salt
-        ids = () if self._tokenizer is None else make_prompt(self._tokenizer, tokens, salt)
-        text = make_text(tokens, salt) if self._tokenizer is None else None
+    def prepare(
+        self, arrival: Arrival, run_salt: int, said: Said | None = None
+    ) -> Callable[[float], Request]:
+        said = said or Said()
+        exact = self._tokenizer is not None
+        ids = prompt_of(self._tokenizer, arrival, run_salt, said.ids) if self._tokenizer else ()
+        text = None if exact else text_of(arrival, run_salt, said.text)
         sampling = SamplingParams(max_tokens=arrival.max_tokens, temperature=0.0, ignore_eos=True)
         return lambda when: Request(
             id=f"http-{next(self._ids)}",
@@ -64,15 +70,16 @@ class HttpTarget:
             arrival=when,
             tenant=arrival.tenant,
             priority=arrival.priority,
+            ttft_slo_ms=arrival.ttft_slo_ms,
             payload=text,
         )
 
-    async def send(self, request: Request) -> bool:
+    async def send(self, request: Request) -> Said | None:
         import openai
 
         self._submitted(request)
         try:
-            reason, tokens = await self._read(request)
+            reason, tokens, text = await self._read(request)
         except openai.APITimeoutError:
             self._ended(request, "timeout")
         except openai.APIError as error:
@@ -85,11 +92,19 @@ class HttpTarget:
             raise
         else:
             self._ended(request, reason, tokens)
-            return reason in ("stop", "length")
-        return False
+            return self._said(request, text, tokens) if reason in ("stop", "length") else None
+        return None
 
-    async def _read(self, request: Request) -> tuple[FinishReason, int]:
-        """Read the stream to its end: why it ended, and how many tokens there were."""
+    def _said(self, request: Request, reply: str, tokens: int) -> Said:
+        """The reply's own tokens are not told: its text, tokenized again, is near enough."""
+        if self._tokenizer is None:
+            text = f"{request.payload}{reply}"
+            return Said(text=text, tokens=len(text.split()))
+        ids = (*request.prompt_ids, *self._tokenizer.encode(reply)[:tokens])
+        return Said(ids=ids, tokens=len(ids))
+
+    async def _read(self, request: Request) -> tuple[FinishReason, int, str]:
+        """Read the stream to its end: why it ended, how many tokens there were, and its text."""
         stream: Any = await self._client.completions.create(
             model=self._model,
             prompt=request.payload if request.payload is not None else list(request.prompt_ids),
@@ -104,7 +119,7 @@ class HttpTarget:
             },
         )
         reason: FinishReason = "error"
-        deliveries, exact = 0, None
+        deliveries, exact, texts = 0, None, list[str]()
         async with stream:
             async for chunk in stream:
                 if chunk.usage is not None:
@@ -112,9 +127,10 @@ class HttpTarget:
                 for choice in chunk.choices:
                     if choice.text:
                         deliveries += 1
+                        texts.append(choice.text)
                         self._delivered(request, first=deliveries == 1)
                     reason = choice.finish_reason or reason
-        return reason, deliveries if exact is None else exact
+        return reason, deliveries if exact is None else exact, "".join(texts)
 
     def _submitted(self, request: Request) -> None:
         self.bus.publish(

@@ -1,4 +1,4 @@
-"""What a run measured: a table in a terminal and in a notebook, a frame, JSON."""
+"""What one run measured: a table in a terminal and in a notebook, a frame, JSON."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from llmserve.bench.curves import Moment
+from llmserve.bench.slo import Slo
 from llmserve.observe.samples import Summary
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_FIGURES = ("ttft", "itl", "tpot", "e2e", "queue")
-_COLUMNS = ("mean", "p50", "p95", "p99")
+LATENCIES = ("ttft", "itl", "tpot", "e2e", "queue")
+COLUMNS = ("mean", "p50", "p90", "p95", "p99")
+CLIENT_LIMIT = "client_limit"
+"""The error of a request not sent because so many of the driver's were unanswered."""
+LATE_S = 0.005
+"""A driver later than this in one of a hundred requests was itself the limit."""
+_STRAY = 0.01
+"""Share of prompt tokens that may be cached beyond what the run's own prompts share."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,8 +49,25 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     batch_fill: float | None = None
     seq_fill: float | None = None
     """As in Snapshot, over the engine's steps during the run; None where no step was told."""
-    max_lag_s: float | None = None
-    """The latest that the driver itself sent a request after its scheduled arrival."""
+    slo: Slo | None = None
+    met: int | None = None
+    """Requests that met the SLO, or their own objective; None where there was none."""
+    cached_tokens: int | None = None
+    """Of `prompt_tokens`, those that needed no computation; None where nobody tells."""
+    shared_tokens: int = 0
+    """So many of them could be cached by the run's own earlier prompts."""
+    same_prompts: bool = False
+    preempted: int = 0
+    kv_peak: float | None = None
+    """The fullest that the engine's KV memory was, 0 to 1."""
+    memory_bytes: int | None = None
+    """Most that the session's processes held, where it was sampled."""
+    lag: Summary = Summary()
+    """How late the driver itself was: behind the scheduled arrival in an open loop, between a
+    place's reply and its next request in a closed one."""
+    quantiles: dict[str, list[float]] = {}
+    """TTFT, ITL and E2E at 0 to 100 %, seconds."""
+    timeline: list[Moment] = []
     interrupted: bool = False
     capped: bool = False
     """There were more samples than are kept: percentiles are of the newest."""
@@ -59,6 +84,43 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def requests_per_s(self) -> float:
         return self.n / self.duration_s if self.duration_s else 0.0
 
+    @property
+    def goodput_per_s(self) -> float | None:
+        """Requests per second that met the SLO."""
+        if self.met is None:
+            return None
+        return self.met / self.duration_s if self.duration_s else 0.0
+
+    @property
+    def prefix_hits(self) -> float | None:
+        """Share of prompt tokens that were cached."""
+        if self.cached_tokens is None or not self.prompt_tokens:
+            return None
+        return self.cached_tokens / self.prompt_tokens
+
+    @property
+    def contaminated(self) -> bool:
+        """The cache held more of the prompts than this run can have put there. A preempted
+        request finds its own prompt cached, so nothing is said of runs with preemption."""
+        if self.same_prompts or self.preempted or self.cached_tokens is None:
+            return False
+        return self.cached_tokens - self.shared_tokens > _STRAY * self.prompt_tokens
+
+    @property
+    def client_limited(self) -> bool:
+        """The driver, not the server, was the limit."""
+        return CLIENT_LIMIT in self.errors or (self.lag.p99 or 0.0) > LATE_S
+
+    def figures(self) -> dict[str, float | None]:
+        """Every figure by name, seconds and counts; None where it was not measured."""
+        rates = ("requests_per_s", "generated_tokens_per_s", "prompt_tokens_per_s")
+        shares = ("goodput_per_s", "prefix_hits", "batch_fill", "seq_fill", "kv_peak")
+        values = {name: getattr(self, name) for name in (*rates, *shares, "memory_bytes")}
+        for name in LATENCIES:
+            summary = getattr(self, name)
+            values |= {f"{name}_{column}": getattr(summary, column) for column in COLUMNS}
+        return values
+
     def to_json(self) -> str:
         return msgspec.json.encode(self).decode()
 
@@ -70,21 +132,21 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         """A row per figure, seconds; the whole report's other fields are in `frame.attrs`."""
         import pandas as pd
 
-        rows = {name: msgspec.structs.asdict(getattr(self, name)) for name in _FIGURES}
-        frame = pd.DataFrame.from_dict(rows, orient="index", columns=["n", *_COLUMNS])
+        rows = {name: msgspec.structs.asdict(getattr(self, name)) for name in LATENCIES}
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=["n", *COLUMNS])
         everything = msgspec.to_builtins(self)
-        frame.attrs = {k: v for k, v in everything.items() if k not in _FIGURES}
+        frame.attrs = {k: v for k, v in everything.items() if k not in LATENCIES}
         return frame
 
     def __str__(self) -> str:
         lines = [self._headline(), *self._remarks(), ""]
-        lines.append(f"{'ms':<6}{'n':>8}" + "".join(f"{name:>11}" for name in _COLUMNS))
+        lines.append(f"{'ms':<6}{'n':>8}" + "".join(f"{name:>11}" for name in COLUMNS))
         for name, n, cells in self._table():
             lines.append(f"{name:<6}{n:>8}" + "".join(f"{cell:>11}" for cell in cells))
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("ms", "n", *_COLUMNS))
+        head = "".join(f"<th>{name}</th>" for name in ("ms", "n", *COLUMNS))
         body = "".join(
             f"<tr><th>{name}</th><td>{n}</td>{''.join(f'<td>{c}</td>' for c in cells)}</tr>"
             for name, n, cells in self._table()
@@ -94,9 +156,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     def _table(self) -> list[tuple[str, int, list[str]]]:
         rows = []
-        for name in _FIGURES:
+        for name in LATENCIES:
             summary: Summary = getattr(self, name)
-            values = [getattr(summary, column) for column in _COLUMNS]
+            values = [getattr(summary, column) for column in COLUMNS]
             cells = ["–" if value is None else f"{value * 1e3:,.2f}" for value in values]
             rows.append((name if name == "queue" else name.upper(), summary.n, cells))
         return rows
@@ -119,6 +181,31 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         if self.seq_fill is not None and self.batch_fill is not None:
             remarks.append(
                 f"batches {self.seq_fill:.0%} full in sequences, {self.batch_fill:.0%} in tokens"
+            )
+        if self.met is not None:
+            goal = self.slo or "each request's own"
+            remarks.append(f"goodput {self.goodput_per_s:,.2f} requests/s within {goal}")
+        remarks += self.warnings()
+        return remarks
+
+    def warnings(self) -> list[str]:
+        """Why these figures may not be taken as they are; none is the best."""
+        remarks = []
+        if CLIENT_LIMIT in self.errors:
+            unsent = self.errors[CLIENT_LIMIT]
+            remarks.append(
+                f"CLIENT WAS THE LIMIT: {unsent} requests were not sent, for too many of the "
+                "driver's were unanswered"
+            )
+        elif self.client_limited:
+            remarks.append(
+                f"CLIENT WAS THE LIMIT: it sent 1 % of its requests {(self.lag.p99 or 0) * 1e3:.1f}"
+                " ms late or later; latencies hold that time"
+            )
+        if self.contaminated:
+            remarks.append(
+                f"CONTAMINATED CACHE: {self.prefix_hits or 0:.0%} of the prompt tokens were cached "
+                "before this run could have put them there"
             )
         if self.capped:
             remarks.append("more samples than are kept: percentiles are of the newest")

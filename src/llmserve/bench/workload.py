@@ -1,6 +1,6 @@
 """What arrives when. Pure and seeded: the same workload gives the same arrivals.
 
-Times, lengths and prompts are drawn from three separate streams, so that another rate meets the
+Times, kinds, lengths and prompts are drawn from separate streams, so that another rate meets the
 same requests.
 """
 
@@ -9,17 +9,24 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-Length = int | tuple[int, int]
-"""Tokens: a fixed count, or both ends of a uniform range."""
-Process = Literal["poisson", "constant"]
+from llmserve.bench.arrivals import CHANGING, PROCESSES, Process, Shape
+from llmserve.bench.kinds import Kind, Length, Mix, draw, parse_mix
 
 DEFAULT_CONCURRENCY = 8
 DEFAULT_DURATION_S = 10.0
 DEFAULT_ROUNDS = 4
 """Requests per place of a closed loop that names neither requests nor duration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A later turn of a chat: so many new tokens behind all that was said."""
+
+    prompt_tokens: int
+    max_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,49 +40,134 @@ class Arrival:
     salt: int
     tenant: str = "default"
     priority: int = 0
+    ttft_slo_ms: float | None = None
+    prefix_tokens: int = 0
+    prefix_salt: int = 0
+    """The prompt's first tokens are those of all arrivals with this salt."""
+    later: tuple[Turn, ...] = ()
+    think_s: float = 0.0
+
+    def turn(self, number: int) -> Arrival:
+        """The chat's later turn as an arrival of its own (1 is the first of `later`)."""
+        turn = self.later[number - 1]
+        return replace(
+            self, prompt_tokens=turn.prompt_tokens, max_tokens=turn.max_tokens,
+            salt=self.salt + number, prefix_tokens=0, later=(),
+        )  # fmt: skip
+
+
+class Load(Protocol):
+    """What a bench sends: a Workload, or a Replay of what was recorded."""
+
+    @property
+    def places(self) -> int | None:
+        """Places of the closed loop; None for an open one."""
+        ...
+
+    @property
+    def limit_s(self) -> float | None:
+        """No request arrives at or after this many seconds."""
+        ...
+
+    @property
+    def about(self) -> int | None:
+        """How many requests to expect, for a progress bar; None where only time will tell."""
+        ...
+
+    @property
+    def same_prompts(self) -> bool:
+        """Whether every run sends the very prompts of the run before."""
+        ...
+
+    def arrivals(self) -> Iterator[Arrival]: ...
+
+    def with_seed(self, seed: int) -> Load:
+        """The same sort of load with other luck, where luck has a part in it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """An open loop at `rate` requests/s, or a closed loop of `concurrency` places; not both.
 
-    It ends after `duration_s` or `requests`, whichever comes first. Without either an open loop
-    lasts 10 s and a closed loop makes 4 requests a place. Raises ValueError on nonsense.
+    It ends after `duration_s` or `requests`, whichever comes first; a chat is one of `requests`.
+    Without either an open loop lasts 10 s and a closed loop makes 4 requests a place. With a
+    `mix` the kinds in it say what requests are like, in place of the fields that say it here.
+    Raises ValueError on nonsense.
     """
 
     rate: float | None = None
     concurrency: int | None = None
     process: Process = "poisson"
+    rate_to: float | None = None
+    """Where ramp, step and sine go; see `Shape`."""
+    burstiness: float = 0.25
+    period_s: float | None = None
+    """How long a ramp, a step or a day takes; the whole duration unless told."""
     duration_s: float | None = None
     requests: int | None = None
     prompt_tokens: Length = 128
     max_tokens: Length = 64
     tenant: str = "default"
     priority: int = 0
+    ttft_slo_ms: float | None = None
+    prefix_tokens: int = 0
+    prefix_groups: int = 1
+    turns: Length = 1
+    think_s: float = 0.0
+    mix: Mix | None = None
     seed: int = 0
+    same_prompts: bool = False
+    """Send the very prompts of an earlier run, whose cache may then help. Otherwise prompts are
+    salted anew in every run."""
 
     def __post_init__(self) -> None:
         if self.rate is not None and self.concurrency is not None:
             raise ValueError("give rate (open loop) or concurrency (closed loop), not both")
-        for name in ("rate", "concurrency", "duration_s", "requests"):
+        names = ("rate", "rate_to", "concurrency", "duration_s", "period_s", "requests")
+        for name in (*names, "burstiness"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be above 0 and finite, not {value}")
-        for name in ("prompt_tokens", "max_tokens"):
-            low, high = _range(getattr(self, name))
-            if not 1 <= low <= high:
-                raise ValueError(f"{name} must be a count or a range (low, high) from 1 up")
-        if self.process not in ("poisson", "constant"):
-            raise ValueError(f"process is poisson or constant, not {self.process!r}")
+        if self.process not in PROCESSES:
+            raise ValueError(f"process is one of {', '.join(PROCESSES)}, not {self.process!r}")
+        if self.rate is None and (self.process != "poisson" or self.rate_to is not None):
+            raise ValueError("process and rate_to are of an open loop: give rate")
+        if (self.rate_to is None) == (self.process in CHANGING):
+            raise ValueError(f"rate_to goes with {', '.join(CHANGING)}, and they need it")
+        _ = self.kinds  # raises what is wrong with them
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        if self.mix is not None:
+            return parse_mix(self.mix)
+        one = Kind(
+            prompt_tokens=self.prompt_tokens,
+            max_tokens=self.max_tokens,
+            tenant=self.tenant,
+            priority=self.priority,
+            ttft_slo_ms=self.ttft_slo_ms,
+            prefix_tokens=self.prefix_tokens,
+            prefix_groups=self.prefix_groups,
+            turns=self.turns,
+            think_s=self.think_s,
+        )
+        return {"": one}
+
+    @property
+    def shape(self) -> Shape | None:
+        """When they come; None in a closed loop."""
+        if self.rate is None:
+            return None
+        over_s = self.period_s or self.duration_s or DEFAULT_DURATION_S
+        return Shape(self.process, self.rate, self.rate_to or self.rate, over_s, self.burstiness)
 
     @property
     def places(self) -> int | None:
-        """Places of the closed loop; None for an open one."""
         return None if self.rate is not None else self.concurrency or DEFAULT_CONCURRENCY
 
     @property
     def limit_s(self) -> float | None:
-        """No request arrives at or after this many seconds."""
         open_ended = self.rate is not None and self.requests is None
         return DEFAULT_DURATION_S if self.duration_s is None and open_ended else self.duration_s
 
@@ -88,52 +180,63 @@ class Workload:
 
     @property
     def about(self) -> int | None:
-        """How many requests to expect, for a progress bar; None where only time will tell."""
-        if self.limit is None and self.rate is not None and self.limit_s is not None:
-            return max(1, round(self.rate * self.limit_s))
+        if self.limit is None and self.shape is not None and self.limit_s is not None:
+            return max(1, round(self.shape.expected(self.limit_s)))
         return self.limit
+
+    def with_seed(self, seed: int) -> Workload:
+        return replace(self, seed=seed)
 
     def arrivals(self) -> Iterator[Arrival]:
         """In order of time. A closed loop bounded by duration alone goes on for ever: stop it."""
-        lengths = random.Random(f"{self.seed} lengths")
-        salts = random.Random(f"{self.seed} prompts")
-        for at_s in itertools.islice(self._times(), self.limit):
-            if self.rate is not None and self.limit_s is not None and at_s >= self.limit_s:
+        shape = self.shape
+        times = random.Random(f"{self.seed} times")
+        starts = itertools.repeat(0.0) if shape is None else shape.times(times)
+        requests = self._requests()
+        for at_s in itertools.islice(starts, self.limit):
+            if shape is not None and self.limit_s is not None and at_s >= self.limit_s:
                 return
+            yield replace(next(requests), at_s=at_s)
+
+    def _requests(self) -> Iterator[Arrival]:
+        kinds = list(self.kinds.values())
+        weights = [kind.weight for kind in kinds]
+        which, lengths, salts = (
+            random.Random(f"{self.seed} {name}") for name in ("kinds", "lengths", "prompts")
+        )
+        groups = random.Random(f"{self.seed} groups")
+        heads = {id(kind): [groups.getrandbits(48) for _ in range(kind.prefix_groups)]
+                 for kind in kinds}  # fmt: skip
+        while True:
+            kind = kinds[0] if len(kinds) == 1 else which.choices(kinds, weights)[0]
+            first = Turn(draw(kind.prompt_tokens, lengths), draw(kind.max_tokens, lengths))
+            more = 0 if kind.turns == 1 else draw(kind.turns, lengths) - 1
             yield Arrival(
-                at_s=at_s,
-                prompt_tokens=lengths.randint(*_range(self.prompt_tokens)),
-                max_tokens=lengths.randint(*_range(self.max_tokens)),
+                at_s=0.0,
+                prompt_tokens=first.prompt_tokens,
+                max_tokens=first.max_tokens,
                 salt=salts.getrandbits(48),
-                tenant=self.tenant,
-                priority=self.priority,
+                tenant=kind.tenant,
+                priority=kind.priority,
+                ttft_slo_ms=kind.ttft_slo_ms,
+                prefix_tokens=kind.prefix_tokens,
+                prefix_salt=groups.choice(heads[id(kind)]) if kind.prefix_tokens else 0,
+                later=tuple(
+                    Turn(draw(kind.prompt_tokens, lengths), draw(kind.max_tokens, lengths))
+                    for _ in range(more)
+                ),
+                think_s=kind.think_s,
             )
 
     def __str__(self) -> str:
-        if self.rate is not None:
-            kind = f"open loop, {self.rate:g} requests/s ({self.process})"
+        if self.shape is not None:
+            kind = f"open loop, {self.shape}"
         else:
             kind = f"closed loop, {self.places} at once"
         ends = [f"{self.limit} requests"] * (self.limit is not None)
         ends += [] if self.limit_s is None else [f"{self.limit_s:g} s"]
-        sizes = f"{_words(self.prompt_tokens)} tokens in, {_words(self.max_tokens)} out"
+        sizes = "; ".join(
+            f"{name} {each.weight:g}: {each}" if name else str(each)
+            for name, each in self.kinds.items()
+        )
         return f"{kind}, {' or '.join(ends)}, {sizes}, seed {self.seed}"
-
-    def _times(self) -> Iterator[float]:
-        if self.rate is None:
-            yield from itertools.repeat(0.0)
-        elif self.process == "constant":
-            yield from (k / self.rate for k in itertools.count())
-        else:
-            gaps = random.Random(f"{self.seed} times")
-            rate = self.rate
-            yield from itertools.accumulate(gaps.expovariate(rate) for _ in itertools.count())
-
-
-def _range(length: Length) -> tuple[int, int]:
-    return (length, length) if isinstance(length, int) else length
-
-
-def _words(length: Length) -> str:
-    low, high = _range(length)
-    return str(low) if low == high else f"{low}–{high}"

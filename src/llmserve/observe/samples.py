@@ -20,6 +20,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 0
     mean: float | None = None
     p50: float | None = None
+    p90: float | None = None
     p95: float | None = None
     p99: float | None = None
 
@@ -31,8 +32,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         values = values[~np.isnan(values)]
         if not values.size:
             return cls()
-        p50, p95, p99 = (float(p) for p in np.percentile(values, (50, 95, 99)))
-        return cls(n=values.size, mean=float(values.mean()), p50=p50, p95=p95, p99=p99)
+        p50, p90, p95, p99 = (float(p) for p in np.percentile(values, (50, 90, 95, 99)))
+        mean = float(values.mean())
+        return cls(n=values.size, mean=mean, p50=p50, p90=p90, p95=p95, p99=p99)
 
 
 class Samples:
