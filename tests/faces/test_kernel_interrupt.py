@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -17,9 +18,9 @@ pieces = []
 def follow():
     client = openai.OpenAI(base_url=session.url, api_key=session.api_key, max_retries=0)
     stream = client.chat.completions.create(
-        model=session.info.model_id, max_tokens=600, seed=5, stream=True,
+        model=session.info.model_id, max_tokens=600, temperature=0, stream=True,
         messages=[{"role": "user", "content": "the other client"}],
-        stream_options={"include_usage": True},
+        stream_options={"include_usage": True}, extra_body={"ignore_eos": True},
     )
     with client, stream:
         for event in stream:
@@ -33,23 +34,30 @@ while len(pieces) < 3:
 ITS_RESULT = """
 other.join(60)
 text = "".join(e.choices[0].delta.content or "" for e in pieces if e.choices)
-alone = session.generate("the other client", max_tokens=600, seed=5)
+alone = session.generate("the other client", max_tokens=600, temperature=0, ignore_eos=True)
 print("whole" if text == alone else f"differs: {text!r}")
 print("tokens", pieces[-1].usage.completion_tokens, pieces[-2].choices[0].finish_reason)
 """
 
 
+SIMULATOR = "simulator prefill_ms=2 decode_ms=4"
+TORCH = "torch dtype=float32"  # where greedy text is the same in every company
+both_engines = pytest.mark.parametrize("served", [SIMULATOR, TORCH], indirect=True)
+on_torch = pytest.mark.parametrize("served", [TORCH], indirect=True)
+
+
 @pytest.fixture
-def served() -> Iterator[Kernel]:
+def served(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     with kernel() as one:
         one.ok("%load_ext llmserve")
-        one.ok("%llmserve start --engine simulator prefill_ms=2 decode_ms=4")
+        one.ok(f"%llmserve start --engine {getattr(request, 'param', SIMULATOR)}", timeout=120)
         yield one
 
 
+@both_engines
 def test_interrupt_ends_that_cells_reply_and_nothing_else(served: Kernel) -> None:
     served.ok(OTHER_CLIENT)
-    cell = served.start("%%llmserve --max-tokens 4000\nA long story.")
+    cell = served.start("%%llmserve --max-tokens 1900 --ignore-eos\nA long story.")
     served.wait_for_output(cell, "text/markdown")
     served.interrupt()
     ended = served.finish(cell)
@@ -64,13 +72,14 @@ def test_interrupt_ends_that_cells_reply_and_nothing_else(served: Kernel) -> Non
 
 
 def test_interrupt_of_code_that_generates_leaves_serving_as_it_was(served: Kernel) -> None:
-    cell = served.start("print('go', flush=True); session.generate('x', max_tokens=4000)")
+    cell = served.start("print('go', flush=True); session.generate('x', max_tokens=8000)")
     served.wait_for_output(cell, "go")
     served.interrupt()
     assert "KeyboardInterrupt" in served.finish(cell).error
     assert served.ok("len(session.generate('x', max_tokens=3).split())").text.strip() == "3"
 
 
+@both_engines
 def test_interrupt_of_a_cell_that_computes_leaves_serving_as_it_was(served: Kernel) -> None:
     served.ok(OTHER_CLIENT)
     cell = served.start("print('go', flush=True)\nwhile True: pass")
@@ -116,6 +125,31 @@ def test_asyncio_run_in_a_cell_works_while_requests_flow(served: Kernel) -> None
     served.ok("%llmserve ask --max-tokens 3 hello")
 
 
+def test_interrupting_the_start_leaves_nothing_behind() -> None:
+    with kernel() as one:
+        one.ok("%load_ext llmserve")
+        before = one.family()
+        cell = one.start("%llmserve start --engine torch")
+        one.wait_for_output(cell, "Starting")
+        one.interrupt()
+        ended = one.finish(cell)
+        assert "nothing was started" in ended.error
+        assert not gone(one.family() - before)
+        assert "Nothing is running" in one.ok("%llmserve status").text
+        one.ok("%llmserve start --engine torch", timeout=120)
+        assert one.ok("len(session.generate('x', max_tokens=3, ignore_eos=True).outcome.token_ids)")
+
+
+@on_torch
+def test_a_killed_kernel_leaves_no_process(served: Kernel) -> None:
+    served.ok(OTHER_CLIENT)
+    before = served.family()
+    assert len(before) > 1  # the engine's process is among them
+    served.manager.signal_kernel(signal.SIGKILL)
+    assert not gone(before)
+
+
+@on_torch
 def test_restart_leaves_no_process_and_the_new_kernel_starts_afresh(served: Kernel) -> None:
     before = served.family()
     served.restart()
@@ -125,6 +159,7 @@ def test_restart_leaves_no_process_and_the_new_kernel_starts_afresh(served: Kern
     served.ok("%llmserve start --engine simulator")
 
 
+@on_torch
 def test_shutdown_while_requests_flow_leaves_no_process(served: Kernel) -> None:
     served.ok(OTHER_CLIENT.replace("Thread(", "Thread(daemon=True, "))
     before = served.family()

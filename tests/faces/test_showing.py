@@ -1,0 +1,53 @@
+"""The line that stays alive while a cell waits."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from llmserve.magics import showing
+from llmserve.magics.showing import Bundle, Elapsed, Update
+
+
+class Page:
+    """Stands for the notebook's page: what was shown, and a bell at every update."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+        self.updated = threading.Event()
+
+    def show(self, bundle: Bundle) -> Update:
+        self.shown.append(bundle["text/plain"])
+
+        def update(bundle: Bundle) -> None:
+            self.shown.append(bundle["text/plain"])
+            self.updated.set()
+
+        return update
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Page:
+    page = Page()
+    monkeypatch.setattr(showing, "show", page.show)
+    return page
+
+
+def test_a_wait_shows_at_once_and_counts_while_it_lasts(page: Page) -> None:
+    with Elapsed("Starting", after_s=0.001, every_s=0.001):
+        assert page.shown[0] == "Starting …"
+        assert page.updated.wait(10)
+    assert page.shown[1].startswith("Starting … 0 s")
+
+
+def test_nothing_is_drawn_after_the_block_and_its_thread_has_ended(page: Page) -> None:
+    with Elapsed("Starting", after_s=0.001, every_s=0.001):
+        page.updated.wait(10)
+    assert not [t for t in threading.enumerate() if t.name == "llmserve-elapsed"]
+
+
+def test_a_failure_is_told_on_the_line(page: Page) -> None:
+    with pytest.raises(RuntimeError), Elapsed("Starting"):
+        raise RuntimeError
+    assert page.shown[-1] == "Starting: not done."
