@@ -92,7 +92,7 @@ class Lab:
 def lab(notebook: Path) -> Iterator[Lab]:
     """A server on the notebook's folder, and a browser on the notebook, its kernel ready."""
     token = secrets.token_hex(16)
-    with _server(notebook.parent, token) as url, sync_playwright() as driver:
+    with server(notebook.parent, token) as url, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1640, "height": 1500})
         try:
@@ -117,7 +117,7 @@ def lab(notebook: Path) -> Iterator[Lab]:
 
 
 @contextmanager
-def _server(folder: Path, token: str) -> Iterator[str]:
+def server(folder: Path, token: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
