@@ -20,7 +20,7 @@ help:
 	@echo 'make lint   ruff and mypy only'
 
 lab: $(VENV)/.lab
-	$(VENV)/bin/jupyter lab $(ARGS) notebooks/01_quickstart.ipynb
+	$(VENV)/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks/01_quickstart.ipynb
 
 test: lint widgets unit notebooks browser
 	@echo "all tests passed"

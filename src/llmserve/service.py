@@ -20,7 +20,7 @@ import msgspec
 from llmserve.admission import Rejected
 from llmserve.announcer import Announcer
 from llmserve.clock import Clock
-from llmserve.core import Chunk, FinishReason, Request, StepRecord
+from llmserve.core import Chunk, FinishReason, ParamError, Request, StepRecord
 from llmserve.engines import Engine, EngineError
 from llmserve.events import (
     Dispatched,
@@ -229,6 +229,8 @@ class Service:
         except EngineError as error:
             running.failure = error
             self._revive()
+        except ParamError as error:
+            running.failure = error
         except Exception as error:
             log.exception("request %s failed in the engine", running.stream.request.id)
             running.failure = EngineError(f"the engine failed on this request: {error!r}")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmserve.clock import VirtualClock
-from llmserve.core import Outcome
+from llmserve.core import Outcome, ParamError
 from llmserve.engines import EngineError
 from llmserve.events import Event, EventBus, Finished, Held, KnobsChanged, Rejection, TokensEmitted
 from llmserve.knobs import KnobBoard, KnobError, Knobs
@@ -255,6 +255,16 @@ def test_one_request_that_breaks_in_the_engine_leaves_the_others_alone(
 
     assert run(story).engine.starts == 1
     assert "oops" in caplog.text
+
+
+def test_a_parameter_that_only_the_engine_can_judge_is_told_as_the_clients_error() -> None:
+    async def story(world: World) -> None:
+        wrong = world.submit("a")
+        world.engine.fail_next = ParamError("seed", "no such seed")
+        with pytest.raises(ParamError, match="no such seed"):
+            await wrong.collect()
+
+    assert run(story).engine.starts == 1
 
 
 def test_stopping_ends_everyone_once() -> None:
