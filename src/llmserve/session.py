@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from llmserve import engines
 from llmserve.accounts import standings, tenants_frame
 from llmserve.agreements import Agreement, Source, read_agreements, terms_of
-from llmserve.bench.report import Report
 from llmserve.clock import MonotonicClock
 from llmserve.core import Outcome
 from llmserve.endpoint.app import build_app
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
     import openai
     import pandas as pd
 
+    from llmserve.bench.result import Result
+    from llmserve.bench.workload import Load
     from llmserve.ui import Dashboards, DashboardView
 
 F = TypeVar("F", bound=Choice)
@@ -125,11 +126,11 @@ class Session:
         made = engines.create(engine, sink=sink, clock=self.clock, **options)
         terms = terms_of(agreements)
         self.service = Service(made, self.board, self.bus, self.clock, terms)
-        sock = bind(*address)
-        self.host, self.port = sock.getsockname()[:2]
         app = build_app(
             self.service, self.telemetry, api_key=api_key, agreements=agreements, cache=cache
         )
+        sock = bind(*address)
+        self.host, self.port = sock.getsockname()[:2]
         self.runtime = Runtime()
         house = House(self.runtime, self.service, Server(app, sock), self.bus, self.clock, switches)
         self._house = house
@@ -281,15 +282,17 @@ class Session:
                 self._dashboards = Dashboards(self)
         return self._dashboards.open()
 
-    def bench(self, **workload: Any) -> Report:
-        """Run a load against this session and report TTFT, ITL, throughput with percentiles.
+    def bench(self, load: Load | None = None, **options: Any) -> Result:
+        """Run a load against this session: TTFT, ITL, throughput, each with its interval.
 
-        rate, duration (open loop, Poisson) or concurrency, requests (closed loop);
-        prompt_tokens, max_tokens, seed. An interrupt keeps what was measured.
+        load, or the fields of Workload: rate, duration (open loop) or concurrency, requests
+        (closed loop), prompt_tokens, max_tokens, mix, seed …
+        repeats=3, after a warmup=True; slo="ttft:200 tpot:50" counts goodput; progress=True.
+        An interrupt keeps what was measured.
         """
         from llmserve.bench.cell import bench
 
-        return bench(self.runtime, self.service, self.telemetry, **workload)
+        return bench(self.runtime, self.service, self.bus, load, **options)
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Call `callback` when the session closes, in the closing thread."""

@@ -6,10 +6,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 
 from llmserve.bench.cell import bench
+from llmserve.bench.workload import Workload
 from llmserve.clock import MonotonicClock
 from llmserve.engines.simulator import SimulatorEngine
 from llmserve.events import Event, EventBus, Finished, FirstToken
@@ -18,21 +20,22 @@ from llmserve.observe import Telemetry
 from llmserve.runtime import Runtime
 from llmserve.service import Service, publish_step
 
-Serving = tuple[Runtime, Service, Telemetry]
+Serving = tuple[Runtime, Service, EventBus]
+ONE: dict[str, Any] = {"repeats": 1, "warmup": False}
 
 
 @pytest.fixture
 def serving() -> Iterator[Serving]:
     """A fast simulator on a loop thread of its own."""
     clock, bus = MonotonicClock(), EventBus()
-    telemetry, runtime = Telemetry(bus, clock), Runtime()
+    runtime = Runtime()
     engine = SimulatorEngine(
         sink=partial(publish_step, bus), clock=clock, prefill_ms=1, decode_ms=1
     )
     service = Service(engine, KnobBoard(), bus, clock)
     runtime.call(service.start())
     try:
-        yield runtime, service, telemetry
+        yield runtime, service, bus
     finally:
         runtime.call(service.stop())
         runtime.close()
@@ -40,13 +43,14 @@ def serving() -> Iterator[Serving]:
 
 def test_a_cell_gets_the_report_and_leaves_no_thread_behind(serving: Serving) -> None:
     threads = set(threading.enumerate())
-    report = bench(*serving, concurrency=4, requests=12, prompt_tokens=10, max_tokens=3)
+    report = bench(*serving, concurrency=4, requests=12, prompt_tokens=10, max_tokens=3, **ONE)
     assert (report.n, report.generated_tokens) == (12, 36)
     assert set(threading.enumerate()) == threads, "tqdm's monitor is not started"
 
 
 def test_an_interrupted_cell_keeps_what_was_measured_and_serving_goes_on(serving: Serving) -> None:
-    _, service, telemetry = serving
+    _, service, bus = serving
+    telemetry = Telemetry(bus, service.clock)
     main = threading.get_ident()
     ended: list[Event] = []
 
@@ -57,12 +61,21 @@ def test_an_interrupted_cell_keeps_what_was_measured_and_serving_goes_on(serving
                 signal.pthread_kill(main, signal.SIGINT)
 
     service.bus.attach(interrupt_after_five)
-    report = bench(*serving, concurrency=2, requests=100_000, prompt_tokens=10, max_tokens=3)
+    report = bench(*serving, concurrency=2, requests=100_000, prompt_tokens=10, max_tokens=3, **ONE)
     assert report.interrupted
     assert 5 <= report.n < 100_000
-    again = bench(*serving, concurrency=1, requests=1, prompt_tokens=10, max_tokens=3)
+    assert "interrupted: 0 of 1 runs came to their end" in str(report)
+    again = bench(*serving, concurrency=1, requests=1, prompt_tokens=10, max_tokens=3, **ONE)
     assert again.n == 1
     assert telemetry.snapshot().running == 0
+
+
+def test_three_runs_after_a_warm_up_that_does_not_count(serving: Serving) -> None:
+    sent: list[Event] = []
+    serving[2].attach(sent.append)
+    report = bench(*serving, concurrency=2, requests=6, prompt_tokens=10, max_tokens=3)
+    assert [run.n for run in report.runs] == [6, 6, 6]
+    assert len([event for event in sent if isinstance(event, Finished)]) == 3 * 6 + 2
 
 
 def test_a_wrong_option_is_refused_before_anything_is_sent(serving: Serving) -> None:
@@ -72,4 +85,10 @@ def test_a_wrong_option_is_refused_before_anything_is_sent(serving: Serving) -> 
         bench(*serving, rate=1, concurrency=1)
     with pytest.raises(TypeError, match="speed"):
         bench(*serving, speed=1)
+    with pytest.raises(TypeError, match="given already: rate"):
+        bench(*serving, Workload(), rate=1)
+    with pytest.raises(ValueError, match="repeats"):
+        bench(*serving, repeats=0)
+    with pytest.raises(ValueError, match="SLO"):
+        bench(*serving, slo="speed:1")
     assert not [event for event in heard if isinstance(event, FirstToken)]

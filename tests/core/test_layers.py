@@ -16,7 +16,7 @@ LAYERS = [
     ("growing_heap",), ("ledger",), ("lengths",), ("pace",), ("policies",), ("user_policy",),
     ("waiting_line",), ("admission",),
     ("scheduler",), ("engines",), ("observe",), ("stream",), ("announcer",), ("service",),
-    ("endpoint",), ("bench",), ("lab",), ("prompting",), ("accounts",), ("house",),
+    ("endpoint",), ("figures",), ("bench",), ("lab",), ("prompting",), ("accounts",), ("house",),
     ("ui",), ("session",),
     ("completion", "knobs_page", "magics", "nested", "cli", "__init__"),
 ]  # fmt: skip

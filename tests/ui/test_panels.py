@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from llmserve.events import DeviceSampled
+from llmserve.figures import nice_ceiling
 from llmserve.ui.panels import COLUMNS, panels, row
-from llmserve.ui.picture import nice_ceiling, to_png
+from llmserve.ui.picture import to_png
 from ui.parts import GIB, Parts
 
 

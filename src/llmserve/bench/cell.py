@@ -1,17 +1,22 @@
-"""The bench as a cell calls it: waits in the cell's thread, shows progress, obeys an interrupt."""
+"""Jobs as a cell runs them: it waits in its own thread, shows progress, obeys an interrupt."""
 
 from __future__ import annotations
 
 import concurrent.futures
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from llmserve.bench.driver import Bench, ServiceTarget
-from llmserve.bench.report import Report
-from llmserve.bench.workload import Workload
-from llmserve.observe import Telemetry
+from llmserve.bench.driver import ServiceTarget
+from llmserve.bench.job import Job, State
+from llmserve.bench.repeats import REPEATS, Repeats
+from llmserve.bench.result import Result
+from llmserve.bench.slo import Slo, parse_slo
+from llmserve.bench.workload import Load, Workload
+from llmserve.events import EventBus
 from llmserve.runtime import Runtime
 from llmserve.service import Service
 
+T = TypeVar("T")
 _POLL_S = 0.2
 _STOP_TIMEOUT_S = 10.0
 
@@ -19,38 +24,79 @@ _STOP_TIMEOUT_S = 10.0
 def bench(
     runtime: Runtime,
     service: Service,
-    telemetry: Telemetry,
+    bus: EventBus,
+    load: Load | None = None,
     *,
-    duration: float | None = None,
+    repeats: int = REPEATS,
+    warmup: bool = True,
+    slo: Slo | str | None = None,
     progress: bool = True,
     **workload: Any,
-) -> Report:
-    """Run to the end; an interrupt ends the run and gives what was measured until then.
+) -> Result:
+    """Run to the end; an interrupt ends it and gives what was measured until then."""
+    load = make_load(load, workload)
+    info = service.engine.info
+    job = Repeats(
+        ServiceTarget(service, bus),
+        load,
+        repeats=repeats,
+        warmup=warmup,
+        slo=parse_slo(slo),
+        engine=info.engine,
+        model=info.model_id,
+        seed=load.seed if isinstance(load, Workload) else 0,
+    )
+    return run_job(runtime, job, progress=progress)
 
-    duration: seconds. workload: the other fields of Workload. progress: a bar on stderr.
-    """
-    run = Bench(ServiceTarget(service, telemetry.bus), Workload(duration_s=duration, **workload))
-    future = runtime.submit(run.run())
-    bar = _bar(run.workload.about, progress)
+
+def make_load(load: Load | None, fields: dict[str, Any]) -> Load:
+    """A load as it is, or the Workload of these fields; `duration` is short for `duration_s`."""
+    if load is None:
+        if "duration" in fields:
+            fields["duration_s"] = fields.pop("duration")
+        return Workload(**fields)
+    if fields:
+        raise TypeError(f"a load is given already: {', '.join(fields)} cannot change it")
+    return load
+
+
+def run_job(
+    runtime: Runtime,
+    job: Job[T],
+    *,
+    progress: bool = True,
+    watch: Callable[[], None] = lambda: None,
+) -> T:
+    """Run it on the runtime's loop. `watch` is called in this thread, a few times a second."""
+    future = runtime.submit(job.run())
+    bar = _bar(job.state, progress)
     try:
         while not concurrent.futures.wait([future], _POLL_S).done:
-            done = run.progress
-            bar.n = done.good + done.failed
-            bar.set_postfix(running=done.sent - bar.n, failed=done.failed, refresh=False)
-            bar.refresh()
+            _draw(bar, job.state)
+            watch()
     except KeyboardInterrupt:
-        runtime.loop.call_soon_threadsafe(run.stop)
+        runtime.loop.call_soon_threadsafe(job.stop)
         concurrent.futures.wait([future], _STOP_TIMEOUT_S)
     finally:
         bar.close()
         future.cancel()  # does nothing to one that is done
-    return future.result() if future.done() and not future.cancelled() else run.report()
+    return future.result() if future.done() and not future.cancelled() else job.result()
 
 
-def _bar(total: int | None, shown: bool) -> Any:
+def _draw(bar: Any, state: State) -> None:
+    bar.n = state.done
+    bar.set_description(state.words, refresh=False)
+    bar.set_postfix(
+        running=state.running, failed=state.failed, tokens_per_s=f"{state.tokens_per_s:,.0f}",
+        refresh=False,
+    )  # fmt: skip
+    bar.refresh()
+
+
+def _bar(state: State, shown: bool) -> Any:
     from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types here
         monitor_interval = 0  # its monitor is a thread that would outlive the run
 
-    return Bar(total=total, unit="request", leave=False, disable=not shown)
+    return Bar(total=state.total, unit="request", leave=False, disable=not shown)

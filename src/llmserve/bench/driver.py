@@ -11,7 +11,7 @@ import math
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from llmserve.bench.prompts import prompt_of
 from llmserve.bench.recorder import Recorder
@@ -39,6 +39,7 @@ class Progress:
     good: int
     failed: int
     elapsed_s: float
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,10 @@ class Target(Protocol):
         Cancelling cancels the request."""
         ...
 
+    async def reset_cache(self) -> None:
+        """Forget cached prefixes, where that can be asked for."""
+        ...
+
 
 class ServiceTarget:
     """The service in this process, on its own loop."""
@@ -112,6 +117,11 @@ class ServiceTarget:
             return None  # why is known by the service's event
         ids = (*request.prompt_ids, *outcome.token_ids)
         return Said(ids=ids, tokens=len(ids))
+
+    async def reset_cache(self) -> None:
+        engine: Any = self._service.engine
+        if "reset_cache" in engine.info.supports:
+            await engine.reset_cache()
 
 
 class Bench:
@@ -180,10 +190,10 @@ class Bench:
 
     @property
     def progress(self) -> Progress:
-        sent, good, failed = self._recorder.counts
+        sent, good, failed, tokens = self._recorder.counts
         started = self._started
         elapsed = 0.0 if started is None else self._target.clock.now() - started
-        return Progress(sent, good, failed, elapsed)
+        return Progress(sent, good, failed, elapsed, tokens)
 
     async def _send_all(self) -> None:
         arrivals = self.workload.arrivals()

@@ -103,6 +103,9 @@ class HttpTarget:
         ids = (*request.prompt_ids, *self._tokenizer.encode(reply)[:tokens])
         return Said(ids=ids, tokens=len(ids))
 
+    async def reset_cache(self) -> None:
+        """OpenAI's API has no way to ask: salted prompts must do."""
+
     async def _read(self, request: Request) -> tuple[FinishReason, int, str]:
         """Read the stream to its end: why it ended, how many tokens there were, and its text."""
         stream: Any = await self._client.completions.create(

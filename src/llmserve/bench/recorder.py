@@ -84,10 +84,10 @@ class Recorder:
         self._shared_tokens += shared_tokens
 
     @property
-    def counts(self) -> tuple[int, int, int]:
-        """Sent, ended well, ended otherwise."""
+    def counts(self) -> tuple[int, int, int, int]:
+        """Sent, ended well, ended otherwise; tokens generated."""
         with self._lock:
-            return self._sent, self._good, self._errors.total()
+            return self._sent, self._good, self._errors.total(), self._tokens
 
     def refuse(self, t: float, reason: str) -> None:
         """A request of the run that never reached the server counts as sent and refused."""

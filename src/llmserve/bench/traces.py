@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmserve.bench.workload import Arrival, Turn, Workload
+from llmserve.bench.workload import MOST_WARM_UP, WARM_UP_PLACES, Arrival, Turn, Workload
 from llmserve.engines import Tokenizer
 from llmserve.events import Submitted
 from llmserve.observe.trace import TraceError, read_trace
@@ -59,6 +59,11 @@ class Replay:
         return replace(
             self, recorded=tuple(replace(a, salt=salts.getrandbits(48)) for a in self.recorded)
         )
+
+    def warm_up(self) -> Replay:
+        few = tuple(replace(a, at_s=0.0, later=()) for a in self.recorded[:MOST_WARM_UP])
+        salted = replace(self, recorded=few, concurrency=WARM_UP_PLACES, same_prompts=False)
+        return salted.with_seed(-1)
 
     def __str__(self) -> str:
         tokens = sum(a.prompt_tokens for a in self.recorded)

@@ -19,6 +19,7 @@ DEFAULT_CONCURRENCY = 8
 DEFAULT_DURATION_S = 10.0
 DEFAULT_ROUNDS = 4
 """Requests per place of a closed loop that names neither requests nor duration."""
+WARM_UP_PLACES, MOST_WARM_UP = 4, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,10 @@ class Load(Protocol):
 
     def with_seed(self, seed: int) -> Load:
         """The same sort of load with other luck, where luck has a part in it."""
+        ...
+
+    def warm_up(self) -> Load:
+        """A few requests of the same sorts, at once."""
         ...
 
 
@@ -186,6 +191,14 @@ class Workload:
 
     def with_seed(self, seed: int) -> Workload:
         return replace(self, seed=seed)
+
+    def warm_up(self) -> Workload:
+        """As many as are at work together, up to 16, and no chat thinks about its next turn."""
+        places = min(self.places or WARM_UP_PLACES, self.limit or MOST_WARM_UP, MOST_WARM_UP)
+        return replace(
+            self, rate=None, rate_to=None, process="poisson", concurrency=places,
+            requests=places, duration_s=None, turns=1, seed=self.seed - 1, same_prompts=False,
+        )  # fmt: skip
 
     def arrivals(self) -> Iterator[Arrival]:
         """In order of time. A closed loop bounded by duration alone goes on for ever: stop it."""

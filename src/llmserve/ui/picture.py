@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from llmserve.figures import nice_ceiling
 from llmserve.ui.panels import COLUMNS, Panel
 
 if TYPE_CHECKING:
@@ -131,12 +132,3 @@ class _Plot:
     ) -> None:
         font = self._bold if bold else self._font
         self._draw.text(self._at(point), text, fill=ink, font=font, anchor=anchor)
-
-
-def nice_ceiling(value: float) -> float:
-    """The next round figure: the axis ends there, and half of it can be read too."""
-    if value <= 0:
-        return 1.0
-    decade = 10.0 ** math.floor(math.log10(value))
-    tops = (step * decade for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10))
-    return next(top for top in tops if value <= top * 1.0000001)  # 10 · 10ⁿ may round below it

@@ -1,0 +1,96 @@
+"""Job: several runs, one after the other, that a cell can watch and stop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from llmserve.bench.driver import Bench, Target
+from llmserve.bench.report import Report
+from llmserve.bench.slo import Slo
+from llmserve.bench.workload import Load
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far a job is; read from any thread."""
+
+    words: str
+    """The run that is under way."""
+    runs_done: int
+    runs: int
+    done: int
+    """Requests that ended, in all runs."""
+    total: int | None
+    running: int
+    failed: int
+    tokens_per_s: float
+    """Of the run under way."""
+
+
+class Job(ABC, Generic[T]):
+    """`run` on the loop; `state` and `result` from any thread; `stop` on the loop."""
+
+    def __init__(self, runs: int, per_run: int | None) -> None:
+        self.runs = runs
+        self.stopped = False
+        self._per_run = per_run
+        self._bench: Bench | None = None
+        self._words = ""
+        self._runs_done = self._done = self._failed = 0
+
+    @abstractmethod
+    async def run(self) -> T: ...
+
+    @abstractmethod
+    def result(self) -> T:
+        """What was measured so far."""
+
+    def stop(self) -> None:
+        """End early and keep what was measured."""
+        self.stopped = True
+        if self._bench is not None:
+            self._bench.stop()
+
+    @property
+    def state(self) -> State:
+        bench, done, failed, running, rate = self._bench, self._done, self._failed, 0, 0.0
+        if bench is not None:
+            now = bench.progress
+            done, failed = done + now.good + now.failed, failed + now.failed
+            running = now.sent - now.good - now.failed
+            rate = now.tokens / now.elapsed_s if now.elapsed_s > 0 else 0.0
+        total = None if self._per_run is None else self.runs * self._per_run
+        return State(
+            self._words, self._runs_done, self.runs, done, total, running, failed, rate
+        )
+
+    async def measure(self, words: str, target: Target, load: Load, slo: Slo | None) -> Report:
+        """One run, the caches empty before it unless the load wants them."""
+        if not load.same_prompts:
+            await target.reset_cache()
+        bench = Bench(target, load, slo=slo)
+        self._words, self._bench = words, bench
+        if self.stopped:
+            bench.stop()
+        try:
+            report = await bench.run()
+        finally:
+            now = bench.progress
+            self._bench = None
+            self._done += now.good + now.failed
+            self._failed += now.failed
+            self._runs_done += 1
+        return report
+
+    async def warm_up(self, target: Target, load: Load) -> Report:
+        """A few requests of the same sorts, whose figures are not among the others."""
+        bench = Bench(target, load.warm_up())
+        self._words, self._bench = "warm-up", bench
+        try:
+            return await bench.run()
+        finally:
+            self._bench = None
