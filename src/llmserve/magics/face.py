@@ -215,15 +215,20 @@ def _telling(command: Callable[[Any], Any], args: Any) -> Any:
         return command(args)
     except (KnobError, ParamError, EngineError, Refused, RequestTimeout) as error:
         raise Problem(str(error)) from error
-    except (OSError, ValueError, ImportError) as error:
+    except OSError as error:
+        sentence = error.strerror if error.filename is None else None
+        raise Problem(sentence or str(error)) from error
+    except (ValueError, ImportError) as error:
         raise Problem(str(error)) from error
     except CancelledError:
         raise Problem("the server was stopped while this ran") from None
 
 
 def _unknown_option(engine: str, error: TypeError) -> str:
-    match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    match = re.search(r"(?:unexpected keyword argument|has no option) '(\w+)'", str(error))
     if match is None:
         return str(error)
-    known = [*SPECS, *grammar.START_OPTIONS]
-    return f"{match[1]!r} is no knob and no option of engine {engine}{nearest(match[1], known)}"
+    near = nearest(match[1], [*SPECS, *grammar.START_OPTIONS])
+    if near or "has no option" not in str(error):
+        return f"{match[1]!r} is no knob and no option of engine {engine}{near}"
+    return str(error)
