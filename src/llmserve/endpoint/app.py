@@ -20,6 +20,7 @@ from llmserve.endpoint.generation import Generation
 from llmserve.endpoint.knobs import knob_routes
 from llmserve.endpoint.models import model_routes
 from llmserve.endpoint.openai import ChatBody, CompletionBody
+from llmserve.endpoint.own_api import OwnApi
 from llmserve.endpoint.served import Served
 from llmserve.endpoint.watch import watch_routes
 from llmserve.observe import Telemetry
@@ -50,7 +51,10 @@ def build_app(
             *watch_routes(served, telemetry),
             *knob_routes(served),
         ],
-        middleware=[] if keyring is None else [Middleware(KeyGate, keyring)],
+        middleware=[
+            *([] if keyring is None else [Middleware(KeyGate, keyring)]),
+            Middleware(OwnApi, service),
+        ],
         exception_handlers={
             HTTPException: _http_error,
             ClientGone: _nobody,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from llmserve.clock import Clock
-from llmserve.core import Chunk, Request, StepRecord
+from llmserve.core import Chunk, Request, SamplingParams, StepRecord
 from llmserve.knobs import Applied, Knobs
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 StepSink = Callable[[StepRecord], None]
 """Called on the loop's thread, once per engine step, before that step's chunks are yielded."""
@@ -82,6 +85,34 @@ class Engine(Protocol):
     def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """Chunks until one has a finish_reason. Cancel the consuming task to stop the work: the
         request's place and KV are free within one step. EngineError when the engine died."""
+        ...
+
+
+class Submission(Protocol):
+    """One request on its way, as `service.Stream` is: iterate it once, cancel it at any time."""
+
+    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+
+    def cancel(self) -> None: ...
+
+
+class Submit(Protocol):
+    """The door. It adds who asks and when; `priority` None leaves that to it too."""
+
+    def __call__(
+        self, *, id: str, prompt_ids: tuple[int, ...], sampling: SamplingParams,
+        priority: int | None, payload: object,
+    ) -> Submission: ...
+
+
+class HasApi(Protocol):
+    """An engine that brings an HTTP application of its own (optional)."""
+
+    api_paths: frozenset[str]
+
+    async def api(self, submit: Submit) -> ASGIApp:
+        """The application for `api_paths`, whose every request goes through `submit`. Ask for it
+        anew for each request: a restarted engine has another. EngineError while there is none."""
         ...
 
 

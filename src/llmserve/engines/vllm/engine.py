@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 
 from llmserve.clock import Clock
-from llmserve.core import Chunk, Request
-from llmserve.engines import EngineError, EngineInfo, StepSink
+from llmserve.core import Chunk, ParamError, Request
+from llmserve.engines import EngineError, EngineInfo, StepSink, Submit
 from llmserve.engines.ceilings import clamp
 from llmserve.engines.vllm import contract
 from llmserve.engines.vllm.birth import (
@@ -26,9 +26,10 @@ from llmserve.engines.vllm.birth import (
     not_ours,
     start_failure,
 )
+from llmserve.engines.vllm.gate import API_OPTIONS, API_PATHS, build_api, open_api
 from llmserve.engines.vllm.launch import Launch, end
 from llmserve.engines.vllm.options import parse
-from llmserve.engines.vllm.replies import to_chunk, to_params
+from llmserve.engines.vllm.replies import Payload, to_chunk, to_params
 from llmserve.engines.vllm.tokenizer import VllmTokenizer
 from llmserve.engines.vllm.wire import take_note, to_record
 from llmserve.knobs import Applied, Clamp, Knobs, differences
@@ -43,9 +44,11 @@ DEATH_POLL_S = 0.25
 class VllmEngine:
     """Satisfies `engines.Engine`; beside it: pause, resume, evict, reset_cache, sleep, wake."""
 
+    api_paths = API_PATHS
+
     def __init__(self, *, sink: StepSink, clock: Clock, **options: object) -> None:
         args_class, on_cpu = import_vllm()
-        known = {field.name for field in dataclasses.fields(args_class)}
+        known = {field.name for field in dataclasses.fields(args_class)} | API_OPTIONS
         self._options = parse(options, known, on_cpu=on_cpu)
         self._sink, self._clock = sink, clock
         self._llm: Any = None
@@ -54,6 +57,8 @@ class VllmEngine:
         self._knobs = Knobs()
         self._fewest_tokens = 1
         self._by_priority = False
+        self._api: tuple[Any, Any] | None = None
+        self._api_lock = asyncio.Lock()
 
     @property
     def info(self) -> EngineInfo:
@@ -82,7 +87,7 @@ class VllmEngine:
             raise EngineError(start_failure(error, words)) from error
 
     async def stop(self) -> None:
-        llm, self._llm = self._llm, None
+        llm, self._llm, self._api = self._llm, None, None
         launch, self._launch = self._launch, None
         if launch is None:
             return
@@ -153,23 +158,35 @@ class VllmEngine:
             await self._llm.wake_up()
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
-        from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        outputs = self._running().generate(
-            tokens_input(list(request.prompt_ids)),
-            to_params(request.sampling),
-            request.id,
-            priority=request.priority if self._by_priority else 0,
+        own, llm = isinstance(request.payload, Payload), self._running()
+        asked = request.payload if own else _asked(request)
+        priority = request.priority if self._by_priority else 0
+        outputs = llm.generate(
+            asked.prompt, asked.params, request.id, priority=priority, **asked.options
         )
         first = True
         try:
             async with aclosing(outputs):
                 async for output in outputs:
-                    yield to_chunk(output, first=first, raw=False)
+                    yield to_chunk(output, first=first, raw=own)
                     first = False
         except EngineDeadError as error:
             raise self._death() from error
+        except ValueError as error:  # as vLLM's validation errors are
+            raise ParamError("request", str(error)) from error
+
+    async def api(self, submit: Submit) -> Any:
+        """vLLM's own application, made at the first request for it."""
+        llm = self._running()
+        async with self._api_lock:
+            if self._api is None or self._api[0] is not llm:
+                args, extra = self._options.engine_args, self._options.api_args
+                app = await asyncio.to_thread(build_api, llm, args, extra)
+                await open_api(app, llm, submit)
+                self._api = (llm, app)
+            return self._api[1]
 
     def _running(self) -> Any:
         if self._llm is None:
@@ -235,3 +252,9 @@ class VllmEngine:
             return outputs
 
         core.get_output_async = get_output_async
+
+
+def _asked(request: Request) -> Payload:
+    from vllm.inputs.engine import tokens_input
+
+    return Payload(tokens_input(list(request.prompt_ids)), to_params(request.sampling), {})

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from llmserve.engines.vllm.gate import API_OPTIONS
 from llmserve.models import bundled_path
 
 OURS = ("max_num_seqs_ceiling", "max_num_batched_tokens_ceiling")
@@ -31,6 +32,8 @@ class VllmOptions:
     """`engine_args` go to AsyncEngineArgs as they are."""
 
     engine_args: dict[str, Any]
+    api_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Go to vLLM's own HTTP application."""
     max_num_seqs_ceiling: int = 256
     max_num_batched_tokens_ceiling: int = 8192
 
@@ -63,6 +66,7 @@ def parse(options: Mapping[str, object], known: set[str], *, on_cpu: bool) -> Vl
             near = difflib.get_close_matches(name, [*known, *OURS], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise TypeError(f"the vllm engine has no option {name!r}{hint}")
+    api_args = {name: args.pop(name) for name in list(args) if name in API_OPTIONS}
     ours = {name: _whole(name, args.pop(name)) for name in OURS if name in args}
     if args.get("model") is None:
         args["model"] = str(bundled_path())
@@ -72,7 +76,7 @@ def parse(options: Mapping[str, object], known: set[str], *, on_cpu: bool) -> Vl
         args.setdefault("enforce_eager", True)  # compiling takes a minute and gains little there
         if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             args.setdefault("kv_cache_memory_bytes", CPU_KV_BYTES)
-    return VllmOptions(args, **ours)
+    return VllmOptions(args, api_args, **ours)
 
 
 def _whole(name: str, value: object) -> int:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmserve.core import Chunk, FinishReason, SamplingParams, TokenLogprob
+
+
+class Payload(NamedTuple):
+    """vLLM's own objects inside a `core.Request`, when it comes from vLLM's own endpoint."""
+
+    prompt: Any
+    params: Any
+    options: dict[str, Any]
+    """Further keywords of AsyncLLM.generate."""
+
 
 FINISH: dict[str, FinishReason] = {
     "stop": "stop",
