@@ -20,7 +20,8 @@ API_OPTIONS = frozenset({
     "chat_template", "chat_template_content_format", "default_chat_template_kwargs",
     "enable_auto_tool_choice", "enable_force_include_usage", "enable_prompt_tokens_details",
     "exclude_tools_when_tool_choice_none", "response_role", "return_tokens_as_token_ids",
-    "tool_call_parser", "tool_parser_plugin", "tool_server", "trust_request_chat_template",
+    "tool_call_parser", "tool_parser_plugin", "tool_server", "tool_strict_level",
+    "trust_request_chat_template",
 })  # fmt: skip
 """Options of vLLM's server, not of its engine, that mean something inside a kernel."""
 
@@ -40,6 +41,7 @@ def build_api(llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any]) -
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     config = llm.vllm_config
     told = {
+        "tool_strict_level": "parameter",  # a tool's arguments fit its schema, asked for or not
         **engine_args,
         **api_args,
         "served_model_name": [config.model_config.served_model_name],
