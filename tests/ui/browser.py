@@ -105,7 +105,7 @@ class Screen:
         for content, texts in waiting:
             self.heard.append(content)
             self.desk.wire.hear(content, *(base64.b64decode(text) for text in texts))
-        for content, buffers in self.desk.wire.take():
+        for content, buffers in self.desk.wire.take_all():
             self.deliver(content, buffers)
         return [content["kind"] for content, _ in waiting]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmserve.clock import VirtualClock
+from llmserve.core import StepRecord, StepRow
 from llmserve.engines import EngineInfo
 from llmserve.events import (
     DeviceSampled,
@@ -14,12 +15,15 @@ from llmserve.events import (
     EventBus,
     Finished,
     FirstToken,
+    Held,
     KnobsChanged,
+    StepRecorded,
     Submitted,
     TokensEmitted,
 )
 from llmserve.knobs import Applied, KnobBoard, differences
 from llmserve.observe.stats import LiveStats
+from llmserve.observe.why import WhyFold
 from llmserve.ui.charts import Charts
 from llmserve.ui.controls import Controls
 from llmserve.ui.recorder import Recorder
@@ -42,8 +46,9 @@ ABOUT = {
 
 
 @dataclass
-class FoldedStats:
+class Folds:
     stats: LiveStats
+    why: WhyFold
 
 
 class Parts:
@@ -56,10 +61,12 @@ class Parts:
         self.clock = VirtualClock(1000.0)
         self.board = KnobBoard()
         self.bus = EventBus()
-        self.telemetry = FoldedStats(LiveStats())
+        self.telemetry = Folds(LiveStats(), WhyFold())
         self.bus.attach(self.telemetry.stats)
+        self.bus.attach(self.telemetry.why)
         self.closed = False
         self.step = 0
+        self.steps = 0
         self.set_calls: list[dict[str, object]] = []
         self._callbacks: list[Callable[[], None]] = []
         self._requests = 0
@@ -95,9 +102,15 @@ class Parts:
             t=begin, request_id=name, tenant="default", priority=0, prompt_tokens=40, max_tokens=64
         )
         publish(submitted)
+        publish(Held(t=begin, request_id=name, reason="cap"))
         publish(Dispatched(t=begin + ttft_s / 2, request_id=name))
+        self._publish_step(begin + ttft_s / 2, ttft_s / 2, StepRow(name, "prefill", 40))
         publish(FirstToken(t=begin + ttft_s, request_id=name))
         for i in range(tokens):
+            if i:
+                self._publish_step(
+                    begin + ttft_s + (i - 1) * gap_s, gap_s, StepRow(name, "decode", 1)
+                )
             publish(TokensEmitted(t=begin + ttft_s + i * gap_s, request_id=name, n=1))
         end = begin + ttft_s + tokens * gap_s
         ended = Finished(
@@ -108,11 +121,21 @@ class Parts:
         self.step += tokens
         self.sample_host(1.0 + 0.001 * self._requests)
 
+    def _publish_step(self, start: float, took: float, *rows: StepRow) -> None:
+        record = StepRecord(
+            index=self.steps, start_s=start, duration_s=took, rows=rows, running=len(rows),
+            waiting=0, kv_used_tokens=64 * len(rows), kv_capacity_tokens=INFO.kv_capacity_tokens,
+            max_num_seqs=self.board.current.max_num_seqs,
+            max_num_batched_tokens=self.board.current.max_num_batched_tokens,
+        )
+        self.steps += 1
+        self.bus.publish(StepRecorded(t=start + took, record=record))
+
     def sample_host(self, own_gib: float) -> None:
         self.bus.publish(
             DeviceSampled(
                 t=self.clock.now(), kind="host", name="host", used_bytes=9 * GIB,
-                total_bytes=24 * GIB, own_bytes=int(own_gib * GIB),
+                total_bytes=24 * GIB, own_bytes=int(own_gib * GIB), utilization=0.4,
             )
         )
 
@@ -135,7 +158,13 @@ class Wire:
         data = {"method": "custom", "content": content}
         self.widget._handle_msg({"content": {"data": data}, "buffers": list(buffers)})
 
-    def take(self) -> list[tuple[dict[str, Any], list[bytes]]]:
+    def take(self, *kinds: str) -> list[tuple[dict[str, Any], list[bytes]]]:
+        """What was sent since: of these kinds, else of all but what goes apart from the charts."""
+        sent, self.sent = self.sent, []
+        apart = ("why", "tape")
+        return [m for m in sent if (m[0]["kind"] in kinds if kinds else m[0]["kind"] not in apart)]
+
+    def take_all(self) -> list[tuple[dict[str, Any], list[bytes]]]:
         sent, self.sent = self.sent, []
         return sent
 
@@ -153,7 +182,7 @@ class Desk:
     @classmethod
     def lay(cls) -> Desk:
         parts = Parts()
-        recorder = Recorder(parts.telemetry.stats, parts.bus, parts.clock)
+        recorder = Recorder(parts.telemetry, parts.board, parts.bus, parts.clock)
         recorder.sample()
         controls = Controls(parts.board, INFO, parts.clock, parts.set)
         charts = Charts(recorder, parts.board, controls, parts.clock, ABOUT)

@@ -153,3 +153,41 @@ def test_two_dashboards_of_one_recorder_number_their_messages_apart(desk: Desk) 
     ((content, _),) = wire.take()
     assert (content["kind"], content["seq"]) == ("snapshot", 1)
     assert desk.wire.take() == []
+
+
+def test_the_tape_goes_apart_whole_at_first_and_then_what_is_new(desk: Desk) -> None:
+    desk.parts.play(0.2, ttft_s=0.1)
+    desk.wire.hear({"kind": "hello"})
+    ((whole, (steps, _)),) = desk.wire.take("tape")
+    assert (whole["whole"], whole["seq"], len(steps)) == (True, 1, 10 * 32)
+    assert [row[1] for row in whole["rows"]] == ["r1"]
+    desk.update()
+    assert desk.wire.take("tape") == []
+    desk.parts.play(0.2, ttft_s=0.1)
+    desk.update()
+    ((more, _),) = desk.wire.take("tape")
+    assert (more["whole"], more["seq"], more["first"]) == (False, 2, 10)
+    assert [row[1] for row in more["rows"]] == ["r2"]
+
+
+def test_a_page_that_lost_some_of_the_tape_gets_it_whole_again(desk: Desk) -> None:
+    desk.parts.play(0.2, ttft_s=0.1)
+    hello(desk)
+    desk.wire.hear({"kind": "tape"})
+    desk.update()
+    ((content, _),) = desk.wire.take("tape")
+    assert (content["whole"], len(content["rows"])) == (True, 1)
+
+
+def test_why_it_is_slow_is_told_when_it_changes_and_at_most_once_a_second(desk: Desk) -> None:
+    desk.parts.play(0.2, ttft_s=0.1)
+    desk.wire.hear({"kind": "hello"})
+    ((content, _),) = desk.wire.take("why")
+    assert "TTFT p95 is 100 ms" in content["lines"][0]
+    for _ in range(4):
+        desk.parts.play(0.2, ttft_s=0.3)
+        desk.update()
+    assert desk.wire.take("why") == []
+    desk.parts.play(0.2, ttft_s=0.3)
+    desk.update()
+    assert len(desk.wire.take("why")) == 1

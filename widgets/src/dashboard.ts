@@ -4,9 +4,13 @@ import { Charts } from "./charts.ts";
 import { decode } from "./codec.ts";
 import { showKnobs } from "./controls.ts";
 import { Feed } from "./feed.ts";
-import type { ControlPlace, Delta, FromKernel, Mark, Panel, Snapshot, ToKernel } from "./messages.ts";
+import type { ControlPlace, Delta, FromKernel, Mark, Panel, Snapshot, TapeMessage, ToKernel } from "./messages.ts";
 import { Page } from "./page.ts";
+import { Requests } from "./requests.ts";
 import { Rows } from "./rows.ts";
+import { Tape } from "./tape.ts";
+import { TapeView } from "./tapeview.ts";
+import { WhyPanel } from "./why.ts";
 import { asView, type Cleanup, type Context, type Model } from "./widget.ts";
 
 const TICK_MS = 500;
@@ -19,6 +23,10 @@ class Dashboard {
   readonly #marks = new Map<number, Mark>();
   readonly #resized: ResizeObserver;
   readonly #ticking: ReturnType<typeof setInterval>;
+  readonly #why = new WhyPanel();
+  readonly #tape = new Tape();
+  readonly #tapeView: TapeView;
+  readonly #requests: Requests;
   #rows = new Rows(0, 1);
   #columns: string[] = [];
   #panels: Panel[] = [];
@@ -29,7 +37,11 @@ class Dashboard {
     this.#model = model;
     this.#page = new Page(el, () => this.#charts.refresh());
     this.#charts = new Charts(this.#page);
-    this.#resized = new ResizeObserver(() => this.#charts.refresh());
+    const select = (number: number | undefined) => this.#select(number);
+    this.#tapeView = new TapeView(this.#tape, this.#page.probe, select);
+    this.#requests = new Requests(this.#tape, select);
+    this.#page.place([this.#why.el], [this.#tapeView.el, this.#requests.el]);
+    this.#resized = new ResizeObserver(() => this.#refresh());
     this.#resized.observe(this.#page.root);
     model.on("msg:custom", this.#heard);
     this.#ticking = setInterval(() => this.#tick(), TICK_MS);
@@ -41,12 +53,15 @@ class Dashboard {
     this.#resized.disconnect();
     this.#model.off("msg:custom", this.#heard);
     this.#charts.close();
+    this.#tapeView.close();
     this.#say({ kind: "bye" });
   }
 
   readonly #heard = (content: unknown, buffers: (DataView | ArrayBuffer)[]): void => {
     const message = content as FromKernel;
     if (message.kind === "picture") void this.#draw(message.id);
+    if (message.kind === "why") this.#why.show(message);
+    if (message.kind === "tape") this.#takeTape(message, asView(buffers[0]!), asView(buffers[1]!));
     if (message.kind !== "snapshot" && message.kind !== "delta") return;
     const { take, reply } = this.#feed.accept(message, performance.now());
     if (take) this.#take(message, asView(buffers[0]!));
@@ -72,6 +87,27 @@ class Dashboard {
     });
   }
 
+  #takeTape(message: TapeMessage, steps: DataView, segments: DataView): void {
+    if (this.#tape.take(message, steps, segments)) this.#drawTape();
+    else this.#say({ kind: "tape" });
+  }
+
+  #select(number: number | undefined): void {
+    this.#tapeView.select(number);
+    this.#requests.select(number);
+    this.#drawTape();
+  }
+
+  #drawTape(): void {
+    this.#tapeView.draw();
+    this.#requests.draw(this.#rows.last);
+  }
+
+  #refresh(): void {
+    this.#charts.refresh();
+    this.#tapeView.draw();
+  }
+
   #reset(snapshot: Snapshot): void {
     this.#columns = snapshot.columns;
     this.#controls = snapshot.controls;
@@ -82,7 +118,7 @@ class Dashboard {
 
   #tick(): void {
     const now = performance.now();
-    this.#charts.refresh();
+    this.#refresh();
     if (this.#ended) return;
     if (this.#feed.seq >= 0 && !this.#feed.live(now)) this.#page.setState("silent");
     const question = this.#feed.tick(now);

@@ -71,11 +71,37 @@ export interface PictureWanted {
   id: number;
 }
 
-export type FromKernel = Delta | Snapshot | PictureWanted | { kind: "module" };
+/** number, id, tenant, priority, prompt tokens, submitted, dispatched, first token, ended, reason, tokens, preemptions */
+export type TapeRowJson = [
+  number, string, string | null, number, number | null, number | null, number | null, number | null, number | null,
+  string | null, number | null, number,
+];
+
+export interface TapeMessage {
+  kind: "tape";
+  seq: number;
+  whole: boolean;
+  first: number;
+  rows: TapeRowJson[];
+  kinds?: string[];
+  capacity?: number;
+}
+
+/** Figure, its p95 in ms, and its parts: label, ms, colour. */
+export type WhyBar = [string, number, [string, number, string][]];
+
+export interface WhyMessage {
+  kind: "why";
+  lines: string[];
+  bars: WhyBar[];
+}
+
+export type FromKernel = Delta | Snapshot | TapeMessage | WhyMessage | PictureWanted | { kind: "module" };
 
 export type ToKernel =
   | { kind: "hello" }
   | { kind: "ack"; seq: number }
   | { kind: "bye" }
   | { kind: "module" }
+  | { kind: "tape" }
   | { kind: "picture"; id: number };

@@ -1,6 +1,7 @@
 // The elements on the page. `data-llmserve` names them and `data-*` tells their state, for tests.
 
 import type { About, Panel } from "./messages.ts";
+import { element } from "./dom.ts";
 import { PANEL_HEIGHT } from "./layout.ts";
 
 export type State = "waiting" | "live" | "silent" | "ended";
@@ -32,6 +33,34 @@ const CSS = `
 @container (min-width: 540px) { .llmserve-dash .grid { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 @container (min-width: 820px) { .llmserve-dash .grid { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
 @container (min-width: 1500px) { .llmserve-dash .grid { grid-template-columns: repeat(5, minmax(0, 1fr)); } }
+.llmserve-dash h3 { font-size: 13px; font-weight: 600; margin: 0; }
+.llmserve-dash section { margin: 8px; position: relative; min-width: 0; }
+.llmserve-dash .section-head { display: flex; flex-wrap: wrap; align-items: center; gap: 2px 12px; margin-bottom: 2px; }
+.llmserve-dash .legend { display: flex; flex-wrap: wrap; gap: 0 14px; font-size: 12px; }
+.llmserve-dash .swatch { display: inline-flex; align-items: center; gap: 5px; }
+.llmserve-dash .swatch i { width: 12px; height: 10px; }
+.llmserve-dash .swatch i.thin { height: 4px; }
+.llmserve-dash .why { padding: 6px 10px; background: var(--jp-layout-color1, #f5f5f5); border: 1px solid var(--jp-border-color2, #e0e0e0); border-radius: 4px; }
+.llmserve-dash .bar { display: flex; align-items: center; gap: 8px; margin: 2px 0; }
+.llmserve-dash .bar b { flex: 0 0 68px; font-weight: 500; }
+.llmserve-dash .bar .ms { flex: 0 0 72px; text-align: right; font-variant-numeric: tabular-nums; }
+.llmserve-dash .bar .track { flex: 1; min-width: 0; }
+.llmserve-dash .bar .parts { display: flex; height: 14px; border-radius: 2px; overflow: hidden; }
+.llmserve-dash .why .line { overflow-wrap: anywhere; }
+.llmserve-dash canvas { display: block; width: 100%; height: 280px; cursor: crosshair; touch-action: none; border: 1px solid var(--jp-border-color2, #e0e0e0); box-sizing: border-box; }
+.llmserve-dash .tip { position: absolute; z-index: 5; pointer-events: none; max-width: 420px; padding: 4px 8px; font-size: 12px; border-radius: 3px;
+  background: var(--jp-layout-color0, #fff); border: 1px solid var(--jp-border-color1, #bdbdbd); box-shadow: 0 2px 6px rgba(0,0,0,.25); }
+.llmserve-dash .scroll { max-height: 190px; overflow: auto; border: 1px solid var(--jp-border-color2, #e0e0e0); }
+.llmserve-dash table { border-collapse: collapse; width: 100%; font-size: 12px; font-variant-numeric: tabular-nums; margin: 0; }
+.llmserve-dash th { position: sticky; top: 0; text-align: left; font-weight: 600; background: var(--jp-layout-color1, #f5f5f5); color: inherit; padding: 2px 8px; }
+.llmserve-dash td { text-align: left; padding: 1px 8px; white-space: nowrap; color: inherit; background: transparent; }
+.llmserve-dash tbody tr { cursor: pointer; background: transparent; }
+.llmserve-dash tbody tr.selected { background: var(--jp-layout-color2, #dfe9f5); }
+.llmserve-dash .waterfall { margin-top: 6px; min-height: 84px; }
+.llmserve-dash .fall-bar { position: relative; height: 18px; margin-top: 4px; background: var(--jp-layout-color1, #f5f5f5); overflow: hidden; }
+.llmserve-dash .fall-bar span { position: absolute; top: 0; height: 18px; min-width: 1px; }
+.llmserve-dash .fall-bar span.thin { top: 5px; height: 8px; }
+.llmserve-dash .fall-ends { display: flex; justify-content: space-between; font-size: 11px; }
 .llmserve-dash .panel { min-width: 0; height: ${PANEL_HEIGHT}px; overflow: hidden; }
 `;
 
@@ -64,6 +93,12 @@ export class Page {
     this.root.append(style, head, this.#hint, this.#grid, this.probe);
     this.setState("waiting");
     el.append(this.root);
+  }
+
+  /** Put sections around the charts. */
+  place(above: HTMLElement[], below: HTMLElement[]): void {
+    this.#grid.before(...above);
+    this.#grid.after(...below);
   }
 
   get window(): number {
@@ -114,13 +149,6 @@ export class Page {
   setCounts(points: number, marks: number, seq: number): void {
     Object.assign(this.root.dataset, { points, marks, seq });
   }
-}
-
-function element(tag: "div" | "span", className: string, name?: string): HTMLElement {
-  const el = document.createElement(tag);
-  el.className = className;
-  if (name) el.dataset["llmserve"] = name;
-  return el;
 }
 
 function code(text: string): HTMLElement {

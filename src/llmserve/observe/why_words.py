@@ -24,8 +24,8 @@ LABELS: Final[dict[Cause, str]] = {
 }
 COLOURS: Final[dict[Cause, str]] = {
     "cap": "#d1495b", "policy": "#8a4fbf", "in_flight": "#e07b00", "token_budget": "#edae49",
-    "kv": "#00798c", "tenant_limit": "#b5838d", "batch": "#7f5539", "prefill": "#1f77b4",
-    "interference": "#66a5d9", "preemption": "#30638e", "decode": "#2e9e44", "other": "#9e9e9e",
+    "kv": "#00798c", "tenant_limit": "#b5838d", "batch": "#a1754f", "prefill": "#1f77b4",
+    "interference": "#66a5d9", "preemption": "#e91e8c", "decode": "#2e9e44", "other": "#9e9e9e",
 }
 _ADVICE: Final[dict[str, str]] = {
     "max_num_seqs": "more at once shorten this wait, and lengthen each step and its gaps",

@@ -21,10 +21,12 @@ from llmserve.clock import Clock
 from llmserve.knobs import KnobBoard
 from llmserve.ui.codec import Frame, encode
 from llmserve.ui.controls import Controls, pin_comm
+from llmserve.ui.explained import Explained
 from llmserve.ui.link import Link
 from llmserve.ui.panels import COLUMNS, WINDOW_S
 from llmserve.ui.recorder import Recorder
 from llmserve.ui.series import CAPACITY
+from llmserve.ui.tape import KINDS, STEPS, UPDATE_BYTES, Cursor
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,10 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
         self._link = Link()
         self._marks_sent = 0
         self._state_sent: dict[str, object] = {}
+        self._explained_sent = Explained()
+        self._tape_sent: Cursor | None = None
+        """None: the page has nothing of the tape, or has lost some."""
+        self._tape_seq = 0
         self._pictures: dict[int, tuple[threading.Event, list[bytes]]] = {}
         self._picture_ids = itertools.count(1)
         self._ended = ""
@@ -78,6 +84,8 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
             due = self._link.due(self._recorder.oldest, self._clock.now())
             if due != "nothing":
                 self._send_rows(whole=due == "snapshot")
+                self._send_why()
+                self._send_tape()
 
     def end(self, why: str) -> None:
         """Say for good that no more rows will come; a page that reloads is told so too."""
@@ -106,7 +114,11 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
             case "hello":
                 with self._guard:
                     self._link.hello(now)
+                    self._tape_sent, self._explained_sent = None, Explained()
                     self.push()
+            case "tape":
+                with self._guard:
+                    self._tape_sent = None
             case "ack":
                 with self._guard:
                     self._link.acknowledged(int(content["seq"]), now)
@@ -132,6 +144,29 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
         seq = self._link.sent(position)
         content |= {"kind": "snapshot" if whole else "delta", "seq": seq}
         self.send(content, buffers=[encode(Frame(seq, times, values))])
+
+    def _send_why(self) -> None:
+        explained = self._recorder.explained()
+        if explained != self._explained_sent:
+            self._explained_sent = explained
+            self.send(explained.as_json())
+
+    def _send_tape(self) -> None:
+        """The tape apart from the charts, numbered on its own: a page that misses some asks."""
+        whole = self._tape_sent is None
+        cursor = self._tape_sent or Cursor()
+        news = self._recorder.tape.news(cursor, limit=None if whole else UPDATE_BYTES)
+        self._tape_sent = news.cursor
+        if news.empty and not whole:
+            return
+        self._tape_seq += 1
+        content = {
+            "kind": "tape", "seq": self._tape_seq, "whole": whole, "first": news.first_step,
+            "rows": news.rows,
+        }  # fmt: skip
+        if whole:
+            content |= {"kinds": KINDS, "capacity": STEPS}
+        self.send(content, buffers=[news.steps, news.segments])
 
     def _news(self, whole: bool) -> dict[str, object]:
         """What changed besides the rows; all there is for a snapshot."""

@@ -6,6 +6,7 @@ closes itself, and a dashboard must not keep it from that.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from typing import Protocol
@@ -15,21 +16,31 @@ from numpy.typing import NDArray
 
 from llmserve.clock import Clock
 from llmserve.events import DeviceSampled, Event, EventBus, KnobsChanged, KnobsSatisfied
+from llmserve.knobs import KnobBoard
 from llmserve.observe.stats import LiveStats
+from llmserve.observe.why import WhyFold
+from llmserve.ui.explained import EXPLAIN_S, Explained
 from llmserve.ui.panels import COLUMNS, WINDOW_S, Panel, panels, row
 from llmserve.ui.series import Mark, Marks, Series
+from llmserve.ui.tape import TapeLog
 
 
 class TelemetryLike(Protocol):
     @property
     def stats(self) -> LiveStats: ...
+    @property
+    def why(self) -> WhyFold: ...
 
 
 class Recorder:
     """`sample` adds a row; any thread may read."""
 
-    def __init__(self, stats: LiveStats, bus: EventBus, clock: Clock) -> None:
-        self._stats = stats
+    def __init__(
+        self, telemetry: TelemetryLike, board: KnobBoard, bus: EventBus, clock: Clock
+    ) -> None:
+        self._stats = telemetry.stats
+        self._why = telemetry.why
+        self._board = board
         self._bus = bus
         self._clock = clock
         self._lock = threading.Lock()
@@ -37,12 +48,16 @@ class Recorder:
         self._marks = Marks()
         self._events: deque[Event] = deque(maxlen=1000)  # knob changes only, so it never fills
         self._devices: tuple[DeviceSampled, ...] = ()
+        self._explained = (-math.inf, Explained())
         self.requests_seen = 0
         self.t0 = clock.now()
+        self.tape = TapeLog(self.t0)
         bus.attach(self._hear)
+        bus.attach(self.tape)
 
     def close(self) -> None:
         self._bus.detach(self._hear)
+        self._bus.detach(self.tape)
 
     def _hear(self, event: Event) -> None:
         if isinstance(event, KnobsChanged | KnobsSatisfied):
@@ -72,6 +87,16 @@ class Recorder:
         """The newest revision, and the marks later than `revision`."""
         with self._lock:
             return self._marks.revision, self._marks.since(revision)
+
+    def explained(self) -> Explained:
+        """Why it is slow, worked out at most once a second however many dashboards ask."""
+        now = self._clock.now()
+        with self._lock:
+            made, explained = self._explained
+            if now - made >= EXPLAIN_S:
+                explained = Explained.of(self._why.explain(self._board.current, now))
+                self._explained = (now, explained)
+        return explained
 
     def panels(self) -> tuple[Panel, ...]:
         return panels(self._devices)

@@ -63,7 +63,9 @@ class Dashboards:
             "device": session.info.device,
             "url": session.url,
         }
-        self._recorder = Recorder(session.telemetry.stats, session.bus, session.clock)
+        self._recorder = Recorder(
+            session.telemetry, session.board, session.bus, session.clock
+        )
         self._views: list[DashboardView] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()

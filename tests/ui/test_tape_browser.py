@@ -1,0 +1,171 @@
+"""The tape, the table and the waterfall in a real Chromium, over a real service's events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from llmserve.core import StepRecord, StepRow
+from llmserve.events import StepRecorded
+from ui.browser import Screen, screen
+from ui.parts import Desk
+from ui.story import burst
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def told() -> Desk:
+    desk = Desk.lay()
+    burst(desk)
+    return desk
+
+
+@pytest.fixture
+def shown(told: Desk) -> Iterator[Screen]:
+    with screen(told, 1280, 1400) as page:
+        page.start()
+        page.page.wait_for_selector("[data-llmserve=tape-canvas][data-steps]")
+        yield page
+
+
+def canvas(shown: Screen, name: str) -> int:
+    return int(
+        shown.page.locator("[data-llmserve=tape-canvas]").get_attribute(f"data-{name}") or -1
+    )
+
+
+def lines(shown: Screen) -> int:
+    return shown.page.locator("[data-llmserve=requests] tbody tr").count()
+
+
+def test_why_it_is_slow_stands_above_the_charts_in_words_and_bars(shown: Screen) -> None:
+    why = shown.page.locator("[data-llmserve=why]")
+    text = why.inner_text()
+    assert "waiting for a place" in text
+    assert "max_num_seqs = 32 binds" in text
+    assert "4 → 32 at step" in text
+    width = "e => e.getBoundingClientRect().width"
+    bar = why.locator("[data-llmserve=bar-TTFT]")
+    assert bar.locator("span").first.evaluate(width) > 0.9 * bar.evaluate(width)
+
+
+def test_hovering_a_cell_tells_tokens_kv_and_why_it_waited(shown: Screen) -> None:
+    place = shown.page.locator("[data-llmserve=tape-canvas]")
+    place.scroll_into_view_if_needed()
+    place.focus()
+    for _ in range(12):
+        shown.page.keyboard.press("-")
+    shown.page.wait_for_timeout(100)
+    box = place.bounding_box()
+    assert box is not None
+    tip, seen = shown.page.locator("[data-llmserve=tape-tip]"), set()
+    for x in range(12):
+        for y in range(24):
+            shown.page.mouse.move(box["x"] + 100 + x * 95, box["y"] + 4 + y * 10)
+            if tip.is_visible():
+                seen.add(tip.inner_text())
+    assert any("decode: 1 token," in text and "in its KV" in text for text in seen)
+    assert any("waiting, cap: at most so many run at once" in text for text in seen)
+
+
+def test_a_click_on_the_tape_selects_and_shows_the_waterfall(shown: Screen) -> None:
+    place = shown.page.locator("[data-llmserve=tape-canvas]")
+    place.scroll_into_view_if_needed()
+    assert "Click a request" in shown.page.locator("[data-llmserve=waterfall]").inner_text()
+    rows = canvas(shown, "rows")
+    assert rows > 0
+    place.click(position={"x": 400, "y": 4})
+    shown.page.wait_for_selector("[data-llmserve=tape-canvas][data-selected]:not([data-selected=''])")
+    shown.page.wait_for_selector("tr.selected")
+    fall = shown.page.locator("[data-llmserve=waterfall]").inner_text()
+    assert "prefill" in fall
+    assert "decode" in fall
+
+
+def test_a_click_in_the_table_selects_on_the_tape_and_moves_it_there(shown: Screen) -> None:
+    line = shown.page.locator("tr[data-request]").last
+    number = line.get_attribute("data-request")
+    before = canvas(shown, "from")
+    line.click()
+    shown.page.wait_for_selector(f"[data-llmserve=tape-canvas][data-selected='{number}']")
+    shown.page.wait_for_function(
+        "f => +document.querySelector('[data-llmserve=tape-canvas]').dataset.from !== f", arg=before
+    )
+
+
+def test_the_table_is_filtered_by_tenant_class_and_state(shown: Screen) -> None:
+    every = lines(shown)
+    shown.page.locator("[data-llmserve=filter-tenant]").select_option("gold")
+    gold = lines(shown)
+    assert 0 < gold < every
+    shown.page.locator("[data-llmserve=filter-tenant]").select_option("")
+    shown.page.locator("[data-llmserve=filter-class]").select_option("1")
+    assert lines(shown) == gold
+    shown.page.locator("[data-llmserve=filter-state]").select_option("waiting")
+    assert lines(shown) == 0
+    assert "0 of " in shown.page.locator("[data-llmserve=requests-count]").inner_text()
+
+
+def test_keys_move_zoom_and_select(shown: Screen) -> None:
+    shown.page.locator("[data-llmserve=tape-canvas]").focus()
+    start, end = canvas(shown, "from"), canvas(shown, "to")
+    shown.page.keyboard.press("ArrowLeft")
+    shown.page.wait_for_function(
+        "f => +document.querySelector('[data-llmserve=tape-canvas]').dataset.from < f", arg=start
+    )
+    shown.page.keyboard.press("+")
+    shown.page.keyboard.press("End")
+    shown.page.keyboard.press("ArrowUp")
+    shown.page.wait_for_selector("[data-llmserve=tape-canvas]:not([data-selected=''])")
+    assert canvas(shown, "to") == end
+    assert canvas(shown, "from") > start
+    shown.page.keyboard.press("Escape")
+    shown.page.wait_for_selector("[data-llmserve=tape-canvas][data-selected='']")
+
+
+def test_a_lost_part_of_the_tape_is_noticed_and_the_whole_heals_it() -> None:
+    desk = Desk.lay()
+    with screen(desk) as shown:
+        shown.start()
+        for lost in (False, True, False):
+            desk.parts.play(0.2, ttft_s=0.1)
+            desk.update()
+            if lost:
+                sent = [m for m in desk.wire.take_all() if m[0]["kind"] != "tape"]
+                desk.wire.sent.extend(sent)
+            shown.pump()
+        shown.until("tape")
+        desk.update()
+        shown.pump()
+        shown.page.wait_for_selector("[data-llmserve=tape-canvas][data-steps='30']")
+
+
+def test_ten_thousand_steps_of_256_requests_are_drawn() -> None:
+    desk = Desk.lay()
+    for i in range(10_000):
+        rows = tuple(StepRow(f"r{i // 40 + k}", "decode", 1) for k in range(256))
+        record = StepRecord(
+            index=i, start_s=1000 + 0.01 * i, duration_s=0.01, rows=rows, running=256, waiting=0,
+            kv_used_tokens=1, kv_capacity_tokens=2, max_num_seqs=256, max_num_batched_tokens=512,
+        )
+        desk.recorder.tape(StepRecorded(t=1000 + 0.01 * i, record=record))
+    with screen(desk) as shown:
+        shown.start()
+        place = shown.page.locator("[data-llmserve=tape-canvas]")
+        place.focus()
+        for _ in range(20):
+            shown.page.keyboard.press("-")
+        shown.page.wait_for_function(
+            "() => document.querySelector('[data-llmserve=tape-canvas]').dataset.from === '0'"
+        )
+        assert (canvas(shown, "to"), canvas(shown, "rows")) == (10_000, 505)
+
+
+@pytest.mark.parametrize("width", [800, 1280, 1920])
+def test_no_section_is_wider_than_the_page(told: Desk, width: int) -> None:
+    with screen(told, width) as shown:
+        shown.start()
+        wide = shown.page.evaluate("() => document.documentElement.scrollWidth")
+        assert wide <= width

@@ -1,0 +1,157 @@
+// The table of requests with its filters, and the waterfall of the selected one.
+
+import { element, milliseconds } from "./dom.ts";
+import { kindOf } from "./kinds.ts";
+import type { Row, Tape } from "./tape.ts";
+import { life } from "./waterfall.ts";
+import { swatch } from "./why.ts";
+
+const MOST_ROWS = 200;
+const COLUMNS = ["request", "tenant", "class", "state", "prompt", "reply", "TTFT", "E2E", "preempted"];
+const STATES = ["waiting", "running", "done", "refused"] as const;
+type State = (typeof STATES)[number];
+
+const SPAN_LABELS: Record<string, string> = { queue: "queue", stall: "stall" };
+const SPAN_COLORS: Record<string, string> = { queue: "#d1495b", stall: "#9e9e9e" };
+
+export class Requests {
+  readonly el = element("section", "requests", "requests");
+  readonly #tape: Tape;
+  readonly #onSelect: (number: number | undefined) => void;
+  readonly #body = element("tbody");
+  readonly #filters: Record<"tenant" | "class" | "state", HTMLSelectElement>;
+  readonly #fall = element("div", "waterfall", "waterfall");
+  readonly #count = element("span", "faint", "requests-count");
+  #selected: number | undefined;
+  #drawn = "";
+
+  constructor(tape: Tape, onSelect: (number: number | undefined) => void) {
+    this.#tape = tape;
+    this.#onSelect = onSelect;
+    this.#filters = { tenant: this.#filter("tenant"), class: this.#filter("class"), state: this.#filter("state") };
+    setOptions(this.#filters.state, "any state", [...STATES]);
+    const head = element("div", "section-head");
+    head.append(element("h3", "", undefined, "Requests"), ...Object.values(this.#filters), this.#count);
+    const table = element("table");
+    const titles = table.createTHead().insertRow();
+    for (const column of COLUMNS) titles.append(element("th", "", undefined, column));
+    table.append(this.#body);
+    const scroll = element("div", "scroll");
+    scroll.append(table);
+    this.el.append(head, scroll, this.#fall);
+    this.#body.addEventListener("click", (event) => this.#clicked(event));
+    this.#body.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") this.#clicked(event);
+    });
+  }
+
+  select(number: number | undefined): void {
+    this.#selected = number;
+    this.#drawn = "";
+  }
+
+  /** `now` is the time of the newest figure. */
+  draw(now: number): void {
+    const rows = [...this.#tape.rows.values()].sort((a, b) => b.number - a.number);
+    setOptions(this.#filters.tenant, "any tenant", names(rows.map((row) => row.tenant ?? "")));
+    setOptions(this.#filters.class, "any class", names(rows.map((row) => String(row.priority))));
+    const found = rows.filter((row) => this.#passes(row));
+    this.#count.textContent = `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")}${found.length > MOST_ROWS ? `, the newest ${MOST_ROWS} shown` : ""}`;
+    const texts = found.slice(0, MOST_ROWS).map((row) => ({ row, cells: cells(row) }));
+    const drawn = JSON.stringify([this.#selected, texts.map((text) => text.cells)]);
+    if (drawn !== this.#drawn) {
+      this.#drawn = drawn;
+      this.#body.replaceChildren(...texts.map(({ row, cells }) => this.#line(row, cells)));
+    }
+    this.#waterfall(now);
+  }
+
+  #line(row: Row, texts: string[]): HTMLElement {
+    const line = element("tr", row.number === this.#selected ? "selected" : "");
+    line.dataset["request"] = String(row.number);
+    line.tabIndex = 0;
+    line.append(...texts.map((text) => element("td", "", undefined, text)));
+    return line;
+  }
+
+  #waterfall(now: number): void {
+    const row = this.#selected === undefined ? undefined : this.#tape.rows.get(this.#selected);
+    if (!row) {
+      this.#fall.replaceChildren(element("span", "faint", undefined, "Click a request here or on the tape to see where its time went."));
+      return;
+    }
+    const { start, end, spans, totals } = life(row, this.#tape, now);
+    const length = Math.max(end - start, 1e-6);
+    const bar = element("div", "fall-bar");
+    for (const span of spans) {
+      const piece = element("span", kindOf(span.kind).works ? "" : "thin");
+      piece.style.left = `${(100 * (span.start - start)) / length}%`;
+      piece.style.width = `${(100 * (span.end - span.start)) / length}%`;
+      piece.style.background = color(span.kind);
+      piece.title = `${label(span.kind)}: ${milliseconds(span.end - span.start)}, from ${milliseconds(span.start - start)}`;
+      bar.append(piece);
+    }
+    const legend = element("div", "legend");
+    for (const [kind, seconds] of totals) legend.append(swatch(`${label(kind)} ${milliseconds(seconds)}`, color(kind)));
+    const state = row.ended === null ? "not ended yet" : `ended: ${row.reason}`;
+    const ends = element("div", "fall-ends");
+    ends.append(element("span", "", undefined, "0 ms"), element("span", "", undefined, milliseconds(length)));
+    this.#fall.replaceChildren(element("b", "", undefined, `${row.id}, ${state}`), bar, ends, legend);
+  }
+
+  #passes(row: Row): boolean {
+    const { tenant, class: level, state } = this.#filters;
+    return (
+      (!tenant.value || row.tenant === tenant.value) &&
+      (!level.value || String(row.priority) === level.value) &&
+      (!state.value || stateOf(row) === state.value)
+    );
+  }
+
+  #filter(name: string): HTMLSelectElement {
+    const select = element("select", "", `filter-${name}`);
+    select.setAttribute("aria-label", `filter by ${name}`);
+    select.addEventListener("change", () => this.#onSelect(this.#selected));
+    return select;
+  }
+
+  #clicked(event: Event): void {
+    const line = (event.target as HTMLElement).closest("tr");
+    if (line) this.#onSelect(Number(line.dataset["request"]));
+  }
+}
+
+export function stateOf(row: Row): State {
+  if (row.ended === null) return row.dispatched === null && row.submitted !== null ? "waiting" : "running";
+  return row.reason !== null && ["stop", "length", "abort", "timeout", "error"].includes(row.reason) ? "done" : "refused";
+}
+
+function cells(row: Row): string[] {
+  const since = (t: number | null) => (t === null || row.submitted === null ? "–" : milliseconds(t - row.submitted));
+  const state = stateOf(row);
+  return [
+    row.id, row.tenant ?? "–", String(row.priority), row.reason === null ? state : `${state}: ${row.reason}`,
+    String(row.promptTokens ?? "–"), String(row.tokens ?? "–"), since(row.first), since(row.ended), row.preemptions ? String(row.preemptions) : "",
+  ];
+}
+
+function names(values: string[]): string[] {
+  return [...new Set(values)].filter(Boolean).sort();
+}
+
+function setOptions(select: HTMLSelectElement, any: string, values: string[]): void {
+  const wanted = ["", ...values].join("\n");
+  if (select.dataset["options"] === wanted) return;
+  const { value } = select;
+  select.replaceChildren(new Option(any, ""), ...values.map((name) => new Option(name, name)));
+  select.value = values.includes(value) ? value : "";
+  select.dataset["options"] = wanted;
+}
+
+function label(kind: string): string {
+  return SPAN_LABELS[kind] ?? (kindOf(kind).works ? kindOf(kind).label : `waiting, ${kindOf(kind).label}`);
+}
+
+function color(kind: string): string {
+  return SPAN_COLORS[kind] ?? kindOf(kind).color;
+}

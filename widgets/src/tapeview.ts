@@ -1,0 +1,302 @@
+// Draws the tape on a canvas, and answers to mouse and keys.
+
+import { element, milliseconds } from "./dom.ts";
+import { ALL_KINDS, kindOf } from "./kinds.ts";
+import type { Row, Segment, Tape } from "./tape.ts";
+import { firstEndingAfter } from "./tape.ts";
+import { readTheme, type Theme } from "./theme.ts";
+import { ticks, Viewport } from "./viewport.ts";
+import { swatch } from "./why.ts";
+
+const HEIGHT = 280;
+const GUTTER = 92;
+const AXIS = 30;
+const LOWEST_ROW = 2;
+const TALLEST_ROW = 16;
+const NAMED_ROW = 10;
+
+export class TapeView {
+  readonly el = element("section", "tape", "tape");
+  readonly #canvas = element("canvas", "", "tape-canvas");
+  readonly #tip = element("div", "tip", "tape-tip");
+  readonly #tape: Tape;
+  readonly #probe: HTMLElement;
+  readonly #onSelect: (number: number | undefined) => void;
+  readonly viewport = new Viewport();
+  #shown: Row[] = [];
+  #selected: number | undefined;
+  #scroll = 0;
+  #frame = 0;
+  #drag: { x: number; y: number; moved: boolean } | undefined;
+
+  constructor(tape: Tape, probe: HTMLElement, onSelect: (number: number | undefined) => void) {
+    this.#tape = tape;
+    this.#probe = probe;
+    this.#onSelect = onSelect;
+    this.#canvas.tabIndex = 0;
+    this.#canvas.setAttribute("role", "img");
+    this.#canvas.setAttribute(
+      "aria-label",
+      "batch tape: engine steps from left to right, one row per request; arrows move, + and - zoom, End follows",
+    );
+    this.#tip.hidden = true;
+    const legend = element("div", "legend");
+    for (const kind of ALL_KINDS) {
+      legend.append(swatch(kind.works || !kind.why ? kind.label : kind.label, kind.color, !kind.works));
+    }
+    const hint = element("span", "faint", undefined, "wheel zooms, drag moves, shift+wheel scrolls rows, click selects; thin bars wait");
+    const head = element("div", "section-head");
+    head.append(element("h3", "", undefined, "Batch tape"), hint);
+    this.el.append(head, legend, this.#canvas, this.#tip);
+    this.#listen();
+  }
+
+  select(number: number | undefined): void {
+    this.#selected = number;
+    const row = number === undefined ? undefined : this.#tape.rows.get(number);
+    const first = row?.segments[0]?.first;
+    if (row && first !== undefined && !this.#shown.includes(row)) {
+      const last = Math.min(row.segments.at(-1)!.last, this.#tape.end - 1);
+      this.viewport.show(Math.max(first, this.#tape.first), last, this.#tape.end);
+    }
+    this.draw();
+    this.#reveal();
+  }
+
+  /** Have it drawn with the next frame; many calls make one drawing. */
+  draw(): void {
+    if (this.#frame) return;
+    this.#frame = requestAnimationFrame(() => {
+      this.#frame = 0;
+      this.#paint();
+    });
+  }
+
+  close(): void {
+    cancelAnimationFrame(this.#frame);
+  }
+
+  #paint(): void {
+    const width = Math.floor(this.#canvas.getBoundingClientRect().width);
+    if (width < 2 * GUTTER) return;
+    const theme = readTheme(this.#probe);
+    const context = this.#prepare(width, theme);
+    const tape = this.#tape;
+    const [from, to] = this.viewport.range(tape.first, tape.end);
+    this.#shown = tape.visible(from, to);
+    const row = this.#rowHeight();
+    const most = Math.max(0, this.#shown.length * row - (HEIGHT - AXIS));
+    this.#scroll = this.viewport.live && !this.#drag && this.#selected === undefined ? most : Math.min(Math.max(this.#scroll, 0), most);
+    this.#axis(context, theme, width, from, to);
+    context.save();
+    context.beginPath();
+    context.rect(0, 0, width, HEIGHT - AXIS);
+    context.clip();
+    this.#shown.forEach((shown, i) => {
+      const y = i * row - this.#scroll;
+      if (y > -row && y < HEIGHT - AXIS) this.#paintRow(context, theme, shown, y, row, from, to, width);
+    });
+    context.restore();
+    if (!tape.end) {
+      context.fillStyle = theme.faint;
+      context.fillText("No engine step yet. Send a request: each gets a row here.", GUTTER, HEIGHT / 2 - AXIS);
+    }
+    Object.assign(this.#canvas.dataset, {
+      from: Math.round(from), to: Math.round(to), rows: this.#shown.length, steps: tape.end - tape.first,
+      selected: this.#selected ?? "",
+    });
+  }
+
+  #prepare(width: number, theme: Theme): CanvasRenderingContext2D {
+    const scale = window.devicePixelRatio || 1;
+    if (this.#canvas.width !== Math.round(width * scale)) this.#canvas.width = Math.round(width * scale);
+    if (this.#canvas.height !== HEIGHT * scale) this.#canvas.height = HEIGHT * scale;
+    const context = this.#canvas.getContext("2d")!;
+    context.setTransform(scale, 0, 0, scale, 0, 0);
+    context.fillStyle = theme.paper;
+    context.fillRect(0, 0, width, HEIGHT);
+    context.font = "10px system-ui, sans-serif";
+    context.textBaseline = "middle";
+    return context;
+  }
+
+  #rowHeight(): number {
+    const fit = (HEIGHT - AXIS) / Math.max(1, this.#shown.length);
+    return Math.min(TALLEST_ROW, Math.max(LOWEST_ROW, Math.floor(fit)));
+  }
+
+  #axis(context: CanvasRenderingContext2D, theme: Theme, width: number, from: number, to: number): void {
+    const y = HEIGHT - AXIS;
+    const scale = (width - GUTTER) / (to - from);
+    context.strokeStyle = theme.grid;
+    context.fillStyle = theme.faint;
+    context.textAlign = "center";
+    for (const at of ticks(from, to, (width - GUTTER) / 90)) {
+      const x = GUTTER + (at - from) * scale;
+      context.beginPath();
+      context.moveTo(x, 0);
+      context.lineTo(x, y + 3);
+      context.stroke();
+      if (x < width - 20) context.fillText(at.toLocaleString("en"), x, y + 9);
+    }
+    context.fillText("engine step", GUTTER + (width - GUTTER) / 2, y + 22);
+    context.textAlign = "left";
+    context.fillText(`${this.#shown.length} requests`, 8, y + 9);
+  }
+
+  #paintRow(
+    context: CanvasRenderingContext2D, theme: Theme, row: Row, y: number, height: number, from: number, to: number, width: number,
+  ): void {
+    const scale = (width - GUTTER) / (to - from);
+    const selected = row.number === this.#selected;
+    if (selected) {
+      context.fillStyle = theme.grid;
+      context.fillRect(0, y, width, height);
+    }
+    if (height >= NAMED_ROW || selected) {
+      context.fillStyle = theme.text;
+      context.fillText(short(row.id), 8, y + height / 2, GUTTER - 14);
+    }
+    const gap = height > 4 ? 1 : 0;
+    let painted = -1;
+    for (let i = firstEndingAfter(row.segments, from); i < row.segments.length; i++) {
+      const segment = row.segments[i]!;
+      if (segment.first >= to) break;
+      const kind = kindOf(this.#tape.kinds[segment.kind]);
+      const left = GUTTER + Math.max(0, segment.first - from) * scale;
+      const right = GUTTER + (Math.min(segment.last + 1, to, this.#tape.end) - from) * scale;
+      if (right <= painted) continue; // narrower than a pixel that is painted already
+      painted = Math.max(left + 1, right);
+      const thick = kind.works ? height - gap : Math.max(1, Math.round((height - gap) * 0.4));
+      context.fillStyle = kind.color;
+      context.fillRect(left, y + (height - gap - thick) / 2, Math.max(1, right - left), thick);
+      if (kind.works && scale >= 6 && height >= 6) this.#cuts(context, theme, segment, y, height, from, to, scale);
+    }
+  }
+
+  /** Lines between the steps of one segment, where they are wide enough to be told apart. */
+  #cuts(
+    context: CanvasRenderingContext2D, theme: Theme, segment: Segment, y: number, height: number, from: number, to: number, scale: number,
+  ): void {
+    context.fillStyle = theme.paper;
+    const end = Math.min(segment.last + 1, to, this.#tape.end);
+    for (let at = Math.max(segment.first, Math.ceil(from)); at <= end; at++) {
+      context.fillRect(GUTTER + (at - from) * scale - 0.5, y, 1, height);
+    }
+  }
+
+  #at(event: MouseEvent): { row: Row | undefined; ordinal: number; inside: boolean } {
+    const box = this.#canvas.getBoundingClientRect();
+    const x = event.clientX - box.left;
+    const y = event.clientY - box.top;
+    const [from, to] = this.viewport.range(this.#tape.first, this.#tape.end);
+    const ordinal = Math.floor(from + ((x - GUTTER) / (box.width - GUTTER)) * (to - from));
+    const row = y < HEIGHT - AXIS ? this.#shown[Math.floor((y + this.#scroll) / this.#rowHeight())] : undefined;
+    return { row, ordinal, inside: x >= GUTTER };
+  }
+
+  #hover(event: MouseEvent): void {
+    const { row, ordinal, inside } = this.#at(event);
+    const segment = row && inside ? this.#tape.segmentAt(row, ordinal) : undefined;
+    const step = this.#tape.step(ordinal);
+    this.#tip.hidden = !row || !segment || !step;
+    if (!row || !segment || !step) return;
+    const kind = kindOf(this.#tape.kinds[segment.kind]);
+    const done = segment.kv + (kind.works ? segment.tokens * (ordinal - segment.first + 1) : 0);
+    const lines = [
+      `${row.id}${row.tenant && row.tenant !== "default" ? ` of ${row.tenant}` : ""}, step ${step.index}`,
+      kind.works
+        ? `${kind.label}: ${segment.tokens} token${segment.tokens === 1 ? "" : "s"}, ${done.toLocaleString("en")} in its KV`
+        : kind.label === "preempted" ? `preempted: ${kind.why}` : `waiting${kind.why ? `, ${kind.label}: ${kind.why}` : ""}`,
+      `the step: ${milliseconds(step.duration)}, ${step.prefill} prefill + ${step.decode} decode tokens, KV of all ${step.kv.toLocaleString("en")} tokens`,
+    ];
+    this.#tip.replaceChildren(...lines.map((line) => element("div", "", undefined, line)));
+    const box = this.el.getBoundingClientRect();
+    const room = box.width - this.#tip.offsetWidth - 8;
+    this.#tip.style.left = `${Math.max(4, Math.min(event.clientX - box.left + 14, room))}px`;
+    this.#tip.style.top = `${event.clientY - box.top + 16}px`;
+  }
+
+  #listen(): void {
+    const canvas = this.#canvas;
+    canvas.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      this.#drag = { x: event.clientX, y: event.clientY, moved: false };
+    });
+    canvas.addEventListener("pointermove", (event) => this.#move(event));
+    canvas.addEventListener("pointerup", (event) => {
+      const click = this.#drag && !this.#drag.moved;
+      this.#drag = undefined;
+      if (click) this.#onSelect(this.#at(event).row?.number);
+    });
+    canvas.addEventListener("pointercancel", () => (this.#drag = undefined));
+    canvas.addEventListener("pointerleave", () => (this.#tip.hidden = true));
+    canvas.addEventListener("keydown", (event) => this.#key(event));
+  }
+
+  #wheel(event: WheelEvent): void {
+    event.preventDefault();
+    const box = this.#canvas.getBoundingClientRect();
+    const by = event.deltaY || event.deltaX;
+    if (event.shiftKey) this.#scroll += by;
+    else {
+      const at = (event.clientX - box.left - GUTTER) / (box.width - GUTTER);
+      this.viewport.zoom(by > 0 ? 1.25 : 0.8, Math.min(Math.max(at, 0), 1), this.#tape.end - this.#tape.first);
+    }
+    this.draw();
+  }
+
+  #move(event: PointerEvent): void {
+    const drag = this.#drag;
+    if (!drag) return this.#hover(event);
+    const [dx, dy] = [event.clientX - drag.x, event.clientY - drag.y];
+    if (!drag.moved && Math.hypot(dx, dy) < 4) return;
+    this.#tip.hidden = true;
+    const width = this.#canvas.getBoundingClientRect().width - GUTTER;
+    this.viewport.pan((-dx / width) * this.viewport.span, this.#tape.end);
+    this.#scroll -= dy;
+    this.#drag = { x: event.clientX, y: event.clientY, moved: true };
+    this.draw();
+  }
+
+  #key(event: KeyboardEvent): void {
+    const { span } = this.viewport;
+    const { end, first } = this.#tape;
+    const actions: Record<string, () => void> = {
+      ArrowLeft: () => this.viewport.pan(-0.1 * span, end),
+      ArrowRight: () => this.viewport.pan(0.1 * span, end),
+      ArrowUp: () => this.#step(-1),
+      ArrowDown: () => this.#step(1),
+      "+": () => this.viewport.zoom(0.8, 0.5, end - first),
+      "=": () => this.viewport.zoom(0.8, 0.5, end - first),
+      "-": () => this.viewport.zoom(1.25, 0.5, end - first),
+      Home: () => this.viewport.pan(first - end, end),
+      End: () => (this.viewport.live = true),
+      Escape: () => this.#onSelect(undefined),
+    };
+    const action = actions[event.key];
+    if (!action) return;
+    event.preventDefault();
+    event.stopPropagation(); // a notebook's own shortcuts use the same keys
+    action();
+    this.draw();
+  }
+
+  #step(by: number): void {
+    const at = this.#shown.findIndex((row) => row.number === this.#selected);
+    const row = this.#shown[at < 0 ? this.#shown.length - 1 : Math.min(Math.max(at + by, 0), this.#shown.length - 1)];
+    if (row) this.#onSelect(row.number);
+  }
+
+  #reveal(): void {
+    const at = this.#shown.findIndex((row) => row.number === this.#selected);
+    if (at < 0) return;
+    const y = at * this.#rowHeight();
+    if (y < this.#scroll || y > this.#scroll + HEIGHT - AXIS - TALLEST_ROW) this.#scroll = y - (HEIGHT - AXIS) / 2;
+  }
+}
+
+function short(id: string): string {
+  return id.length > 16 ? `${id.slice(0, 7)}…${id.slice(-7)}` : id;
+}
