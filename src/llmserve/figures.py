@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -212,3 +212,24 @@ def nice_ceiling(value: float) -> float:
     decade = 10.0 ** math.floor(math.log10(value))
     tops = (step * decade for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10))
     return next(top for top in tops if value <= top * 1.0000001)  # 10 · 10ⁿ may round below it
+
+
+def shown() -> Callable[[Figure], None]:
+    """A place in the cell that shows the latest figure; does nothing where there is no notebook."""
+    import sys
+
+    shell = sys.modules.get("IPython")
+    ip = None if shell is None else shell.get_ipython()
+    if ip is None or not hasattr(ip, "kernel"):
+        return lambda figure: None
+    from IPython.display import display
+
+    handles: list[Any] = []
+
+    def update(figure: Figure) -> None:
+        if handles:
+            handles[0].update(figure)
+        else:
+            handles.append(display(figure, display_id=True))
+
+    return update

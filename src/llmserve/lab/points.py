@@ -1,0 +1,238 @@
+"""Sweep: what was measured at each point of a grid, and which of them is best, if any is."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from llmserve.bench.intervals import interval
+from llmserve.bench.report import Report
+from llmserve.figures import heat, lines
+from llmserve.lab.verdict import CONFIDENCE, HIGHER_IS_BETTER
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from llmserve.figures import Figure
+
+SHOWN = (
+    "generated_tokens_per_s", "ttft_mean", "ttft_p95", "itl_mean", "e2e_mean", "goodput_per_s",
+)
+_SCALES = dict.fromkeys(HIGHER_IS_BETTER, 1.0)
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """One combination of values."""
+
+    values: dict[str, Any]
+    runs: tuple[Report, ...] = ()
+    """Round by round: run k of every point met the same arrivals, where only knobs differ."""
+    skipped: str | None = None
+    """Why this server could not try it."""
+
+    @property
+    def label(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.values.items())
+
+    def series(self, figure: str) -> list[float]:
+        return [value for run in self.runs if (value := run.figures()[figure]) is not None]
+
+    def mean(self, figure: str) -> float | None:
+        found = interval(self.series(figure))
+        return None if found is None else found.value
+
+
+class Best(msgspec.Struct, frozen=True, kw_only=True):
+    """The points that no other one was shown to beat; `str()` says it in words."""
+
+    figure: str
+    leader: Point
+    equals: tuple[Point, ...]
+    """Those that cannot be told from the leader."""
+    few: bool = False
+    """There were too few rounds to tell any two points apart."""
+
+    @property
+    def single(self) -> Point | None:
+        """The best point, where it is shown to be better than every other."""
+        return None if self.equals or self.few else self.leader
+
+    def __str__(self) -> str:
+        if self.few:
+            return f"best {self.figure}: not ranked, one round tells nothing apart"
+        if not self.equals:
+            return f"best {self.figure}: {self.leader.label}"
+        others = ", ".join(point.label for point in self.equals)
+        return (
+            f"best {self.figure}: not ranked, {self.leader.label} cannot be told from {others}"
+        )
+
+
+class Sweep(msgspec.Struct, frozen=True, kw_only=True):
+    workload: str
+    points: tuple[Point, ...]
+    rounds: int
+    interrupted: bool = False
+
+    def measured(self) -> list[Point]:
+        return [point for point in self.points if point.runs]
+
+    def best(self, figure: str = "generated_tokens_per_s") -> Best:
+        """Ranks only what does not overlap: by differences round by round, whose intervals
+        against the leader hold together."""
+        points = [point for point in self.measured() if point.series(figure)]
+        if not points:
+            raise ValueError(f"no point of the sweep measured {figure}")
+        sign = 1 if figure in HIGHER_IS_BETTER else -1
+        leader = max(points, key=lambda point: sign * (point.mean(figure) or 0.0))
+        others = [point for point in points if point is not leader]
+        each = 1 - (1 - CONFIDENCE) / max(1, len(others))
+        equals, few = [], False
+        for other in others:
+            pairs = list(zip(leader.series(figure), other.series(figure), strict=False))
+            found = interval([a - b for a, b in pairs], each)
+            few |= len(pairs) < 2
+            if found is None or not found.excludes_zero:
+                equals.append(other)
+        return Best(figure=figure, leader=leader, equals=tuple(equals), few=few)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per point: its values, each figure's mean over rounds with both ends of its
+        interval, the runs, and why it was skipped. Seconds and counts."""
+        import pandas as pd
+
+        rows = []
+        for point in self.points:
+            row: dict[str, Any] = dict(point.values)
+            for name in point.runs[0].figures() if point.runs else ():
+                found = interval(point.series(name))
+                if found is not None:
+                    row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+            row |= {"runs": len(point.runs), "skipped": point.skipped}
+            rows.append(row)
+        frame = pd.DataFrame(rows)
+        frame.attrs = {"workload": self.workload, "warnings": self.warnings()}
+        return frame
+
+    def warnings(self) -> list[str]:
+        found = []
+        for point in self.points:
+            said = {warning for run in point.runs for warning in run.warnings()}
+            found += [f"{point.label}: {warning}" for warning in sorted(said)]
+            if point.skipped:
+                found.append(f"{point.label}: not tried: {point.skipped}")
+        if self.interrupted:
+            found.append("interrupted: what is missing can be measured by the same call again")
+        return found
+
+    def curve(self, title: str = "Throughput and latency", latency: str = "ttft_p95") -> Figure:
+        """Throughput across, latency up, a point of the sweep each; a line per value of the
+        first axis where there are two."""
+        axes = list(self.points[0].values) if self.points else []
+        series: dict[str, list[tuple[float, float]]] = {}
+        for point in self.measured():
+            name = f"{axes[0]}={point.values[axes[0]]}" if len(axes) > 1 else self._axes_words(axes)
+            x, y = point.mean("generated_tokens_per_s"), point.mean(latency)
+            if x is not None and y is not None:
+                series.setdefault(name, []).append((x, y * 1e3))
+        drawn = {
+            name: ([x for x, _ in places], [y for _, y in places])
+            for name, places in series.items()
+        }
+        return lines(title, drawn, x="tokens/s", y=f"{latency} (ms)")
+
+    def plot(self, figure: str = "generated_tokens_per_s") -> Figure:
+        """One axis: the figure with both ends of its interval. Two: a table with colours."""
+        axes = list(self.points[0].values) if self.points else []
+        if len(axes) == 2:
+            frame = self.to_frame().dropna(subset=[figure])
+            square = frame.pivot(index=axes[0], columns=axes[1], values=figure)
+            scale = _SCALES.get(figure, 1e3)
+            unit = "" if scale == 1 else " (ms)"
+            return heat(f"{figure}{unit}", square * scale, digits=0 if scale == 1 else 1)
+        return self._lines(figure, axes)
+
+    def _lines(self, figure: str, axes: list[str]) -> Figure:
+        scale = _SCALES.get(figure, 1e3)
+        points = self.measured()
+        numbers = all(isinstance(p.values[axes[0]], int | float) for p in points)
+        xs = [float(p.values[axes[0]]) if numbers else float(i) for i, p in enumerate(points)]
+        found = [interval(point.series(figure)) for point in points]
+        drawn = {}
+        for name, part in (("mean", "value"), ("95 % low", "low"), ("95 % high", "high")):
+            places = [
+                (x, float(value) * scale)
+                for x, each in zip(xs, found, strict=True)
+                if each is not None and (value := getattr(each, part)) is not None
+            ]
+            if places:
+                drawn[name] = ([x for x, _ in places], [y for _, y in places])
+        unit = "" if scale == 1 else " (ms)"
+        return lines(f"{figure}{unit}", drawn, x=self._axes_words(axes), y=figure)
+
+    def _axes_words(self, axes: list[str]) -> str:
+        return ", ".join(axes)
+
+    def to_json(self) -> str:
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> Sweep:
+        return msgspec.json.decode(text, type=cls)
+
+    def to_markdown(self) -> str:
+        head, *rows = self._rows()
+        table = (head, ["---:"] * len(head), *rows)
+        return "\n".join([*self._words(), "", *(f"| {' | '.join(row)} |" for row in table)])
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))]
+        table = ["".join(f"{c:>{w}}" for c, w in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join([*self._words(), "", *table])
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._rows()
+        cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+        )
+        words = "<br>".join(html.escape(line) for line in self._words())
+        return f"<p>{words}</p><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _words(self) -> list[str]:
+        found = [f"{len(self.measured())} of {len(self.points)} points, {self.rounds} rounds each"]
+        found.append(self.workload)
+        if self.measured():
+            found += [str(self.best(name)) for name in ("generated_tokens_per_s", "ttft_p95")]
+        return found + self.warnings()
+
+    def _rows(self) -> list[list[str]]:
+        axes = list(self.points[0].values) if self.points else []
+        names = [n for n in SHOWN if any(point.series(n) for point in self.measured())]
+        heads = [name if name in HIGHER_IS_BETTER else f"{name} (ms)" for name in names]
+        rows = [[*axes, *heads]]
+        for point in self.points:
+            cells = [_text(interval(point.series(n)), _SCALES.get(n, 1e3)) for n in names]
+            rows.append([*(str(point.values[axis]) for axis in axes), *cells])
+        return rows
+
+
+def _text(found: Any, scale: float) -> str:
+    if found is None:
+        return "–"
+    half = "" if found.half is None else f" ±{found.half * scale:,.1f}"
+    return f"{found.value * scale:,.1f}{half}"
+
+
+def combinations(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Every combination, the last axis fastest. ValueError for an axis without values."""
+    found: list[dict[str, Any]] = [{}]
+    for name, values in grid.items():
+        if not values:
+            raise ValueError(f"{name} has no values to try")
+        found = [point | {name: value} for point in found for value in values]
+    return found

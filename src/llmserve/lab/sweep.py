@@ -1,0 +1,237 @@
+"""Sweep a live server: every combination of knobs and loads, in rounds, without a restart.
+
+Each round visits all points, the next one in the other direction, so that a drift of the machine
+does not favour the points that come first. A file keeps each run: the same call goes on from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llmserve.bench.cell import make_load, run_job
+from llmserve.bench.driver import ServiceTarget
+from llmserve.bench.job import Job
+from llmserve.bench.report import Report
+from llmserve.bench.slo import Slo, parse_slo
+from llmserve.bench.workload import Load, Workload
+from llmserve.events import EventBus
+from llmserve.knobs import SPECS, KnobError
+from llmserve.lab.points import Point, Sweep, combinations
+from llmserve.lab.sides import NeedsRestart, Switch
+from llmserve.runtime import Runtime
+from llmserve.service import Service
+
+ROUNDS = 3
+_LOADS = frozenset(field.name for field in fields(Workload))
+
+
+class Header(msgspec.Struct, frozen=True, tag=True):
+    """First line of the file: what was asked, so that other questions do not mix into it."""
+
+    workload: str
+    engine: str
+    model: str
+    slo: Slo | None
+
+
+class Kept(msgspec.Struct, frozen=True, tag=True):
+    """One run, under its point and round."""
+
+    values: dict[str, Any]
+    round: int
+    report: Report
+
+
+class Journal:
+    """The runs of a sweep, in a file where one is wanted."""
+
+    def __init__(self, path: Path | None, header: Header) -> None:
+        self._path = path
+        self.found: dict[tuple[str, int], Report] = {}
+        if path is None:
+            return
+        if path.exists() and path.stat().st_size:
+            self._read(path, header)
+        else:
+            path.write_bytes(msgspec.json.encode(header) + b"\n")
+
+    def _read(self, path: Path, header: Header) -> None:
+        first, *rest = path.read_bytes().split(b"\n")
+        try:
+            same = msgspec.json.decode(first, type=Header) == header
+        except msgspec.MsgspecError:
+            raise ValueError(f"{path} holds no sweep; name another file") from None
+        if not same:
+            raise ValueError(f"{path} holds a sweep of another workload or server")
+        whole = first + b"\n"
+        for line in rest:
+            try:
+                kept = msgspec.json.decode(line, type=Kept)
+            except msgspec.MsgspecError:
+                break  # the last line of a writer that was killed
+            self.found[key(kept.values), kept.round] = kept.report
+            whole += line + b"\n"
+        path.write_bytes(whole)
+
+    def keep(self, values: Mapping[str, Any], number: int, report: Report) -> None:
+        self.found[key(values), number] = report
+        if self._path is not None:
+            line = msgspec.json.encode(Kept(dict(values), number, report))
+            with self._path.open("ab") as file:
+                file.write(line + b"\n")
+
+
+def key(values: Mapping[str, Any]) -> str:
+    return msgspec.json.encode(values, order="sorted").decode()
+
+
+class Sweeping(Job[Sweep]):
+    """Axes are knobs (of the service) and fields of Workload (of the load), by name."""
+
+    def __init__(
+        self,
+        service: Service,
+        bus: EventBus,
+        grid: Mapping[str, Sequence[Any]],
+        load: Load,
+        *,
+        rounds: int = ROUNDS,
+        warmup: bool = True,
+        slo: Slo | None = None,
+        path: str | Path | None = None,
+    ) -> None:
+        """KnobError or ValueError for what no point of the grid may be, before anything runs."""
+        if rounds < 1 or not grid:
+            raise ValueError("a sweep needs an axis (max_num_seqs=[1, 8]) and 1 round or more")
+        self._switch, self._target = Switch(service), ServiceTarget(service, bus)
+        self._load, self._slo = load, slo
+        self._rounds, self._warmup = rounds, warmup
+        self._points = combinations({name: list(values) for name, values in grid.items()})
+        for values in self._points:
+            knobs, _ = self._split(values)
+            self._switch.side(knobs, self._target)  # raises what is wrong
+        info = service.engine.info
+        header = Header(str(load), info.engine, info.model_id, slo)
+        self._journal = Journal(None if path is None else Path(path), header)
+        self._skipped: dict[str, str] = {}
+        super().__init__(rounds * len(self._points), load.about)
+
+    async def run(self) -> Sweep:
+        try:
+            if self._warmup and not self.stopped:
+                await self.warm_up(self._target, self._load)
+            for number in range(self._rounds):
+                points = self._points if number % 2 == 0 else self._points[::-1]
+                for values in points:
+                    if not self.stopped:
+                        await self._one(values, number)
+        finally:
+            await self._switch.back()
+        return self.result()
+
+    async def _one(self, values: Mapping[str, Any], number: int) -> None:
+        name = key(values)
+        if (name, number) in self._journal.found or name in self._skipped:
+            self._runs_done += 1
+            return
+        knobs, load = self._split(values)
+        try:
+            await self._switch.to(knobs)
+        except NeedsRestart as error:
+            self._skipped[name] = str(error)
+            return
+        words = f"round {number + 1}: " + " ".join(f"{k}={v}" for k, v in values.items())
+        seed = load.seed if isinstance(load, Workload) else 0
+        report = await self.measure(words, self._target, load.with_seed(seed + number), self._slo)
+        if not report.interrupted:
+            self._journal.keep(values, number, report)
+
+    def _split(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], Load]:
+        """The point's knobs, and the load it means."""
+        knobs = {name: value for name, value in values.items() if name in SPECS}
+        loads = {name: value for name, value in values.items() if name in _LOADS - SPECS.keys()}
+        unknown = values.keys() - knobs.keys() - loads.keys()
+        if unknown:
+            name = min(unknown)
+            raise KnobError(name, f"{name} is neither a knob nor a field of Workload")
+        if not loads:
+            return knobs, self._load
+        if not isinstance(self._load, Workload):
+            raise ValueError(f"a replayed load has no {', '.join(loads)} to sweep")
+        if "rate" in loads:
+            loads["concurrency"] = None
+        elif "concurrency" in loads:
+            loads |= {"rate": None, "rate_to": None, "process": "poisson"}
+        return knobs, replace(self._load, **loads)
+
+    def result(self) -> Sweep:
+        points = []
+        for values in self._points:
+            name = key(values)
+            found = (self._journal.found.get((name, n)) for n in range(self._rounds))
+            points.append(
+                Point(
+                    values=values,
+                    runs=tuple(report for report in found if report is not None),
+                    skipped=self._skipped.get(name),
+                )
+            )
+        return Sweep(
+            workload=str(self._load),
+            points=tuple(points),
+            rounds=self._rounds,
+            interrupted=self.stopped,
+        )
+
+
+def sweep(
+    runtime: Runtime,
+    service: Service,
+    bus: EventBus,
+    load: Load | None = None,
+    *,
+    rounds: int = ROUNDS,
+    warmup: bool = True,
+    slo: Slo | str | None = None,
+    path: str | Path | None = None,
+    progress: bool = True,
+    **axes: Any,
+) -> Sweep:
+    """As a cell calls it. A list is an axis; other fields of Workload are the load's own.
+
+    A live plot is shown in a notebook. An interrupt keeps what was measured; with `path` the same
+    call goes on later.
+    """
+    grid = {name: value for name, value in axes.items() if isinstance(value, list)}
+    rest = {name: value for name, value in axes.items() if name not in grid}
+    job = Sweeping(
+        service, bus, grid, make_load(load, rest), rounds=rounds, warmup=warmup,
+        slo=parse_slo(slo), path=path,
+    )  # fmt: skip
+    return run_job(runtime, job, progress=progress, watch=_live(job) if progress else _nothing)
+
+
+def _nothing() -> None:
+    """No plot is wanted."""
+
+
+def _live(job: Sweeping) -> Any:
+    """Redraws the curve in the cell's own thread when another run has ended; no shell, no plot."""
+    from llmserve.figures import shown
+
+    drawn = 0
+    update = shown()
+
+    def watch() -> None:
+        nonlocal drawn
+        done = job.state.runs_done
+        if done != drawn and any(point.runs for point in job.result().points):
+            drawn = done
+            update(job.result().curve())
+
+    return watch

@@ -1,0 +1,218 @@
+"""Comparison: two sides on the same arrivals, what differs, and whether that can be told at all.
+
+The intervals of all judged figures hold together (Bonferroni): two equal sides are told apart in
+at most 5 of 100 comparisons, however many figures are looked at.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llmserve.bench.intervals import Interval, interval
+from llmserve.bench.report import Report
+from llmserve.figures import lines
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from llmserve.figures import Figure
+
+CONFIDENCE = 0.95
+NO_DIFFERENCE = "no difference shown"
+
+JUDGED = {
+    "generated_tokens_per_s": "generated tokens/s",
+    "ttft_mean": "mean TTFT",
+    "ttft_p95": "TTFT p95",
+    "itl_mean": "mean ITL",
+    "e2e_mean": "mean E2E",
+}
+GOODPUT = {"goodput_per_s": "goodput"}
+"""Judged too where there is an SLO."""
+HIGHER_IS_BETTER = ("generated_tokens_per_s", "goodput_per_s", "requests_per_s")
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """B minus A in one figure, pair by pair; seconds and counts."""
+
+    figure: str
+    a: float
+    b: float
+    by: Interval
+
+    @property
+    def shown(self) -> bool:
+        return self.by.excludes_zero
+
+    @property
+    def better(self) -> str | None:
+        """"A" or "B"; None where no difference is shown."""
+        if not self.shown:
+            return None
+        return "B" if (self.by.value > 0) == (self.figure in HIGHER_IS_BETTER) else "A"
+
+    def share(self, part: float | None) -> float | None:
+        """Relative to A."""
+        return None if part is None or not self.a else part / abs(self.a)
+
+    def __str__(self) -> str:
+        name = (JUDGED | GOODPUT).get(self.figure, self.figure)
+        low, high = self.share(self.by.low), self.share(self.by.high)
+        value = self.share(self.by.value)
+        if low is None or high is None or value is None:
+            return f"{name}: {NO_DIFFERENCE}"
+        span = f"{low:+.1%} to {high:+.1%}"
+        if not self.shown:
+            return f"{name}: {NO_DIFFERENCE} ({span})"
+        return f"{name}: B {value:+.1%} ({span})"
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    a: str
+    b: str
+    workload: str
+    runs_a: tuple[Report, ...]
+    runs_b: tuple[Report, ...]
+    """Pair by pair: run k of both met the same arrivals."""
+    planned: int
+    order: str = ""
+    """Which side went when: ABBAABBA."""
+    interrupted: bool = False
+
+    @property
+    def pairs(self) -> int:
+        return len(self.runs_a)
+
+    def judged(self) -> dict[str, str]:
+        limited = any(run.met is not None for run in (*self.runs_a, *self.runs_b))
+        return JUDGED | GOODPUT if limited else JUDGED
+
+    def difference(self, figure: str) -> Difference | None:
+        """None where a run did not measure it."""
+        found = [
+            (a, b)
+            for one, other in zip(self.runs_a, self.runs_b, strict=True)
+            if (a := one.figures()[figure]) is not None
+            and (b := other.figures()[figure]) is not None
+        ]
+        each = 1 - (1 - CONFIDENCE) / len(self.judged())
+        by = interval([b - a for a, b in found], each)
+        if by is None:
+            return None
+        mean_a, mean_b = (sum(side) / len(found) for side in zip(*found, strict=True))
+        return Difference(figure=figure, a=mean_a, b=mean_b, by=by)
+
+    def differences(self) -> list[Difference]:
+        return [found for name in self.judged() if (found := self.difference(name)) is not None]
+
+    def warnings(self) -> list[str]:
+        """What forbids a verdict, and what a reader must know besides."""
+        found = []
+        for label, runs in (("A", self.runs_a), ("B", self.runs_b)):
+            said = {warning for run in runs for warning in run.warnings()}
+            found += [f"{label}: {warning}" for warning in sorted(said)]
+            if failed := sum(sum(run.errors.values()) for run in runs):
+                sent = sum(run.sent for run in runs)
+                found.append(
+                    f"{label}: {failed} of {sent} requests were not served; latencies are of the "
+                    "others"
+                )
+        if self.interrupted:
+            found.append(f"interrupted: {self.pairs} of {self.planned} pairs came to their end")
+        return found
+
+    @property
+    def spoiled(self) -> bool:
+        """The client was the limit, or a cache helped: nothing can be said of the server."""
+        runs = (*self.runs_a, *self.runs_b)
+        return any(run.client_limited or run.contaminated for run in runs)
+
+    @property
+    def verdict(self) -> str:
+        """In words. It names a better side only where every shown difference agrees."""
+        if self.pairs < 2:
+            return "no verdict: fewer than two pairs came to their end"
+        if self.spoiled:
+            return "no verdict: the runs are spoiled (see the warnings)"
+        shown = [found for found in self.differences() if found.shown]
+        if not shown:
+            return f"{NO_DIFFERENCE} between A ({self.a}) and B ({self.b}) in {self.pairs} pairs"
+        words = "; ".join(str(found) for found in shown)
+        winners = {found.better for found in shown}
+        if winners == {"B"}:
+            return f"B ({self.b}) is better than A ({self.a}): {words}"
+        if winners == {"A"}:
+            return f"A ({self.a}) is better than B ({self.b}): {words}"
+        return f"A ({self.a}) and B ({self.b}) differ, and neither is better in all: {words}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per judged figure: both means, B − A with its ends, whether it is shown."""
+        import pandas as pd
+
+        rows = {
+            d.figure: [d.a, d.b, d.by.value, d.by.low, d.by.high, d.shown, d.better]
+            for d in self.differences()
+        }
+        columns = ["A", "B", "B - A", "low", "high", "shown", "better"]
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+        frame.attrs = {"a": self.a, "b": self.b, "workload": self.workload, "pairs": self.pairs}
+        return frame
+
+    def to_json(self) -> str:
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> Comparison:
+        return msgspec.json.decode(text, type=cls)
+
+    def to_markdown(self) -> str:
+        rows = [f"| {' | '.join(row)} |" for row in self._rows()]
+        return "\n".join([*self._words(), "", rows[0], "| --- | ---: | ---: | ---: |", *rows[1:]])
+
+    def latencies(self, figure: str = "ttft") -> Figure:
+        """Both sides' share of requests by their latency (ttft, itl or e2e)."""
+        curves = {}
+        for name, runs in ((f"A: {self.a}", self.runs_a), (f"B: {self.b}", self.runs_b)):
+            kept = [values for run in runs if (values := run.quantiles.get(figure))]
+            if kept:
+                mean = [sum(column) / len(kept) * 1e3 for column in zip(*kept, strict=True)]
+                curves[name] = (mean, [float(i) for i in range(101)])
+        title = f"{figure.upper()} of both sides"
+        return lines(title, curves, x="ms", y="% of requests")
+
+    def __str__(self) -> str:
+        rows = [
+            f"{row[0]:<20}{row[1]:>14}{row[2]:>14}   {row[3]}" for row in self._rows()
+        ]
+        return "\n".join([*self._words(), "", *rows])
+
+    def _repr_html_(self) -> str:
+        first, *rows = self._rows()
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in first)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+        )
+        verdict, *more = self._words()
+        words = "<br>".join(html.escape(line) for line in more)
+        return (
+            f"<p><b>{html.escape(verdict)}</b><br>{words}</p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+    def _words(self) -> list[str]:
+        how = f"{self.pairs} pairs on identical arrivals, in the order {self.order}"
+        held = f"{how}; the intervals hold together at {CONFIDENCE:.0%}"
+        return [self.verdict, held, self.workload, *self.warnings()]
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("", "A", "B", "B − A")]
+        for found in self.differences():
+            time = found.figure not in HIGHER_IS_BETTER
+            scale, unit = (1e3, " ms") if time else (1.0, "")
+            cells = (f"{value * scale:,.2f}{unit}" for value in (found.a, found.b))
+            relative = str(found).partition(": ")[2].removeprefix("B ")
+            rows.append((self.judged()[found.figure], *cells, relative))
+        return rows

@@ -1,0 +1,195 @@
+"""Sweeps of a live service on virtual time: grids, rounds, ranks, files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.worlds import simulated
+from llmserve.bench.workload import Workload
+from llmserve.clock import VirtualClock
+from llmserve.events import Event, EventBus, KnobsChanged, Submitted
+from llmserve.knobs import KnobError
+from llmserve.lab.points import Sweep, combinations
+from llmserve.lab.sweep import Sweeping
+from llmserve.service import Service
+
+LOAD = Workload(concurrency=8, requests=16, prompt_tokens=4, max_tokens=8)
+
+
+def swept(
+    grid: dict[str, list[Any]],
+    load: Workload = LOAD,
+    *,
+    heard: Callable[[Event], None] = lambda event: None,
+    after: Callable[[Service], None] = lambda service: None,
+    engine: dict[str, Any] | None = None,
+    **options: Any,
+) -> Sweep:
+    clock = VirtualClock()
+
+    async def main() -> Sweep:
+        async with simulated(clock, **(engine or {})) as (service, bus):
+            bus.attach(heard)
+            found = await Sweeping(service, bus, grid, load, **options).run()
+            after(service)
+            return found
+
+    return clock.run(main())
+
+
+def test_every_combination_is_measured_in_every_round_without_a_restart() -> None:
+    changes: list[Event] = []
+    found = swept(
+        {"max_num_seqs": [1, 4, 8], "policy": ["fifo", "priority"]},
+        heard=lambda e: changes.append(e) if isinstance(e, KnobsChanged) else None,
+        rounds=2,
+    )
+    assert [p.label for p in found.points][:2] == [
+        "max_num_seqs=1 policy=fifo", "max_num_seqs=1 policy=priority"
+    ]
+    assert [len(p.runs) for p in found.points] == [2] * 6
+    rates = [p.mean("generated_tokens_per_s") or 0 for p in found.points]
+    assert rates[0] < rates[2] < rates[4]
+    assert changes
+
+
+def test_knobs_are_what_they_were_when_it_ends() -> None:
+    seen: list[int] = []
+    swept({"max_num_seqs": [1, 2]}, after=lambda s: seen.append(s.board.current.max_num_seqs))
+    assert seen[0] not in (1, 2)
+
+
+def test_what_is_beyond_the_ceiling_is_skipped_and_says_that_it_needs_a_restart() -> None:
+    found = swept({"max_num_seqs": [4, 999]}, engine={"max_num_seqs_ceiling": 8}, rounds=1)
+    tried, skipped = found.points
+    assert (len(tried.runs), len(skipped.runs)) == (1, 0)
+    assert "start one with a higher ceiling" in (skipped.skipped or "")
+    assert "max_num_seqs=999: not tried" in str(found)
+
+
+def test_a_load_is_swept_as_knobs_are() -> None:
+    found = swept({"concurrency": [1, 4, 16]}, LOAD, rounds=1)
+    curve = found.curve().plotly["data"]
+    assert len(curve) == 1
+    assert len(curve[0]["x"]) == 3
+    assert curve[0]["x"] == sorted(curve[0]["x"]), "more clients, more tokens per second"
+    found = swept({"rate": [5.0, 50.0]}, Workload(rate=1, requests=8, max_tokens=4), rounds=1)
+    assert all(len(p.runs) == 1 for p in found.points)
+
+
+def test_points_that_overlap_are_not_ranked() -> None:
+    noisy = {"jitter": 0.3, "seed": 3}
+    found = swept({"max_num_seqs": [31, 32]}, engine=noisy, rounds=4)
+    best = found.best()
+    assert best.single is None
+    assert "not ranked" in str(best)
+    assert "cannot be told from" in str(best)
+
+
+def test_a_point_that_is_shown_to_be_best_is_named() -> None:
+    found = swept({"max_num_seqs": [1, 8]}, engine={"jitter": 0.1}, rounds=3)
+    best = found.best()
+    assert best.single is not None
+    assert best.single.values == {"max_num_seqs": 8}
+    assert str(found.best("ttft_mean")) == "best ttft_mean: max_num_seqs=8"
+
+
+def test_one_round_ranks_nothing() -> None:
+    found = swept({"max_num_seqs": [1, 8]}, rounds=1)
+    assert found.best().single is None
+    assert "one round tells nothing apart" in str(found)
+
+
+def test_rounds_go_to_and_fro_on_arrivals_of_their_own() -> None:
+    sizes: list[int] = []
+    load = Workload(concurrency=1, requests=1, prompt_tokens=(1, 4000), max_tokens=1)
+    swept(
+        {"max_num_seqs": [1, 2, 3]}, load, rounds=2, warmup=False,
+        heard=lambda e: sizes.append(e.prompt_tokens) if isinstance(e, Submitted) else None,
+    )
+    assert len(set(sizes[:3])) == len(set(sizes[3:])) == 1
+    assert sizes[0] != sizes[3]
+
+
+def test_a_stopped_sweep_goes_on_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.jsonl"
+    grid = {"max_num_seqs": [1, 2, 4]}
+    clock = VirtualClock()
+    submitted: list[Event] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Submitted):
+            submitted.append(event)
+
+    async def stopped(service: Service, bus: EventBus) -> Sweep:
+        job = Sweeping(service, bus, grid, LOAD, rounds=2, warmup=False, path=path)
+
+        def stop(event: Event) -> None:
+            if isinstance(event, Submitted) and len(submitted) == 2 * 16 + 5:
+                job.stop()
+
+        bus.attach(hear)
+        bus.attach(stop)
+        return await job.run()
+
+    async def main() -> Sweep:
+        async with simulated(clock) as (service, bus):
+            return await stopped(service, bus)
+
+    first = clock.run(main())
+    assert (first.interrupted, [len(p.runs) for p in first.points]) == (True, [1, 1, 0])
+    path.write_bytes(path.read_bytes() + b'{"type":"Kept","values":{"max')  # killed while writing
+    submitted.clear()
+    again = swept(grid, rounds=2, warmup=False, path=path, heard=hear)
+    assert [len(p.runs) for p in again.points] == [2, 2, 2]
+    assert len(submitted) == 4 * 16, "two runs of six were there already"
+    submitted.clear()
+    assert swept(grid, rounds=2, warmup=False, path=path, heard=hear) == again
+    assert not submitted
+
+
+def test_a_file_of_another_sweep_is_not_mixed_in(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.jsonl"
+    swept({"max_num_seqs": [1]}, rounds=1, path=path)
+    with pytest.raises(ValueError, match="another workload or server"):
+        swept({"max_num_seqs": [1]}, Workload(concurrency=2), rounds=1, path=path)
+    path.write_text("shopping list\n")
+    with pytest.raises(ValueError, match="holds no sweep"):
+        swept({"max_num_seqs": [1]}, rounds=1, path=path)
+    assert path.read_text() == "shopping list\n"
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [({}, "an axis"), ({"max_num_seqs": []}, "no values"), ({"speed": [1]}, "speed"),
+     ({"max_num_seqs": [0]}, "max_num_seqs"), ({"rate": [-1]}, "rate")],
+)  # fmt: skip
+def test_a_wrong_grid_is_refused_before_anything_runs(grid: dict[str, Any], words: str) -> None:
+    heard: list[Event] = []
+    with pytest.raises((ValueError, KnobError), match=words):
+        swept(grid, heard=lambda e: heard.append(e) if isinstance(e, Submitted) else None)
+    assert not heard
+
+
+def test_a_sweep_shows_everywhere_and_comes_back_from_json() -> None:
+    found = swept({"max_num_seqs": [1, 8], "policy": ["fifo", "priority"]}, rounds=2)
+    for text in (str(found), found._repr_html_(), found.to_markdown()):
+        assert "4 of 4 points, 2 rounds each" in text
+    frame = found.to_frame()
+    assert len(frame) == 4
+    assert frame["ttft_p95_low"].notna().all()
+    assert Sweep.from_json(found.to_json()) == found
+    for figure in (found.curve(), found.plot("ttft_mean"), found.plot()):
+        assert figure.png.startswith(b"\x89PNG")
+    line = swept({"max_num_seqs": [1, 8]}, rounds=2).plot("ttft_mean").plotly["data"]
+    assert [trace["name"] for trace in line] == ["mean", "95 % low", "95 % high"]
+
+
+def test_combinations_vary_the_last_axis_fastest() -> None:
+    assert combinations({"a": [1, 2], "b": [3, 4]}) == [
+        {"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}
+    ]
