@@ -106,6 +106,8 @@ def test_the_quickstart_runs_and_its_sliders_retune_the_engine_while_requests_fl
         assert page.page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
         assert page.data("marks") >= 2  # the quickstart's own two changes
 
+        page.cell('"Sequences in each step"').locator(".jp-RenderedPlotly").wait_for()
+
         page.run_cell("import threading")
         charts_move(page)
         slider_obeyed(page, folder, pixels=60)
