@@ -20,7 +20,7 @@ BODY_TIMEOUT_S = 60.0
 DONE = b"data: [DONE]\n\n"
 """Ends every stream, good or bad."""
 
-_SSE_HEADERS = [
+SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx, and hubs behind it, would hold tokens back
@@ -94,7 +94,7 @@ class Answer:
         """Server-sent events, as many as there are."""
         if not self._begun:
             self._streaming = True
-            await self._begin(200, _SSE_HEADERS)
+            await self._begin(200, SSE_HEADERS)
         await self._write(frames, more=more)
 
     async def fail(self, error: ApiError) -> None:

@@ -8,42 +8,39 @@ own status. Who asks cannot be passed through it either: that travels in a conte
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.core import Chunk, Request, SamplingParams
 from llmserve.endpoint.answers import Answer, read_json
-from llmserve.endpoint.errors import SERVING_ERRORS, ClientGone, as_api_error, starting
+from llmserve.endpoint.errors import (
+    SERVING_ERRORS,
+    ApiError,
+    ClientGone,
+    as_api_error,
+    starting,
+)
+from llmserve.endpoint.held import Call, Held
 from llmserve.endpoint.sender import Sender, sender
 from llmserve.engines import HasApi
 from llmserve.service import Service
 from llmserve.stream import Stream
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-class _Who(msgspec.Struct):
-    priority: int | None = None
-    tenant: str | None = None
+class _Asked(NamedTuple):
+    call: Call
+    sender: Sender
+    own_id: bool
+    """The client chose the request's id, and may choose the same one twice."""
 
 
-class _Call:
-    """One HTTP request: who asks, and what has become of it."""
-
-    def __init__(self, sender: Sender) -> None:
-        self.sender = sender
-        self.decided = False
-        """A chunk has come, or a refusal: what is sent from now on is the answer."""
-        self.refusal: Exception | None = None
-        """Or a later failure: it is a status of its own as long as nothing has been sent."""
-
-
-_CALL: ContextVar[_Call] = ContextVar("llmserve_call")
+_ASKED: ContextVar[_Asked] = ContextVar("llmserve_asked")
 
 
 class OwnApi:
@@ -54,8 +51,8 @@ class OwnApi:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        paths: frozenset[str] = getattr(self._service.engine, "api_paths", frozenset())
-        if scope["type"] != "http" or scope["path"] not in paths:
+        paths: Mapping[str, str] = getattr(self._service.engine, "api_paths", {})
+        if scope["type"] != "http" or paths.get(scope["path"]) != scope["method"]:
             await self._app(scope, receive, send)
             return
         try:
@@ -68,20 +65,23 @@ class OwnApi:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._service.ready:
             raise starting()
-        body = await read_json(scope, receive) if scope["method"] == "POST" else b""
-        who = _who(body)
-        call = _Call(sender(scope, who.priority, who.tenant))
+        posted = scope["method"] == "POST"
+        body = await read_json(scope, receive) if posted else b""
+        fields = _fields(body) if posted else {}
+        call = Call(scope["path"], fields)
+        who = sender(scope, _of(int, fields, "priority"), _of(str, fields, "tenant"))
+        own_id = any(name == b"x-request-id" for name, _ in scope["headers"])
         engine = cast("HasApi", self._service.engine)
         app = await engine.api(self._submit)
-        held = _Held(send, call)
-        token = _CALL.set(call)
+        held = Held(send, call)
+        token = _ASKED.set(_Asked(call, who, own_id))
         try:
             await app(scope, _replay(body, receive), held)
         except SERVING_ERRORS:  # applications tell their client of an error and raise it as well
             if not held.begun:
                 raise
         finally:
-            _CALL.reset(token)
+            _ASKED.reset(token)
 
     def _submit(
         self,
@@ -92,14 +92,14 @@ class OwnApi:
         priority: int | None,
         payload: object,
     ) -> _Submitted:
-        call = _CALL.get()
+        call, who, own_id = _ASKED.get()
         request = Request(
-            id=self._service.new_id(id),  # clients choose ids, and may choose one twice
+            id=self._service.new_id(id) if own_id else id,
             prompt_ids=prompt_ids,
             sampling=sampling,
             arrival=self._service.clock.now(),
-            priority=call.sender.priority if priority is None else priority,
-            tenant=call.sender.tenant,
+            priority=who.priority if priority is None else priority,
+            tenant=who.tenant,
             payload=payload,
         )
         try:
@@ -112,7 +112,7 @@ class OwnApi:
 class _Submitted:
     """A Stream that tells its call when it is decided."""
 
-    def __init__(self, stream: Stream, call: _Call) -> None:
+    def __init__(self, stream: Stream, call: Call) -> None:
         self._stream = stream
         self._call = call
         self.cancel = stream.cancel
@@ -127,43 +127,21 @@ class _Submitted:
             raise
 
 
-class _Held:
-    """The application's `send`: kept until the call is decided or the answer is complete."""
-
-    def __init__(self, send: Send, call: _Call) -> None:
-        self._send = send
-        self._call = call
-        self._kept: list[Message] | None = []
-        self._refused = False
-
-    @property
-    def begun(self) -> bool:
-        return self._refused or self._kept is None
-
-    async def __call__(self, message: Message) -> None:
-        if self._refused:
-            return
-        if self._kept is None:
-            await self._send(message)
-            return
-        self._kept.append(message)
-        if self._call.refusal is not None:
-            self._refused = True
-            await Answer(self._send).fail(as_api_error(self._call.refusal))
-            return
-        whole = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if self._call.decided or whole:
-            kept, self._kept = self._kept, None
-            for one in kept:
-                await self._send(one)
-
-
-def _who(body: bytes) -> _Who:
-    """What is not there or not right is left to the application to complain of."""
+def _fields(body: bytes) -> dict[str, object]:
+    """ApiError 400 where the body is no JSON object; vLLM would answer 500 to some of those."""
     try:
-        return msgspec.json.decode(body, type=_Who) if body else _Who()
-    except msgspec.MsgspecError:
-        return _Who()
+        found: object = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(found, dict):
+        raise ApiError(400, "send a JSON object", code="invalid_json")
+    return found
+
+
+def _of(kind: type[T], fields: Mapping[str, object], name: str) -> T | None:
+    """A field of the right kind; of any other the application will complain."""
+    value = fields.get(name)
+    return value if isinstance(value, kind) and not isinstance(value, bool) else None
 
 
 def _replay(body: bytes, receive: Receive) -> Any:

@@ -108,7 +108,8 @@ class Submit(Protocol):
 class HasApi(Protocol):
     """An engine that brings an HTTP application of its own (optional)."""
 
-    api_paths: frozenset[str]
+    api_paths: Mapping[str, str]
+    """Path to method; everything else is answered by our own routes."""
 
     async def api(self, submit: Submit) -> ASGIApp:
         """The application for `api_paths`, whose every request goes through `submit`. Ask for it

@@ -61,6 +61,12 @@ NAMES = (
     Name("vllm.v1.engine.async_llm", "AsyncLLM.errored", "notices that the engine died"),
     Name("vllm.v1.engine.async_llm", "AsyncLLM.pause_generation", "pause"),
     Name("vllm.v1.engine.exceptions", "EngineDeadError", "the engine died"),
+    Name("vllm.exceptions", "VLLMClientError", "a wrong parameter is the client's fault"),
+    Name("vllm.entrypoints.launchers.app", "build_app", "vLLM's own API"),
+    Name("vllm.entrypoints.launchers.api_server.app_state", "init_app_state", "vLLM's own API"),
+    Name("vllm.entrypoints.launchers.cli_args", "make_arg_parser", "vLLM's own API"),
+    Name("vllm.engine.protocol", "EngineClient.generate", "vLLM's own API calls it"),
+    Name("vllm.outputs", "RequestOutput.add", "n choices are put together by it"),
     Name("vllm.inputs.engine", "tokens_input", "a prompt of token ids"),
     Name("vllm.config.vllm", "VllmConfig=additional_config", "carries the parent watch"),
 )  # fmt: skip

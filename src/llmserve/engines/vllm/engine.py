@@ -158,6 +158,7 @@ class VllmEngine:
             await self._llm.wake_up()
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         own, llm = isinstance(request.payload, Payload), self._running()
@@ -174,8 +175,9 @@ class VllmEngine:
                     first = False
         except EngineDeadError as error:
             raise self._death() from error
-        except ValueError as error:  # as vLLM's validation errors are
-            raise ParamError("request", str(error)) from error
+        except VLLMClientError as error:
+            param = getattr(error, "parameter", None) or "prompt"
+            raise ParamError(param, str(error)) from error
 
     async def api(self, submit: Submit) -> Any:
         """vLLM's own application, made at the first request for it."""

@@ -25,10 +25,12 @@ API_OPTIONS = frozenset({
 })  # fmt: skip
 """Options of vLLM's server, not of its engine, that mean something inside a kernel."""
 
-API_PATHS = frozenset({
-    "/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
-    "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/version",
-})  # fmt: skip
+API_PATHS = {
+    "/v1/models": "GET", "/version": "GET",
+    "/v1/chat/completions": "POST", "/v1/completions": "POST", "/v1/responses": "POST",
+    "/v1/messages": "POST", "/v1/messages/count_tokens": "POST",
+    "/tokenize": "POST", "/detokenize": "POST",
+}  # fmt: skip
 """What of vLLM's application is served; the rest of it would act on the engine behind our back."""
 
 
@@ -41,6 +43,7 @@ def build_api(llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any]) -
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     config = llm.vllm_config
     told = {
+        "enable_prompt_tokens_details": True,
         "tool_strict_level": "parameter",  # a tool's arguments fit its schema, asked for or not
         **engine_args,
         **api_args,

@@ -1,0 +1,107 @@
+"""What another application answers, held back and put right before it leaves.
+
+Held back: until it is known whether there will be an answer or a refusal. Put right: its errors
+become the error objects of all other routes, and its streams get the headers that proxies need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.types import Message, Send
+
+from llmserve.endpoint.answers import DONE, SSE_HEADERS, Answer
+from llmserve.endpoint.errors import ApiError, as_api_error
+
+_CHAT = "/v1/chat/completions"
+
+
+class Call:
+    """One HTTP request on its way through the other application."""
+
+    def __init__(self, path: str, fields: Mapping[str, object]) -> None:
+        self.path = path
+        self.fields = fields
+        """The body, to find out what an error is about."""
+        self.decided = False
+        """A chunk has come, or a refusal: what is sent from now on is the answer."""
+        self.refusal: Exception | None = None
+        """Or a later failure: a status of its own while nothing has been sent, and else the
+        stream's last event."""
+
+
+class Held:
+    """The other application's `send`."""
+
+    def __init__(self, send: Send, call: Call) -> None:
+        self._send = send
+        self._call = call
+        self._kept: list[Message] | None = []
+        self._over = False
+        self._streams = False
+
+    @property
+    def begun(self) -> bool:
+        return self._over or self._kept is None
+
+    async def __call__(self, message: Message) -> None:
+        if self._over:
+            return
+        if self._call.refusal is not None:
+            await self._fail(as_api_error(self._call.refusal))
+        elif self._kept is None:
+            await self._send(message)
+        else:
+            self._kept.append(message)
+            whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if whole or self._call.decided:
+                await self._release(self._kept)
+
+    async def _fail(self, error: ApiError) -> None:
+        self._over = True
+        if self._kept is not None:
+            await Answer(self._send).fail(error)
+            return
+        last = b"data: " + error.body + b"\n\n" + DONE if self._streams else b""
+        await self._send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _release(self, kept: list[Message]) -> None:
+        start = kept[0]
+        if start["status"] >= 400 and not self._call.path.startswith("/v1/messages"):
+            body = b"".join(message.get("body", b"") for message in kept[1:])
+            await self._fail(translated(start["status"], body, self._call))
+            return
+        headers = dict(start["headers"])
+        self._streams = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        if self._streams:
+            start = {**start, "headers": [*(headers | dict(SSE_HEADERS)).items()]}
+        self._kept = None
+        for message in (start, *kept[1:]):
+            await self._send(message)
+
+
+def translated(status: int, body: bytes, call: Call) -> ApiError:
+    """vLLM's error as one of ours. It does not always say which field it is about: then its
+    message mostly begins with the field's name."""
+    try:
+        told: Any = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        told = {}
+    told = told.get("error", told) if isinstance(told, dict) else {}
+    told = told if isinstance(told, dict) else {}
+    message = str(told.get("message") or told.get("detail") or body.decode(errors="replace"))
+    param = str(told.get("param") or "").removeprefix("body.").partition(".")[0]
+    code = str(told.get("code") or "")
+    if param in ("input_tokens", "input_text") or "maximum context length" in message:
+        param = "messages" if call.path == _CHAT else "prompt"
+        code = "context_length_exceeded"
+    elif status == 404:
+        param, code = "model", "model_not_found"
+    first = message.partition(" ")[0].strip("`'\".,:")
+    if not param and first in call.fields:
+        param = first
+    if not code or code.isdigit():
+        code = "invalid_value" if status < 500 else "internal_error"
+    return ApiError(status, message, param=param or None, code=code)
