@@ -39,8 +39,17 @@ class Load:
     """Places that come free each second, as lately measured; None before that is known."""
     first_token_s: float = 0.0
     """From hand-over to first token, as lately measured."""
+    margin_s: float = 0.0
+    """What a predicted wait must be raised by, as predictions lately proved wrong."""
     rate_limit_rps: float | None = None
     rate_limit_tps: float | None = None
+
+    def must_wait(self, knobs: Knobs) -> bool:
+        return self.places_needed(knobs) > 0
+
+    def places_needed(self, knobs: Knobs) -> int:
+        """Places that must come free before this request's turn."""
+        return max(0, self.ahead + 1 - max(0, knobs.active_cap - self.active))
 
 
 def admit(request: Request, load: Load, knobs: Knobs, now: float) -> Accepted | Rejected:
@@ -117,6 +126,8 @@ def _objective(request: Request, load: Load, knobs: Knobs) -> Rejected | None:
     if knobs.admission_slo == "off":
         return None
     predicted = predicted_ttft_s(load, knobs)
+    if predicted is not None and load.must_wait(knobs):
+        predicted += load.margin_s
     slo_s = (knobs.ttft_slo_ms if request.ttft_slo_ms is None else request.ttft_slo_ms) / 1e3
     if predicted is None or predicted <= slo_s:
         return None
@@ -131,8 +142,8 @@ def _objective(request: Request, load: Load, knobs: Knobs) -> Rejected | None:
 
 def predicted_ttft_s(load: Load, knobs: Knobs) -> float | None:
     """None while no place has come free yet and one is needed."""
-    places = load.ahead + 1 - max(0, knobs.active_cap - load.active)
-    if places <= 0:
+    places = load.places_needed(knobs)
+    if places == 0:
         return load.first_token_s
     if not load.free_per_s:
         return None

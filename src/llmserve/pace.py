@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections import deque
 
 _SAMPLES = 64
+_FEWEST_ERRORS = 8
+_SURE = 0.9
+"""Of ten predictions nine shall come true."""
 
 
 class _Mean:
@@ -32,6 +35,18 @@ class Pace:
         self._sum_since = 0.0
         self._holds = _Mean()
         self._firsts = _Mean()
+        self._predicted: dict[str, float] = {}
+        self._errors: deque[float] = deque(maxlen=_SAMPLES)
+        self.margin_s = 0.0
+        """What predictions of waiting must be raised by, as they lately proved wrong."""
+
+    def predicted(self, request_id: str, at: float) -> None:
+        """A request that must wait is expected to have its first token then."""
+        self._predicted[request_id] = at
+
+    def dropped(self, request_id: str) -> None:
+        """It was given up while waiting."""
+        self._predicted.pop(request_id, None)
 
     def dispatched(self, request_id: str, now: float) -> None:
         self._since[request_id] = now
@@ -42,10 +57,17 @@ class Pace:
         if request_id in self._unborn:
             self._unborn.discard(request_id)
             self._firsts.add(now - self._since[request_id])
+            expected = self._predicted.pop(request_id, None)
+            if expected is not None:
+                self._errors.append(now - expected)
+                if len(self._errors) >= _FEWEST_ERRORS:
+                    errors = sorted(self._errors)
+                    self.margin_s = max(0.0, errors[int(_SURE * len(errors))])
 
     def finished(self, request_id: str, now: float) -> None:
         since = self._since.pop(request_id)
         self._unborn.discard(request_id)
+        self._predicted.pop(request_id, None)
         self._sum_since = self._sum_since - since if self._since else 0.0
         self._holds.add(max(0.0, now - since))
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from llmserve.admission import Accepted, Load, Rejected, admit
+from llmserve.admission import Accepted, Load, Rejected, admit, predicted_ttft_s
 from llmserve.core import HoldReason, Request
 from llmserve.knobs import Knobs, weights_of
 from llmserve.ledger import Ledger, footprint
@@ -85,6 +85,7 @@ class Scheduler:
             self._ahead(request, knobs) if knobs.admission_slo != "off" else len(self._waiting),
             self._pace.per_s(now),
             self._pace.first_token_s,
+            self._pace.margin_s,
             terms.rate_limit_rps or knobs.rate_limit_rps,
             terms.rate_limit_tps or knobs.rate_limit_tps,
         )
@@ -126,6 +127,9 @@ class Scheduler:
             self._turn(knobs, now)
             if load.rate_limit_tps is not None:
                 self._charged.add(request.id)
+            seconds = predicted_ttft_s(load, knobs) if load.must_wait(knobs) else None
+            if knobs.admission_slo != "off" and seconds is not None:
+                self._pace.predicted(request.id, now + seconds)
             self._classes[request.priority] += 1
             self._waiting[request.id] = request
             self._offered[request.id] = self._queue_since[request.id] = now
@@ -183,6 +187,7 @@ class Scheduler:
             return False
         request = self._waiting[request_id]
         self._leave_queue(request_id)
+        self._pace.dropped(request_id)
         del self._offered[request_id]
         self._refund(request, footprint(request))
         return True

@@ -82,8 +82,8 @@ class UserPolicy:
 
     def __str__(self) -> str:
         mean = self.seconds / self.picks if self.picks else 0.0
-        slowest = self.slowest_s * 1e3
-        return f"{self.name}: {self.picks} picks, {mean * 1e3:.3f} ms each, slowest {slowest:.1f} ms"
+        times = f"{mean * 1e3:.3f} ms each, slowest {self.slowest_s * 1e3:.1f} ms"
+        return f"{self.name}: {self.picks} picks, {times}"
 
 
 def try_out(function: Choice) -> None:

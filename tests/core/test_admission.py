@@ -130,6 +130,22 @@ def test_what_would_be_late_is_refused_at_the_door_with_why_and_when_to_return()
     assert scheduler.offer(relaxed, knobs, 10) == Accepted()
 
 
+def test_a_prediction_is_raised_by_what_it_lately_fell_short() -> None:
+    scheduler, knobs = busy(ttft_slo_ms=5500)
+    free = knobs.changed({"ttft_slo_ms": 600_000})
+    now = 10.0
+    ran = "now"
+    for n in range(8):  # each waits for one place and is expected 3 s later; it takes 5 s
+        assert scheduler.offer(request(str(n), now), free, now) == Accepted()
+        scheduler.finish(ran, now + 2)
+        assert scheduler.next(free, now + 2) is not None
+        scheduler.started(str(n), now + 5)
+        now, ran = now + 5, str(n)
+    assert scheduler._pace.margin_s > 1
+    verdict = refused(scheduler.offer(request("late", now), knobs, now))
+    assert verdict.reason == "slo"
+
+
 def test_before_anything_was_measured_nothing_is_refused_by_prediction() -> None:
     knobs = Knobs(max_active=1, admission_slo="refuse", ttft_slo_ms=1)
     scheduler = Scheduler(1000)

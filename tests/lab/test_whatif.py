@@ -7,9 +7,11 @@ import itertools
 import pytest
 
 from llmserve.bench.workload import Workload
+from llmserve.core import Request
 from llmserve.engines.costs import StepCost
-from llmserve.knobs import KnobError
+from llmserve.knobs import KnobError, Knobs
 from llmserve.lab.whatif import Run, run_virtual, sweep
+from llmserve.user_policy import Choice, LedgerView, PolicyError
 
 CLASSIC = Workload(concurrency=64, requests=64, prompt_tokens=16, max_tokens=32)
 """64 equal requests arriving together."""
@@ -141,3 +143,34 @@ def test_frames_hold_every_request_step_and_row() -> None:
 def test_a_knob_that_is_none_is_refused_before_anything_runs() -> None:
     with pytest.raises(KnobError, match="max_num_seq"):
         run_virtual(CLASSIC, {"max_num_seq": 3})
+
+
+def test_a_policy_of_ones_own_can_be_tried_on_virtual_time() -> None:
+    def last_come(waiting: tuple[Request, ...], ledger: LedgerView, knobs: Knobs) -> str:
+        return max(waiting, key=lambda each: (each.arrival, each.id)).id
+
+    def order(policy: Choice | None) -> list[str]:
+        run = run_virtual(
+            Workload(rate=100, process="constant", requests=6), {"max_active": 1}, policy=policy
+        )
+        return run.requests().sort_values("ttft_s").index.tolist()
+
+    fifo, own = order(None), order(last_come)
+    assert fifo[1:] != own[1:]
+    with pytest.raises(PolicyError, match="raised TypeError"):
+        run_virtual(Workload(requests=1), policy=lambda waiting: "nobody")  # type: ignore[arg-type, misc]  # that is the point
+
+
+def test_at_twice_the_capacity_slo_admission_keeps_goodput_near_capacity() -> None:
+    house = {"max_num_seqs": 8, "queue_max": 100_000, "ttft_slo_ms": 500, **PATIENT}
+    sizes = {"prompt_tokens": 32, "max_tokens": (8, 64), "seed": 1}
+    capacity = run_virtual(Workload(concurrency=16, requests=120, **sizes), house).report  # type: ignore[arg-type]  # plain fields
+    twice = Workload(rate=2 * capacity.requests_per_s, duration_s=12, **sizes)  # type: ignore[arg-type]  # plain fields
+
+    def goodput(admission: str) -> float:
+        run = run_virtual(twice, {**house, "admission_slo": admission})
+        good = [row for row in run.rows if row.ttft_s is not None and row.ttft_s <= 0.5]
+        return len(good) / run.makespan_s
+
+    assert goodput("off") < 0.2 * capacity.requests_per_s
+    assert goodput("refuse") > 0.8 * capacity.requests_per_s

@@ -15,19 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 from llmserve.bench.driver import Bench, ServiceTarget
 from llmserve.bench.report import Report
-from llmserve.bench.workload import Workload
+from llmserve.bench.workload import Load, Workload
 from llmserve.clock import VirtualClock
 from llmserve.core import StepRecord
 from llmserve.engines.costs import StepCost
 from llmserve.engines.simulator import SimulatorEngine
-from llmserve.events import Event, EventBus, StepRecorded
+from llmserve.events import Event, EventBus, FairnessSampled, StepRecorded
 from llmserve.knobs import KnobBoard, Knobs
 from llmserve.observe.frames import requests_frame, steps_frame, tape_frame
 from llmserve.observe.requests import RequestLog, RequestRow
 from llmserve.service import Service, publish_step
+from llmserve.user_policy import Choice, try_out
 
 if TYPE_CHECKING:
     import pandas as pd
+
+__all__ = ["Run", "StepCost", "Workload", "run_virtual", "sweep"]
 
 _ALL = 10_000_000
 """Rows that the log of one run may keep: all, that is."""
@@ -41,6 +44,8 @@ class Run:
     report: Report
     rows: list[RequestRow]
     records: list[StepRecord]
+    gaps: list[FairnessSampled]
+    """Under fair_share, the difference of service between tenants as it went."""
 
     @property
     def makespan_s(self) -> float:
@@ -80,22 +85,27 @@ class Run:
 
 
 def run_virtual(
-    workload: Workload,
+    workload: Load,
     knobs: Mapping[str, object] | None = None,
     cost: StepCost | None = None,
+    *,
+    policy: Choice | None = None,
     **engine: Any,
 ) -> Run:
     """Run to the end. `engine` takes the simulator's other options: jitter, seed, KV and ceilings.
 
-    Raises KnobError for a bad knob, RuntimeError where the run can make no progress.
+    policy: a function of your own, as `Session.policy` takes it. Raises KnobError for a bad knob,
+    PolicyError for a bad function, RuntimeError where the run can make no progress.
     """
+    if policy is not None:
+        try_out(policy)
     clock = VirtualClock()
     options = asdict(cost or StepCost()) | engine
-    return clock.run(_run(clock, workload, Knobs().changed(knobs or {}), options))
+    return clock.run(_run(clock, workload, Knobs().changed(knobs or {}), policy, options))
 
 
 def sweep(
-    workload: Workload,
+    workload: Load,
     grid: Mapping[str, Sequence[object]],
     cost: StepCost | None = None,
     **engine: Any,
@@ -111,14 +121,21 @@ def sweep(
 
 
 async def _run(
-    clock: VirtualClock, workload: Workload, knobs: Knobs, options: Mapping[str, Any]
+    clock: VirtualClock,
+    workload: Load,
+    knobs: Knobs,
+    policy: Choice | None,
+    options: Mapping[str, Any],
 ) -> Run:
     bus, log = EventBus(), RequestLog(_ALL)
     records: list[StepRecord] = []
+    gaps: list[FairnessSampled] = []
 
     def keep(event: Event) -> None:
-        if isinstance(event, StepRecorded):  # the one event that this fold is about
+        if isinstance(event, StepRecorded):  # the two events that this fold is about
             records.append(event.record)
+        elif isinstance(event, FairnessSampled):
+            gaps.append(event)
 
     bus.attach(log)
     bus.attach(keep)
@@ -127,8 +144,12 @@ async def _run(
     )
     service = Service(engine, KnobBoard(knobs), bus, clock)
     await service.start()
+    if policy is not None:
+        await service.use_policy(policy)
     try:
         report = await Bench(ServiceTarget(service, bus), workload).run()
     finally:
         await service.stop()
-    return Run(service.board.current, report, log.rows(), records)
+    if service.policy_error is not None:
+        raise service.policy_error
+    return Run(service.board.current, report, log.rows(), records, gaps)
