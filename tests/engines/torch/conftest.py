@@ -46,14 +46,21 @@ def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def drive() -> Drive:
     """`drive(folder, kv_blocks=…, **knobs)`: a runner in float32; models are loaded once."""
-    loaded: dict[Path, Any] = {}
+    loaded: dict[tuple[Path, str], Any] = {}
 
     def make(
-        folder: Path, *, kv_blocks: int = 4096, block_size: int = 4, **knobs: object
+        folder: Path,
+        *,
+        kv_blocks: int = 4096,
+        block_size: int = 4,
+        forward: str = "auto",
+        **knobs: object,
     ) -> Driven:
-        if folder not in loaded:
-            loaded[folder] = load(parse({"model": folder, "dtype": "float32", "device": "cpu"}))
-        model = loaded[folder]
+        if (folder, forward) not in loaded:
+            loaded[folder, forward] = load(
+                parse({"model": folder, "dtype": "float32", "device": "cpu", "forward": forward})
+            )
+        model = loaded[folder, forward]
         planner = StepPlanner(
             kv_blocks=kv_blocks, block_size=block_size, max_model_len=model.max_model_len
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,12 @@ def prompts(count: int, longest: int = 60, seed: int = 0) -> list[tuple[int, ...
         tuple(dice.randrange(3, VOCAB) for _ in range(dice.randint(1, longest)))
         for _ in range(count)
     ]
+
+
+@pytest.fixture(params=["compact", "general"])
+def drive(request: pytest.FixtureRequest, drive: Drive) -> Drive:
+    """Both ways to compute the same."""
+    return partial(drive, forward=request.param)
 
 
 @pytest.fixture(params=["llama", "qwen2"])

@@ -92,6 +92,7 @@ def test_an_attention_that_computes_wrongly_is_noticed(
         real(*arguments)
         arguments[-1].mul_(0.9)
 
+    # transformers' code and the compact form share it, so no form of the model is left
     monkeypatch.setattr(attention, "_attend_chunk", forgetful)
     with pytest.raises(UnsupportedModel, match="off"):
         opened(llama)

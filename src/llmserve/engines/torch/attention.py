@@ -169,22 +169,28 @@ def attend(
         step.see(module, query, key, value, extra)
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
     layer: int = module.layer_idx  # type: ignore[assignment]  # every attention module has it
-    by_row = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    queries, keys, values = (fresh[0].transpose(0, 1) for fresh in (query, key, value))
+    return mix(step, layer, queries, keys, values, scaling)[None], None
+
+
+def mix(
+    step: Step, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scaling: float | None
+) -> Tensor:
+    """Store keys and values, and attend; all are `[tokens, heads, dim]`."""
     for write in step.writes:
         rows = slice(write.first, write.last)
-        for cache, new in zip((write.slab.keys, write.slab.values), by_row, strict=True):
-            flat = new[rows].reshape(-1, new.shape[-1])
-            cache[layer].view(-1, new.shape[-1]).index_copy_(0, write.index, flat)
-    queries = query[0].transpose(0, 1)
+        for cache, fresh in ((write.slab.keys, keys), (write.slab.values, values)):
+            flat = fresh[rows].reshape(-1, fresh.shape[-1])
+            cache[layer].view(-1, fresh.shape[-1]).index_copy_(0, write.index, flat)
     if len(step.decodes) == 1 and not step.chunks:
-        return _attend_decodes(step.decodes[0], layer, queries, scaling)[None], None
-    out = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
+        return _attend_decodes(step.decodes[0], layer, queries, scaling)
+    out = queries.new_empty(*queries.shape[:2], values.shape[2])
     for group in step.decodes:
         rows = slice(group.first, group.last)
         out[rows] = _attend_decodes(group, layer, queries[rows], scaling)
     for chunk in step.chunks:
-        _attend_chunk(chunk, layer, (query, key, value), scaling, out)
-    return out[None], None
+        _attend_chunk(chunk, layer, (queries, keys, values), scaling, out)
+    return out
 
 
 def _attend_decodes(
@@ -213,7 +219,7 @@ def _attend_chunk(
     scaling: float | None,
     out: Tensor,
 ) -> None:
-    query, key, value = (t[:, :, chunk.first : chunk.last] for t in fresh)
+    query, key, value = (t[chunk.first : chunk.last].transpose(0, 1)[None] for t in fresh)
     if chunk.mask is not None:
         key = chunk.slab.keys[layer, chunk.slot : chunk.slot + 1, :, : chunk.end]
         value = chunk.slab.values[layer, chunk.slot : chunk.slot + 1, :, : chunk.end]

@@ -1,12 +1,14 @@
 """The model: loaded by transformers' Auto classes, run flat, refused where it would be wrong.
 
-`load` refuses what it can see in the configuration, then probes the layers, then compares a short
-sequence with the model's own attention: a model that this engine does not understand must fail
-here and not answer nonsense.
+`load` refuses what it can see in the configuration, then probes the layers, then compares short
+sequences with the model's own attention: a model that this engine does not understand must fail
+here and not answer nonsense. Faster ways to compute the same are taken where they pass that
+comparison too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +16,14 @@ import torch
 from torch import Tensor
 
 from llmserve.engines.torch import attention
-from llmserve.engines.torch.attention import Part, Probe, UnsupportedModel, layout
+from llmserve.engines.torch.attention import Part, Probe, Step, UnsupportedModel, layout
+from llmserve.engines.torch.compact import Compact, fits
 from llmserve.engines.torch.kv import Geometry, KvStore
+from llmserve.engines.torch.linears import fix_linears
 from llmserve.engines.torch.options import TorchOptions
 
-CHECK_TOKENS = 12
+CHECKS = (12, 9)
+"""Lengths of the sequences that a model must compute right, side by side, to be taken."""
 CHECK_CHUNK = 7
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest relative difference of logits, of two attention kernels in that precision."""
@@ -27,33 +32,74 @@ SMALL_HIDDEN = 512
 PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
+Compute = Callable[[Step, Tensor, Tensor, Tensor], Tensor]
+"""A step, its token ids and their positions, and the rows wanted; logits of these rows."""
+
+
 @dataclass(slots=True)
 class FlatModel:
     """Runs steps of a causal language model."""
 
-    network: Any  # a transformers PreTrainedModel
+    network: Any  # a transformers PreTrainedModel; what computes may have taken its layers
+    compute: Compute
+    path: str
+    """How it computes, in words."""
+    parameters: int
     geometry: Geometry
     max_model_len: int
     vocab_size: int
     eos_ids: frozenset[int]
 
     @torch.inference_mode()
-    def forward(self, step: attention.Step, tokens: list[int], wanted: list[int]) -> Tensor:
+    def forward(self, step: Step, tokens: list[int], wanted: list[int]) -> Tensor:
         """Logits in float32 of the rows `wanted`; `tokens` lie in the order of `step.order`."""
         device = self.geometry.device
         positions = [p for part in step.order for p in range(part.start, part.start + part.tokens)]
-        logits: Tensor = self.network(
-            input_ids=torch.tensor([tokens], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
+        return self.compute(
+            step,
+            torch.tensor(tokens, device=device),
+            torch.tensor(positions, device=device),
+            torch.tensor(wanted, dtype=torch.long, device=device),
+        ).float()
+
+
+class General:
+    """Computes by transformers' modelling code."""
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+
+    def __call__(self, step: Step, ids: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
+        logits: Tensor = self._network(
+            input_ids=ids[None],
+            position_ids=positions[None],
+            logits_to_keep=wanted,
             use_cache=False,
             **{attention.STEP: step},
         ).logits
-        return logits[0].float()
+        return logits[0]
 
 
 def load(options: TorchOptions) -> FlatModel:
     """Raises UnsupportedModel, or what transformers raises for a model it cannot find or read."""
+    ways = {"auto": ("compact", "packed", "plain"), "general": ("packed", "plain")}
+    model, expected = read(options)
+    for way in ways.get(options.forward, (options.forward,)):
+        if way == "plain":
+            return model
+        try:
+            if accelerate(model, way):
+                check_against(model, expected)
+                return model
+        except (AttributeError, RuntimeError, TypeError, UnsupportedModel) as error:
+            if options.forward == way:
+                raise UnsupportedModel(f"its {way} form fails: {error}") from error
+            model, expected = read(options)  # its layers are taken apart
+    raise UnsupportedModel(f"the torch engine has no {options.forward} form of this model")
+
+
+def read(options: TorchOptions) -> tuple[FlatModel, Tensor]:
+    """The model by transformers' code, proven right, and the logits that proved it."""
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
     AttentionInterface.register(attention.NAME, attention.attend)
@@ -69,16 +115,40 @@ def load(options: TorchOptions) -> FlatModel:
     )
     network = network.to(device).eval().requires_grad_(False)
     vocab_size = network.get_input_embeddings().weight.shape[0]
+    parameters = sum(weight.numel() for weight in network.parameters())
     own_attention = config._attn_implementation
     try:
         network.set_attn_implementation(attention.NAME)
         geometry = probe(network, max_model_len)
-        model = FlatModel(network, geometry, max_model_len, vocab_size, eos_ids(network))
-        check_against(model, own_attention)
+        model = FlatModel(
+            network, General(network), "transformers' modelling code", parameters, geometry,
+            max_model_len, vocab_size, eos_ids(network),
+        )
+        network.set_attn_implementation(own_attention)
+        expected = own_logits(model)
+        network.set_attn_implementation(attention.NAME)
+        check_against(model, expected)
     except UnsupportedModel as error:
         kind = type(network).__name__
         raise UnsupportedModel(f"the torch engine cannot run {kind}: {error}") from None
-    return model
+    return model, expected
+
+
+@torch.inference_mode()
+def accelerate(model: FlatModel, way: str) -> bool:
+    """Compute in a faster way from now on; False, and all as it was, where it is not for this
+    model. Whatever it raises, the network may be in pieces."""
+    if way == "compact":
+        if not fits(model.network, model.geometry, model.max_model_len):
+            return False
+        model.compute = Compact(model.network, model.geometry, model.max_model_len)
+        model.path = "compact, fused products"
+        return True
+    if model.geometry.device.type != "cpu":
+        return False
+    fix_linears(model.network)
+    model.path += ", products packed"
+    return True
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -160,21 +230,39 @@ def probe(network: Any, max_model_len: int) -> Geometry:
     return Geometry(count, heads, key_dim, value_dim, network.dtype, network.device)
 
 
+def check_ids(length: int, vocab_size: int) -> list[int]:
+    return [(7 * i + 3 * length) % vocab_size for i in range(length)]
+
+
 @torch.inference_mode()
-def check_against(model: FlatModel, own_attention: str) -> None:
-    """Two chunks and a decode step must give the logits of the model's own forward pass."""
-    ids = [(7 * i + 3) % model.vocab_size for i in range(CHECK_TOKENS)]
+def own_logits(model: FlatModel) -> Tensor:
+    """Of the last token of each checked sequence, by the network alone."""
+    rows = [
+        torch.tensor([check_ids(length, model.vocab_size)], device=model.geometry.device)
+        for length in CHECKS
+    ]
+    return torch.stack(
+        [model.network(input_ids=row, use_cache=False).logits[0, -1].float() for row in rows]
+    )
+
+
+@torch.inference_mode()
+def check_against(model: FlatModel, expected: Tensor) -> None:
+    """Two chunks and a decode step of ragged sequences must give these logits."""
     kv = KvStore(model.geometry)
-    kv.reserve("check", CHECK_TOKENS, 0)
-    for start, end in ((0, CHECK_CHUNK), (CHECK_CHUNK, CHECK_TOKENS - 1), (CHECK_TOKENS - 1, None)):
-        part = Part("check", start, len(ids[start:end]))
-        mine = model.forward(layout([part], kv), ids[start:end], [part.tokens - 1])[0]
-    model.network.set_attn_implementation(own_attention)
-    try:
-        row = torch.tensor([ids], device=model.geometry.device)
-        own = model.network(input_ids=row, use_cache=False).logits[0, -1].float()
-    finally:
-        model.network.set_attn_implementation(attention.NAME)
-    difference = ((mine - own).norm() / own.norm().clamp_min(1e-9)).item()
-    if not difference <= TOLERANCE[model.geometry.dtype]:
-        raise UnsupportedModel(f"its logits come out {difference:.1%} off")
+    ids = {str(length): check_ids(length, model.vocab_size) for length in CHECKS}
+    for owner, its in ids.items():
+        kv.reserve(owner, len(its), 0)
+    for start, end in ((0, CHECK_CHUNK), (CHECK_CHUNK, -1), (-1, None)):
+        parts = [
+            Part(owner, range(len(its))[start], len(its[start:end])) for owner, its in ids.items()
+        ]
+        step = layout(parts, kv)
+        tokens, ends = [], {}
+        for part in step.order:
+            tokens += ids[part.owner][start:end]
+            ends[part.owner] = len(tokens) - 1
+        mine = model.forward(step, tokens, [ends[owner] for owner in ids])
+    difference = ((mine - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-9)).max()
+    if not difference.item() <= TOLERANCE[model.geometry.dtype]:
+        raise UnsupportedModel(f"its logits come out {difference.item():.1%} off")

@@ -19,6 +19,9 @@ class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
     """auto: bfloat16 on CUDA and, for all but small models, on a CPU that multiplies it; else
     float32."""
     device: str = "auto"
+    forward: Literal["auto", "compact", "general", "plain"] = "auto"
+    """auto takes the fastest way that is proven equal at start; compact insists on the fused one,
+    general on transformers' modelling code, plain on that with nothing changed in it."""
     max_model_len: int | None = None
     """None for the model's own."""
     seed: int | None = None

@@ -105,10 +105,10 @@ def model_folder(options: TorchOptions) -> Path:
 
 def describe(model: FlatModel, options: TorchOptions) -> dict[str, str]:
     """Facts for people."""
-    count = sum(weight.numel() for weight in model.network.parameters())
     return {
         "architecture": type(model.network).__name__,
-        "parameters": f"{count / 1e6:,.1f} M",
+        "parameters": f"{model.parameters / 1e6:,.1f} M",
+        "forward": model.path,
         "attention": "sdpa over KV slabs, ragged batch in one row",
         "threads": str(options.thread_count),
         "omp_wait_policy": options.omp_wait_policy,

@@ -1,0 +1,127 @@
+"""The compact form and packed products: taken where they come out right, and only there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from llmserve.engines.torch import compact, linears
+from llmserve.engines.torch.attention import UnsupportedModel
+from llmserve.engines.torch.linears import Packed, Plain, fixed
+from llmserve.engines.torch.model import FlatModel, load
+from llmserve.engines.torch.options import parse
+from support.tiny_models import SHAPE, VOCAB, Drive, generate, reference, save_model
+
+DYNAMIC = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+           "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+
+
+def opened(folder: Path, **options: object) -> FlatModel:
+    return load(parse({"model": folder, "dtype": "float32", "device": "cpu", **options}))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("LlamaConfig", {"attention_bias": True, "mlp_bias": True, "rope_parameters": DYNAMIC}),
+        ("LlamaConfig", {"num_key_value_heads": 4, "head_dim": 24}),
+        ("MistralConfig", {"sliding_window": None}),
+        ("Qwen2Config", {"num_key_value_heads": 1}),
+        ("Qwen3Config", {"head_dim": 16}),
+    ],
+)
+def test_compact_forms_equal_generate(
+    name: str, changes: dict[str, Any], tmp_path: Path, drive: Drive
+) -> None:
+    import transformers
+
+    config = getattr(transformers, name)(**SHAPE | changes)
+    with torch.random.fork_rng():
+        folder = save_model(tmp_path, config)
+    driven = drive(folder, forward="compact", kv_blocks=90, max_num_batched_tokens=40)
+    given = [[3 + (7 * i + j * j) % (VOCAB - 3) for j in range(5 + 30 * i)] for i in range(5)]
+    for i, prompt in enumerate(given):
+        driven.submit(str(i), prompt, max_tokens=16, temperature=0)
+        driven.step()
+    driven.finish()
+    network = reference(folder)
+    for i, prompt in enumerate(given):
+        assert driven.tokens(str(i)) == generate(network, prompt, 16)
+
+
+def test_the_compact_form_is_the_one_taken(llama: Path) -> None:
+    model = opened(llama)
+    assert isinstance(model.compute, compact.Compact)
+    assert model.parameters == sum(weight.numel() for weight in reference(llama).parameters())
+
+
+def test_a_kind_without_compact_form_says_so(tmp_path: Path) -> None:
+    from transformers import GPT2Config
+
+    folder = save_model(tmp_path, GPT2Config(**SHAPE))
+    assert "transformers" in opened(folder).path
+    with pytest.raises(UnsupportedModel, match="no compact form"):
+        opened(folder, forward="compact")
+
+
+def test_a_compact_form_that_comes_out_wrong_is_not_taken(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compact, "silu", torch.nn.functional.gelu)
+    model = opened(llama)
+    assert not isinstance(model.compute, compact.Compact)
+    assert len(model.network.model.layers) == SHAPE["num_hidden_layers"]
+    assert isinstance(model.network.model.layers[0].self_attn.q_proj, linears.FixedLinear)
+    with pytest.raises(UnsupportedModel, match="compact form fails: its logits come out"):
+        opened(llama, forward="compact")
+
+
+def test_a_compact_form_that_cannot_run_is_not_taken(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compact, "rms_norm", None)
+    assert not isinstance(opened(llama).compute, compact.Compact)
+
+
+def test_plain_changes_nothing(llama: Path) -> None:
+    model = opened(llama, forward="plain")
+    assert type(model.network.model.layers[0].self_attn.q_proj) is nn.Linear
+
+
+def product(kind: type[Packed] | type[Plain], bias: bool, dtype: torch.dtype) -> Any:
+    torch.manual_seed(0)
+    weight, shift = torch.randn(48, 40, dtype=dtype), torch.randn(48, dtype=dtype)
+    return kind(weight, shift if bias else None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [0, 1, 3, 8, 70])
+def test_a_packed_product_is_that_of_linear(rows: int, bias: bool, dtype: torch.dtype) -> None:
+    if not torch._C._has_mkldnn:
+        pytest.skip("this torch has no oneDNN")
+    packed, plain = (product(kind, bias, dtype) for kind in (Packed, Plain))
+    x, to = torch.randn(rows, 40).to(dtype), torch.randn(rows, 48).to(dtype)
+    near = linears.TOLERANCE[dtype]
+    torch.testing.assert_close(packed(x), plain(x), rtol=near, atol=near * 10)
+    torch.testing.assert_close(packed.add(x, to), plain.add(x, to), rtol=near, atol=near * 10)
+
+
+def no_such_function(*_: object) -> Tensor:
+    raise AttributeError("no such function in this torch")
+
+
+@pytest.mark.parametrize(
+    "packed", [no_such_function, lambda self, x: linear(x, x.new_ones(48, 40))]
+)
+def test_a_weight_that_packs_wrongly_stays_with_linear(
+    packed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn(48, 40)
+    monkeypatch.setattr(Packed, "__call__", packed)
+    assert isinstance(fixed(weight), Plain)
