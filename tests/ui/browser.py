@@ -132,7 +132,7 @@ class Screen:
 
 
 @contextmanager
-def screen(desk: Desk, width: int = 1280, height: int = 700) -> Iterator[Screen]:
+def screen(desk: Desk, width: int = 1280, height: int = 1300) -> Iterator[Screen]:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:

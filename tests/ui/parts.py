@@ -26,6 +26,7 @@ from llmserve.observe.stats import LiveStats
 from llmserve.observe.why import WhyFold
 from llmserve.ui.charts import Charts
 from llmserve.ui.controls import Controls
+from llmserve.ui.flow import Flow
 from llmserve.ui.recorder import Recorder
 
 GIB = 2**30
@@ -64,6 +65,8 @@ class Parts:
         self.telemetry = Folds(LiveStats(), WhyFold())
         self.bus.attach(self.telemetry.stats)
         self.bus.attach(self.telemetry.why)
+        self.flow = Flow()
+        self.bus.attach(self.flow)
         self.closed = False
         self.step = 0
         self.steps = 0

@@ -11,7 +11,10 @@ from ui.browser import Screen, screen
 from ui.parts import Desk
 
 pytestmark = pytest.mark.browser
-PANELS = ("ttft", "itl", "throughput", "requests", "memory")
+PANELS = (
+    "ttft", "itl", "e2e", "throughput", "goodput", "requests", "waiting", "batch", "step", "kv",
+    "memory", "device",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -27,10 +30,11 @@ def play(shown: Screen, rows: int) -> None:
         shown.update()
 
 
-def test_five_panels_are_drawn_and_move_with_every_update(shown: Screen) -> None:
+def test_every_panel_is_drawn_and_moves_with_every_update(shown: Screen) -> None:
     shown.desk.parts.sample_host(1.0)
     play(shown, 5)
     assert shown.data("points") == 6
+    assert shown.page.locator(".panel").count() == len(PANELS)
     for panel in PANELS:
         lines = shown.page.locator(f"[data-llmserve=panel-{panel}] .scatterlayer .js-line")
         lines.first.wait_for(state="attached")
@@ -149,3 +153,81 @@ def test_a_long_recording_is_drawn_by_at_most_a_few_hundred_points(shown: Screen
         "() => document.querySelector('[data-llmserve=panel-throughput]').data[0].x.length"
     )
     assert 100 < count <= 400
+
+
+def axis(shown: Screen, panel: str = "ttft") -> list[float]:
+    ends: list[float] = shown.page.evaluate(
+        "id => document.querySelector(`[data-llmserve=panel-${id}]`).layout.xaxis.range", panel
+    )
+    return ends
+
+
+def test_a_paused_page_stands_still_and_loses_nothing(shown: Screen) -> None:
+    desk = shown.desk
+    for _ in range(60):
+        desk.parts.play(0.2, ttft_s=0.1)
+        desk.recorder.sample()
+    play(shown, 2)
+    shown.page.wait_for_function(
+        "() => document.querySelector('[data-llmserve=panel-ttft]').layout?.xaxis.range[1] > 12"
+    )
+    shown.page.wait_for_timeout(500)
+    shown.page.locator("[data-llmserve=pause]").click()
+    before, points = axis(shown), shown.data("points")
+    play(shown, 10)
+    shown.page.wait_for_timeout(500)
+    assert axis(shown) == before
+    assert shown.data("points") == points + 10
+    shown.page.locator("[data-llmserve=pause]").click()
+    shown.page.wait_for_function(
+        "e => document.querySelector('[data-llmserve=panel-ttft]').layout.xaxis.range[1] > e",
+        arg=before[1],
+    )
+
+
+def test_one_cursor_stands_at_the_same_time_on_every_panel(shown: Screen) -> None:
+    play(shown, 5)
+    box = shown.page.locator("[data-llmserve=panel-itl]").bounding_box()
+    assert box is not None
+    shown.page.mouse.move(box["x"] + 150, box["y"] + 100)
+    cursors = shown.page.locator("[data-llmserve=cursor]:visible")
+    assert cursors.count() == len(PANELS)
+    places = {cursors.nth(i).evaluate("e => e.style.left + e.dataset.time") for i in range(5)}
+    assert len(places) == 1
+
+
+def test_dragging_over_a_panel_zooms_all_of_them_and_a_button_undoes_it(shown: Screen) -> None:
+    for _ in range(100):
+        shown.desk.parts.play(0.2, ttft_s=0.1)
+        shown.desk.recorder.sample()
+    play(shown, 1)
+    shown.page.wait_for_timeout(500)
+    box = shown.page.locator("[data-llmserve=panel-itl]").bounding_box()
+    assert box is not None
+    shown.page.mouse.move(box["x"] + 150, box["y"] + 100)
+    shown.page.mouse.down()
+    shown.page.mouse.move(box["x"] + 250, box["y"] + 100, steps=4)
+    shown.page.mouse.up()
+    shown.page.wait_for_function(
+        "() => document.querySelector('[data-llmserve=panel-kv]').layout.xaxis.range[0] > 3"
+    )
+    assert axis(shown, "memory") == axis(shown, "ttft")
+    shown.page.locator("[data-llmserve=unzoom]").click()
+    shown.page.wait_for_function(
+        "() => document.querySelector('[data-llmserve=panel-kv]').layout.xaxis.range[0] === 0"
+    )
+
+
+def test_a_line_that_was_switched_off_in_the_legend_stays_off(shown: Screen) -> None:
+    play(shown, 5)
+    toggle = shown.page.locator("[data-llmserve=panel-ttft] .legendtoggle").first
+    toggle.wait_for(state="attached")
+    toggle.click(force=True)
+    hidden = (
+        "() => document.querySelector('[data-llmserve=panel-ttft]')"
+        "._fullData[0].visible === 'legendonly'"
+    )
+    shown.page.wait_for_function(hidden)
+    play(shown, 3)
+    shown.page.wait_for_timeout(400)
+    assert shown.page.evaluate(hidden)

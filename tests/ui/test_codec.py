@@ -32,8 +32,8 @@ def test_bytes_that_are_no_frame_are_refused(data: bytes) -> None:
         decode(data)
 
 
-def test_an_update_of_one_row_of_all_columns_takes_less_than_a_hundred_bytes() -> None:
+def test_an_update_of_one_row_of_all_columns_takes_less_than_two_hundred_bytes() -> None:
     from llmserve.ui.panels import COLUMNS
 
     row = Frame(1, np.zeros(1), np.zeros((1, len(COLUMNS)), np.float32))
-    assert len(encode(row)) < 100
+    assert len(encode(row)) < 200

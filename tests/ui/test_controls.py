@@ -4,10 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import ipywidgets
+import msgspec
 import pytest
 
-from llmserve.knobs import SPECS, Applied, Clamp
-from llmserve.ui.controls import ECHO_S, Controls, pin_comm
+from llmserve.knobs import SPECS, Applied, Clamp, Knobs
+from llmserve.ui.controls import ECHO_S, Controls
+from llmserve.ui.look import pin_comm
+from llmserve.ui.presets import PRESETS, defaults, preset
 from ui.parts import INFO, Parts
 
 
@@ -182,3 +185,82 @@ def test_the_controls_take_little_room_in_a_saved_notebook(controls: Controls) -
 
     before = len(json.dumps(ipywidgets.Widget.get_manager_state(widgets=[controls.box])))
     assert before < 120_000
+
+
+def press(controls: Controls, name: str) -> None:
+    found = [
+        widget for widget in controls._toolbar.widgets if f"llmserve-{name}" in widget._dom_classes
+    ]
+    found[0].click()
+
+
+def test_a_preset_sets_its_knobs_and_only_those_that_the_engine_has(
+    parts: Parts, controls: Controls
+) -> None:
+    press(controls, "preset-latency")
+    assert parts.board.current.max_num_seqs == 8
+    assert parts.board.current.max_num_batched_tokens == 512
+    assert "long_prefill_token_threshold" not in parts.set_calls[0]
+    assert controls.status.startswith("latency: max_num_seqs: 32 → 8")
+    assert controls.take_changed()  # the page is told, and sets the controls
+
+
+def test_no_preset_asks_for_more_than_the_ceilings(parts: Parts) -> None:
+    info = msgspec.structs.replace(INFO, ceilings={"max_num_seqs": 16})
+    assert preset("throughput", info)["max_num_seqs"] == 16
+    assert defaults(info)["max_num_seqs"] == 16
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_made_of_knobs_within_their_bounds(name: str) -> None:
+    Knobs().changed(PRESETS[name])
+
+
+def test_defaults_set_every_knob_back(parts: Parts, controls: Controls) -> None:
+    parts.change({"policy": "priority", "queue_max": 7, "max_active": 3}, "code")
+    press(controls, "defaults")
+    assert parts.board.current == Knobs()
+
+
+def test_undo_takes_changes_back_one_by_one_whoever_made_them(
+    parts: Parts, controls: Controls
+) -> None:
+    parts.change({"max_num_seqs": 8, "policy": "priority"}, "http")
+    controls.by_name["max_num_seqs"].main.value = 4
+    press(controls, "undo")
+    assert parts.board.current.max_num_seqs == 8
+    press(controls, "undo")
+    assert parts.board.current == Knobs()
+    press(controls, "undo")
+    assert controls.status == "undo: nothing to undo"
+
+
+def test_a_and_b_take_turns(parts: Parts, controls: Controls) -> None:
+    for seqs, words in ((128, "B, throughput"), (32, "A, balanced"), (128, "B, throughput")):
+        press(controls, "ab")
+        assert parts.board.current.max_num_seqs == seqs
+        assert controls.status.startswith(words)
+
+
+def test_a_button_of_an_ended_session_is_answered_in_words(parts: Parts) -> None:
+    def failing(**changes: object) -> Any:
+        raise RuntimeError("the session has ended")
+
+    controls = Controls(parts.board, INFO, parts.clock, failing)
+    press(controls, "preset-latency")
+    assert controls.status == "latency: nothing changed: the session has ended"
+
+
+def test_only_one_layer_of_knobs_is_unfolded_at_a_time(controls: Controls) -> None:
+    accordion = controls._accordion
+    assert accordion.selected_index == 0
+    assert accordion.titles[0].startswith("Engine")
+    sizes = [len(group.children) for group in accordion.children]
+    assert sum(sizes) == len(SPECS)
+    assert max(sizes) <= 12
+
+
+def test_closed_controls_watch_the_knobs_no_more(parts: Parts, controls: Controls) -> None:
+    before = len(parts.board._watchers)
+    controls.close()
+    assert len(parts.board._watchers) == before - 1

@@ -3,12 +3,14 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import msgspec
 import numpy as np
 import pytest
 
-from llmserve.events import DeviceSampled
+from llmserve.events import DeviceSampled, Dispatched, Rejection, Submitted
 from llmserve.figures import nice_ceiling
-from llmserve.ui.panels import COLUMNS, panels, row
+from llmserve.ui.flow import REASONS, Flow
+from llmserve.ui.panels import COLUMNS, Panel, panels, row
 from llmserve.ui.picture import to_png
 from ui.parts import GIB, Parts
 
@@ -22,7 +24,12 @@ def device(kind: Literal["gpu", "host"], used: int, own: int | None) -> DeviceSa
 
 def figures(parts: Parts) -> dict[str, float]:
     snapshot = parts.telemetry.stats.snapshot(parts.clock.now(), 5.0)
-    return dict(zip(COLUMNS, row(snapshot), strict=True))
+    flow = parts.flow.figures(parts.clock.now(), 5.0, slo_s=0.2)
+    return dict(zip(COLUMNS, row(snapshot, flow), strict=True))
+
+
+def shown(*devices: DeviceSampled, flow: Flow | None = None) -> dict[str, Panel]:
+    return {panel.id: panel for panel in panels(devices, flow or Flow())}
 
 
 def test_a_row_holds_the_figures_of_the_last_seconds_in_the_units_of_the_panels() -> None:
@@ -45,15 +52,73 @@ def test_what_was_not_measured_is_missing_and_never_zero() -> None:
 
 def test_host_memory_is_labelled_as_such_and_gpus_take_its_place() -> None:
     host = device("host", 9, 1)
-    *_, memory = panels((host,))
+    memory = shown(host)["memory"]
     assert (memory.title, memory.total) == ("Host memory, no GPU", 80)
-    *_, memory = panels((host, device("gpu", 40, 30), device("gpu", 41, 30)))
+    memory = shown(host, device("gpu", 40, 30), device("gpu", 41, 30))["memory"]
     assert (memory.title, memory.total) == ("GPU memory", 160)
 
 
+def test_power_and_temperature_are_panels_only_where_the_platform_tells_them() -> None:
+    assert shown(device("host", 9, 1)).keys().isdisjoint({"power", "temperature"})
+    gpu = msgspec.structs.replace(device("gpu", 9, 1), power_w=300.0, temperature_c=55.0)
+    assert {"power", "temperature", "device"} <= shown(gpu).keys()
+    assert shown(device("host", 9, 1))["device"].title == "Host CPU, no GPU"
+    assert "device" not in shown()
+
+
 def test_every_line_of_every_panel_has_a_column() -> None:
-    drawn = [line.column for panel in panels(()) for line in panel.lines]
-    assert sorted(drawn) == sorted(COLUMNS)
+    flow = Flow()
+    for i in range(9):
+        event = Submitted(
+            t=0, request_id=f"r{i}", tenant=f"t{i}", priority=i, prompt_tokens=1, max_tokens=1
+        )
+        flow(event)
+    for reason in REASONS:
+        flow(Rejection(t=0, request_id=reason, tenant="t0", priority=0, reason=reason))
+    flow.speculates = True
+    drawn = {line.column for panel in shown(flow=flow).values() for line in panel.lines}
+    assert drawn <= set(COLUMNS)
+    assert {f"refused_{reason}" for reason in REASONS} <= drawn
+
+
+def test_goodput_counts_only_what_met_the_objective() -> None:
+    parts = Parts()
+    parts.play(1.0, ttft_s=0.1)
+    parts.play(1.0, ttft_s=0.3)
+    told = figures(parts)
+    assert told["finished"] == pytest.approx(2 / 5)
+    assert told["goodput"] == pytest.approx(1 / 5)
+
+
+def test_who_waits_is_told_by_tenant_where_there_are_two_else_by_class() -> None:
+    flow = Flow()
+
+    def submit(id: str, tenant: str, level: int) -> None:
+        flow(
+            Submitted(
+                t=0, request_id=id, tenant=tenant, priority=level, prompt_tokens=1, max_tokens=1
+            )
+        )
+
+    submit("a", "gold", 0)
+    assert [line.label for line in shown(flow=flow)["waiting"].lines] == ["all"]
+    submit("b", "gold", 3)
+    assert shown(flow=flow)["waiting"].title == "Waiting by class"
+    submit("c", "free", 3)
+    assert [line.label for line in shown(flow=flow)["waiting"].lines] == ["all", "gold", "free"]
+    told = flow.figures(1.0, 5.0, 1.0)
+    assert (told["waiting_t0"], told["waiting_t1"], told["waiting_c1"]) == (2, 1, 2)
+    flow(Dispatched(t=1, request_id="a"))
+    assert flow.figures(1.0, 5.0, 1.0)["waiting_t0"] == 1
+
+
+def test_refusals_are_a_panel_once_there_are_some_by_their_reason() -> None:
+    flow = Flow()
+    assert "refused" not in shown(flow=flow)
+    flow(Rejection(t=1, request_id="a", tenant="t", priority=0, reason="rate_limit"))
+    assert [line.label for line in shown(flow=flow)["refused"].lines] == ["rate_limit"]
+    assert flow.figures(2.0, 5.0, 1.0)["refused_rate_limit"] == pytest.approx(0.2)
+    assert flow.figures(9.0, 5.0, 1.0)["refused_rate_limit"] == 0
 
 
 def test_the_picture_is_a_png_with_the_lines_in_their_colours() -> None:
@@ -64,7 +129,7 @@ def test_the_picture_is_a_png_with_the_lines_in_their_colours() -> None:
     times = np.arange(100.0)
     values = np.tile(np.arange(100, dtype=np.float32)[:, None], len(COLUMNS))
     values[40:60] = np.nan
-    drawn = to_png(panels(()), times, values, [30.0, 1e9])
+    drawn = to_png(panels((), Flow()), times, values, [30.0, 1e9])
     image = Image.open(io.BytesIO(drawn)).convert("RGB")
     assert image.size == (2400, 880)
     colours = {colour for _, colour in image.getcolors(1 << 20) or ()}
@@ -73,7 +138,7 @@ def test_the_picture_is_a_png_with_the_lines_in_their_colours() -> None:
 
 
 def test_the_picture_of_an_empty_session_can_be_drawn() -> None:
-    empty = to_png(panels(()), np.empty(0), np.empty((0, len(COLUMNS)), np.float32), [])
+    empty = to_png(panels((), Flow()), np.empty(0), np.empty((0, len(COLUMNS)), np.float32), [])
     assert empty.startswith(b"\x89PNG")
 
 

@@ -1,7 +1,8 @@
 // Draws the panels, never more often than the page can bear.
 
 import Plotly from "plotly.js-basic-dist-min";
-import { ceiling, layout, markTrace, PANEL_HEIGHT, traces, type View } from "./layout.ts";
+import { Cursor } from "./cursor.ts";
+import { ceiling, layout, markTrace, PANEL_HEIGHT, range, traces, type View } from "./layout.ts";
 import type { Mark, Panel } from "./messages.ts";
 import type { Page } from "./page.ts";
 import { picture, type Figure } from "./picture.ts";
@@ -28,8 +29,38 @@ export class Charts {
   #notBefore = 0;
   #drawn = "";
 
+  #paused: number | undefined;
+  #zoom: [number, number] | undefined;
+
   constructor(page: Page) {
     this.#page = page;
+    new Cursor(page.grid, () => this.#scale(), (zoom) => this.zoom(zoom));
+  }
+
+  /** Stand still at the newest figure, or go on; figures are taken in meanwhile. */
+  pause(paused: boolean): void {
+    this.#paused = paused ? this.#content?.rows.last : undefined;
+    this.#again();
+  }
+
+  zoom(zoom: [number, number] | undefined): void {
+    this.#zoom = zoom;
+    this.#page.setZoom(zoom);
+    this.#again();
+  }
+
+  #again(): void {
+    this.#drawn = "";
+    this.refresh();
+  }
+
+  #scale(): { range: [number, number]; width: number } | undefined {
+    if (!this.#content) return undefined;
+    return { range: range(this.#window()), width: this.#page.panelWidth };
+  }
+
+  #window(): Pick<View, "now" | "window" | "zoom"> {
+    return { now: this.#paused ?? this.#content?.rows.last ?? 0, window: this.#page.window, zoom: this.#zoom };
   }
 
   /** Have this drawn soon; many calls make one drawing. */
@@ -54,7 +85,8 @@ export class Charts {
 
   async picture(): Promise<ArrayBuffer> {
     if (!this.#content) throw new Error("there is nothing to draw yet");
-    const figures = this.#figures(this.#content, PRINT, PICTURE_WIDTH);
+    const brief = this.#content.panels.filter((panel) => panel.brief);
+    const figures = this.#figures(this.#content, brief, PRINT, PICTURE_WIDTH);
     return picture(figures, PICTURE_WIDTH, PANEL_HEIGHT);
   }
 
@@ -75,8 +107,9 @@ export class Charts {
     const width = this.#page.panelWidth;
     if (!this.#content || width === 0) return;
     const started = performance.now();
-    const figures = this.#figures(this.#content, readTheme(this.#page.probe), width);
-    this.#content.panels.forEach((panel, i) => {
+    const seen = this.#content.panels.filter((panel) => this.#inSight(panel.id));
+    const figures = this.#figures(this.#content, seen, readTheme(this.#page.probe), width);
+    seen.forEach((panel, i) => {
       const { data, layout } = figures[i]!;
       void Plotly.react(this.#page.panels.get(panel.id)!, data, layout, CONFIG);
     });
@@ -85,11 +118,17 @@ export class Charts {
     this.#notBefore = performance.now() + took * (1 / DUTY - 1);
   }
 
-  #figures(content: Content, theme: Theme, width: number): Figure[] {
-    const now = content.rows.last;
-    return content.panels.map((panel) => {
-      const view: View = { panel, theme, width, window: this.#page.window, now, marks: content.marks };
-      const span = content.rows.since(Math.max(0, now - view.window));
+  /** What is scrolled away is drawn once it comes into sight. */
+  #inSight(id: string): boolean {
+    const box = this.#page.panels.get(id)!.getBoundingClientRect();
+    return box.bottom > -PANEL_HEIGHT && box.top < window.innerHeight + PANEL_HEIGHT;
+  }
+
+  #figures(content: Content, panels: Panel[], theme: Theme, width: number): Figure[] {
+    return panels.map((panel) => {
+      const view: View = { panel, theme, width, ...this.#window(), marks: content.marks };
+      const [start, end] = range(view);
+      const span = content.rows.between(start, end);
       const top = ceiling(span, panel, content.columns);
       return {
         data: [...traces(view, span, content.columns), markTrace(view, top)],
@@ -100,6 +139,7 @@ export class Charts {
 
   #look(): string {
     const theme = readTheme(this.#page.probe);
-    return [this.#page.panelWidth, this.#page.window, theme.paper, theme.text].join();
+    const place = Math.round(this.#page.root.getBoundingClientRect().top / PANEL_HEIGHT);
+    return [this.#page.panelWidth, this.#page.window, theme.paper, theme.text, place].join();
   }
 }

@@ -41,6 +41,11 @@ class Dashboard {
     this.#tapeView = new TapeView(this.#tape, this.#page.probe, select);
     this.#requests = new Requests(this.#tape, select);
     this.#page.place([this.#why.el], [this.#tapeView.el, this.#requests.el]);
+    this.#page.onPause = (paused) => {
+      this.#charts.pause(paused);
+      this.#tapeView.pause(paused);
+    };
+    this.#page.onZoomReset = () => this.#charts.zoom(undefined);
     this.#resized = new ResizeObserver(() => this.#refresh());
     this.#resized.observe(this.#page.root);
     model.on("msg:custom", this.#heard);

@@ -19,6 +19,8 @@ export interface View {
   window: number;
   now: number;
   marks: Mark[];
+  /** A span of time chosen on the page, instead of the newest `window` seconds. */
+  zoom?: [number, number] | undefined;
 }
 
 export function traces(view: View, span: Span, columns: string[]): Data[] {
@@ -72,7 +74,7 @@ export function layout(view: View, top: number): Layout {
   return {
     width: view.width,
     height: PANEL_HEIGHT,
-    margin: { l: 56, r: 14, t: 46, b: 38 },
+    margin: MARGIN,
     paper_bgcolor: theme.paper,
     plot_bgcolor: theme.paper,
     font: { color: theme.text, family: "system-ui, sans-serif", size: 11 },
@@ -87,6 +89,7 @@ export function layout(view: View, top: number): Layout {
       font: { size: 10 }, bgcolor: "rgba(0,0,0,0)",
     },
     hovermode: "closest",
+    uirevision: "kept", // lines that were switched off in the legend stay off
     xaxis: {
       ...axis,
       range: range(view),
@@ -101,7 +104,10 @@ export function layout(view: View, top: number): Layout {
   };
 }
 
-export function range(view: View): [number, number] {
+export const MARGIN = { l: 56, r: 14, t: 46, b: 38 };
+
+export function range(view: Pick<View, "now" | "window" | "zoom">): [number, number] {
+  if (view.zoom) return view.zoom;
   const end = Math.max(view.now, YOUNG_S);
   return [Math.max(0, end - view.window), end];
 }
@@ -114,7 +120,7 @@ export function ceiling(span: Span, panel: Panel, columns: string[]): number {
       if (value > high) high = value;
     }
   }
-  if (panel.total !== null && high > 0.5 * panel.total) return panel.total;
+  if (panel.total !== null && high > 0.5 * panel.total) return Math.max(panel.total, high);
   if (panel.unit === "requests") return Math.max(4, Math.ceil(high * 1.1));
   return high > 0 ? high * 1.1 : 1;
 }

@@ -14,6 +14,7 @@ export interface Panel {
   lines: Line[];
   step: boolean;
   total: number | null;
+  brief: boolean;
 }
 
 export interface Mark {

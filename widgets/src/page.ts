@@ -1,7 +1,7 @@
 // The elements on the page. `data-llmserve` names them and `data-*` tells their state, for tests.
 
 import type { About, Panel } from "./messages.ts";
-import { element } from "./dom.ts";
+import { button, element } from "./dom.ts";
 import { PANEL_HEIGHT } from "./layout.ts";
 
 export type State = "waiting" | "live" | "silent" | "ended";
@@ -32,7 +32,7 @@ const CSS = `
 .llmserve-dash .grid { display: grid; grid-template-columns: minmax(0, 1fr); gap: 4px; }
 @container (min-width: 540px) { .llmserve-dash .grid { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 @container (min-width: 820px) { .llmserve-dash .grid { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
-@container (min-width: 1500px) { .llmserve-dash .grid { grid-template-columns: repeat(5, minmax(0, 1fr)); } }
+@container (min-width: 1400px) { .llmserve-dash .grid { grid-template-columns: repeat(4, minmax(0, 1fr)); } }
 .llmserve-dash h3 { font-size: 13px; font-weight: 600; margin: 0; }
 .llmserve-dash section { margin: 8px; position: relative; min-width: 0; }
 .llmserve-dash .section-head { display: flex; flex-wrap: wrap; align-items: center; gap: 2px 12px; margin-bottom: 2px; }
@@ -55,13 +55,20 @@ const CSS = `
 .llmserve-dash th { position: sticky; top: 0; text-align: left; font-weight: 600; background: var(--jp-layout-color1, #f5f5f5); color: inherit; padding: 2px 8px; }
 .llmserve-dash td { text-align: left; padding: 1px 8px; white-space: nowrap; color: inherit; background: transparent; }
 .llmserve-dash tbody tr { cursor: pointer; background: transparent; }
-.llmserve-dash tbody tr.selected { background: var(--jp-layout-color2, #dfe9f5); }
+.llmserve-dash tbody tr.selected { background: rgba(22, 104, 179, .28); }
 .llmserve-dash .waterfall { margin-top: 6px; min-height: 84px; }
 .llmserve-dash .fall-bar { position: relative; height: 18px; margin-top: 4px; background: var(--jp-layout-color1, #f5f5f5); overflow: hidden; }
 .llmserve-dash .fall-bar span { position: absolute; top: 0; height: 18px; min-width: 1px; }
 .llmserve-dash .fall-bar span.thin { top: 5px; height: 8px; }
 .llmserve-dash .fall-ends { display: flex; justify-content: space-between; font-size: 11px; }
-.llmserve-dash .panel { min-width: 0; height: ${PANEL_HEIGHT}px; overflow: hidden; }
+.llmserve-dash button { font: inherit; color: inherit; background: transparent; border: 1px solid var(--jp-border-color1, #bdbdbd); border-radius: 3px; padding: 0 10px; cursor: pointer; }
+.llmserve-dash button:hover { background: var(--jp-layout-color2, #eee); }
+.llmserve-dash button[aria-pressed="true"] { background: #1668b3; color: #fff; }
+.llmserve-dash :focus-visible { outline: 2px solid #1668b3; outline-offset: 1px; }
+.llmserve-dash .cursor { position: absolute; top: 46px; bottom: 38px; background: rgba(128,128,128,.35); border-left: 1px solid var(--jp-ui-font-color2, #616161); pointer-events: none; box-sizing: border-box; }
+.llmserve-dash .cursor::after { content: attr(data-time); position: absolute; right: 0; bottom: -16px; transform: translateX(50%); font-size: 10px; white-space: nowrap; background: var(--jp-layout-color0, #fff); }
+.llmserve-dash .cursor[hidden] { display: none; }
+.llmserve-dash .panel { position: relative; user-select: none; min-width: 0; height: ${PANEL_HEIGHT}px; overflow: hidden; }
 `;
 
 export class Page {
@@ -71,7 +78,11 @@ export class Page {
   readonly #state = element("span", "", "state");
   readonly #status = element("div", "status faint", "status");
   readonly #hint = element("div", "hint", "empty");
-  readonly #grid = element("div", "grid");
+  readonly grid = element("div", "grid");
+  readonly #pause = button("Pause", "pause", "stand still; figures are taken in meanwhile", () => this.#togglePause());
+  readonly #unzoom = button("Whole time", "unzoom", "show the newest figures again (or double-click a panel)", () => this.onZoomReset());
+  onPause: (paused: boolean) => void = () => {};
+  onZoomReset: () => void = () => {};
   readonly #windows = document.createElement("select");
   readonly probe = element("span", "");
   readonly panels = new Map<string, HTMLElement>();
@@ -87,18 +98,19 @@ export class Page {
     const head = element("div", "head");
     const state = element("span", "");
     state.append(element("span", "dot"), this.#state);
-    head.append(this.#name, this.#place, state, this.#windows, this.#status);
+    this.#unzoom.hidden = true;
+    head.append(this.#name, this.#place, state, this.#windows, this.#pause, this.#unzoom, this.#status);
     this.#hint.hidden = true;
     this.probe.hidden = true;
-    this.root.append(style, head, this.#hint, this.#grid, this.probe);
+    this.root.append(style, head, this.#hint, this.grid, this.probe);
     this.setState("waiting");
     el.append(this.root);
   }
 
   /** Put sections around the charts. */
   place(above: HTMLElement[], below: HTMLElement[]): void {
-    this.#grid.before(...above);
-    this.#grid.after(...below);
+    this.grid.before(...above);
+    this.grid.after(...below);
   }
 
   get window(): number {
@@ -125,11 +137,13 @@ export class Page {
   }
 
   setPanels(panels: Panel[]): void {
-    for (const panel of panels) {
-      if (this.panels.has(panel.id)) continue;
-      const el = element("div", "panel", `panel-${panel.id}`);
-      this.#grid.append(el);
-      this.panels.set(panel.id, el);
+    for (const [i, panel] of panels.entries()) {
+      let el = this.panels.get(panel.id);
+      if (!el) {
+        el = element("div", "panel", `panel-${panel.id}`);
+        this.panels.set(panel.id, el);
+      }
+      if (this.grid.children[i] !== el) this.grid.insertBefore(el, this.grid.children[i] ?? null);
     }
   }
 
@@ -144,6 +158,19 @@ export class Page {
 
   setEmpty(empty: boolean): void {
     this.#hint.hidden = !empty;
+  }
+
+  setZoom(zoom: [number, number] | undefined): void {
+    this.#unzoom.hidden = !zoom;
+    this.root.dataset["zoom"] = zoom ? zoom.map((t) => t.toFixed(1)).join("-") : "";
+  }
+
+  #togglePause(): void {
+    const paused = this.root.dataset["paused"] !== "true";
+    this.root.dataset["paused"] = String(paused);
+    this.#pause.textContent = paused ? "Go on" : "Pause";
+    this.#pause.setAttribute("aria-pressed", String(paused));
+    this.onPause(paused);
   }
 
   setCounts(points: number, marks: number, seq: number): void {

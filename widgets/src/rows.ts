@@ -44,16 +44,27 @@ export class Rows {
 
   /** The kept rows not older than `from`; views that the next append may change. */
   since(from: number): Span {
+    return this.between(from, Infinity);
+  }
+
+  /** The kept rows from `from` to `to`, both included. */
+  between(from: number, to: number): Span {
+    const low = this.#firstAfter((t) => t >= from);
+    const high = this.#firstAfter((t) => t > to);
+    return {
+      times: this.#times.subarray(low, high),
+      columns: this.#columns.map((column) => column.subarray(low, high)),
+    };
+  }
+
+  #firstAfter(passed: (t: number) => boolean): number {
     let low = this.#end - this.length;
     let high = this.#end;
     while (low < high) {
       const middle = (low + high) >> 1;
-      if (this.#times[middle]! < from) low = middle + 1;
-      else high = middle;
+      if (passed(this.#times[middle]!)) high = middle;
+      else low = middle + 1;
     }
-    return {
-      times: this.#times.subarray(low, this.#end),
-      columns: this.#columns.map((column) => column.subarray(low, this.#end)),
-    };
+    return low;
   }
 }

@@ -63,6 +63,11 @@ export class TapeView {
     this.#reveal();
   }
 
+  pause(paused: boolean): void {
+    this.viewport.live = !paused;
+    this.draw();
+  }
+
   /** Have it drawn with the next frame; many calls make one drawing. */
   draw(): void {
     if (this.#frame) return;
@@ -154,6 +159,10 @@ export class TapeView {
       context.fillRect(0, y, width, height);
     }
     if (height >= NAMED_ROW || selected) {
+      if (height < NAMED_ROW) {
+        context.fillStyle = theme.paper;
+        context.fillRect(0, y + height / 2 - 7, GUTTER - 4, 14);
+      }
       context.fillStyle = theme.text;
       context.fillText(short(row.id), 8, y + height / 2, GUTTER - 14);
     }

@@ -9,8 +9,8 @@ export interface Theme {
   inks: string[];
 }
 
-const LIGHT_INKS = ["#1668b3", "#d16a00"];
-const DARK_INKS = ["#5eb1ff", "#ffab4a"];
+const LIGHT_INKS = ["#1668b3", "#d16a00", "#2e8b3d", "#8a4fbf", "#c2375d", "#00798c", "#8a6d3b"];
+const DARK_INKS = ["#5eb1ff", "#ffab4a", "#6fd17c", "#c79bf2", "#ff7d9c", "#4fc3d0", "#d3b47c"];
 
 const VARIABLES = {
   paper: "var(--jp-layout-color0, #ffffff)",

@@ -11,6 +11,7 @@ const panel: Panel = {
   lines: [{ column: "p50", label: "p50" }, { column: "p95", label: "p95" }],
   step: false,
   total: null,
+  brief: true,
 };
 const mark: Mark = {
   id: 1,
@@ -77,4 +78,9 @@ test("a young chart shows ten seconds, an old one its window", () => {
 test("dark and light papers are told apart", () => {
   assert.equal(isDark("rgb(17, 17, 17)"), true);
   assert.equal(isDark("rgba(255, 255, 255, 1)"), false);
+});
+
+test("a span chosen on the page takes the window's place", () => {
+  assert.deepEqual(range({ ...view, zoom: [12, 20] }), [12, 20]);
+  assert.deepEqual(layout({ ...view, zoom: [12, 20] }, 10)["shapes"], []);
 });

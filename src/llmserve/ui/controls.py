@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ipywidgets
-from ipywidgets.widgets.widget_bool import CheckboxStyle
-from ipywidgets.widgets.widget_description import DescriptionStyle
-from ipywidgets.widgets.widget_string import LabelStyle, TextStyle
 
 from llmserve.clock import Clock
 from llmserve.engines import EngineInfo
 from llmserve.knobs import SPECS, Applied, KnobBoard, KnobValue, Layer, Spec
+from llmserve.ui.look import Look, pin_comm
+from llmserve.ui.presets import History
+from llmserve.ui.toolbar import Toolbar
 
 log = logging.getLogger(__name__)
 
@@ -30,21 +30,10 @@ ECHO_S = 2.0
 """For how long a value that the page was told may come back as an echo."""
 _NARROW = 512
 _LAYERS: dict[Layer, str] = {
-    "engine": "What one step computes",
-    "scheduler": "Who goes next",
-    "admission": "Who may wait",
+    "engine": "Engine: what one step computes",
+    "scheduler": "Scheduler: who goes next",
+    "admission": "Admission: who may wait",
 }
-
-
-def pin_comm(widget: ipywidgets.Widget) -> None:
-    """Keep this widget's messages on the shell that the browser sent them to.
-
-    ipykernel 7.4 moves a comm to the shell that published on it last; after a reply from a cell's
-    thread a slider would wait for that cell to end. Other versions have no such hook.
-    """
-    comm = widget.comm
-    if hasattr(comm, "_reply_subshell_for"):
-        comm._reply_subshell_for = lambda data, default: default
 
 
 class Controls:
@@ -65,6 +54,9 @@ class Controls:
             spec.name: Control(spec, getattr(board.current, spec.name), info, look)
             for spec in SPECS.values()
         }
+        history = History()
+        self._unwatch = board.watch(history.note)
+        self._toolbar = Toolbar(info, look, history, self._pressed)
         self.box = self._arrange(look)
         for control in self.by_name.values():
             control.observe(self._moved)
@@ -88,6 +80,7 @@ class Controls:
                 self._told.setdefault(name, []).append((now, value))
 
     def close(self) -> None:
+        self._unwatch()
         for widget in self._widgets():
             widget.close()
 
@@ -105,6 +98,18 @@ class Controls:
         with self._lock:
             self._changed = True
 
+    def _pressed(self, words: str, act: Callable[..., Applied | None]) -> None:
+        """What a button came to, in the status line; the page then sets the controls."""
+        try:
+            applied = act(self._set)
+            told = "nothing to undo" if applied is None else str(applied)
+        except Exception as error:  # a press must end in a sentence, whatever went wrong
+            log.debug("a button's press failed", exc_info=True)
+            told = f"nothing changed: {error or type(error).__name__}"
+        self.status = f"{words}: {told}"
+        with self._lock:
+            self._changed = True
+
     def _take_echo(self, name: str, value: KnobValue) -> bool:
         """Whether the page was told this value lately; it and older ones are then done with."""
         oldest = self._clock.now() - ECHO_S
@@ -116,35 +121,21 @@ class Controls:
 
     def _arrange(self, look: Look) -> ipywidgets.Box:
         groups = []
-        for layer, title in _LAYERS.items():
+        for layer in _LAYERS:
             rows = [c.row for c in self.by_name.values() if c.spec.layer == layer]
-            heading = ipywidgets.HTML(f"<b>{title}</b>", layout=look.plain)
-            groups.append(ipywidgets.VBox([heading, *rows], layout=look.group))
-        box = ipywidgets.HBox(groups, layout=look.wrapping)
+            groups.append(ipywidgets.Box(rows, layout=look.group))
+        self._accordion = ipywidgets.Accordion(
+            groups, titles=tuple(_LAYERS.values()), selected_index=0, layout=look.full
+        )
+        box = ipywidgets.VBox([self._toolbar.box, self._accordion], layout=look.full)
         box.add_class("llmserve-controls")
         return box
 
     def _widgets(self) -> list[ipywidgets.Widget]:
         parts = [w for control in self.by_name.values() for w in control.widgets]
-        return [*parts, *self.box.children, self.box]
-
-
-class Look:
-    """Layouts and styles, shared by all controls so that the saved state stays small."""
-
-    def __init__(self) -> None:
-        layout = ipywidgets.Layout
-        self.plain = layout()
-        self.wrapping = layout(flex_flow="row wrap", overflow="hidden")
-        self.group = layout(margin="0 24px 8px 0")
-        self.wide = layout(width="430px")
-        self.unit = layout(width="76px")
-        self.check = layout(width="auto")
-        self.slider = ipywidgets.SliderStyle(description_width="200px")
-        self.text = DescriptionStyle(description_width="200px")
-        self.line = TextStyle(description_width="200px")
-        self.checkbox = CheckboxStyle(description_width="0px")
-        self.label = LabelStyle()
+        return [
+            *parts, *self._toolbar.widgets, *self._accordion.children, self._accordion, self.box
+        ]
 
 
 class Control:

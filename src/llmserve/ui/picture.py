@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT, _PER_ROW = 400, 220, 3
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 44, 34
-_INKS = ("#1f77b4", "#e07b00")
+_INKS = ("#1f77b4", "#e07b00", "#2e9e44", "#8a4fbf", "#d1495b")
 _TEXT, _GRID, _MARK = "#333333", "#dddddd", "#999999"
 _SCALE = 2  # drawn at twice the size: text stays sharp on a dense screen
 
@@ -30,9 +30,10 @@ Values = NDArray[np.float32]
 
 
 def to_png(panels: Sequence[Panel], times: Times, values: Values, marks: Sequence[float]) -> bytes:
-    """One small chart per panel, knob changes as dashed lines."""
+    """One small chart per brief panel, knob changes as dashed lines."""
     from PIL import Image, ImageDraw, ImageFont
 
+    panels = [panel for panel in panels if panel.brief]
     rows = -(-len(panels) // _PER_ROW)
     size = (_WIDTH * _PER_ROW * _SCALE, _HEIGHT * rows * _SCALE)
     image = Image.new("RGB", size, "white")
@@ -82,8 +83,9 @@ class _Plot:
                 self._mark(self._x(t, start, end))
         for i, line in enumerate(panel.lines):
             xs = [self._x(float(t), start, end) for t in times]
-            self._line(xs, [float(v) for v in shown[:, i]], high, _INKS[i])
-            self._text((_LEFT + 90 * i, 24), line.label, ink=_INKS[i])
+            ink = _INKS[i % len(_INKS)]
+            self._line(xs, [float(v) for v in shown[:, i]], high, ink)
+            self._text((_LEFT + 300 // len(panel.lines) * i, 24), line.label, ink=ink)
 
     def _axes(self, start: float, end: float, high: float) -> None:
         for k in range(3):

@@ -20,6 +20,7 @@ from llmserve.knobs import KnobBoard
 from llmserve.observe.stats import LiveStats
 from llmserve.observe.why import WhyFold
 from llmserve.ui.explained import EXPLAIN_S, Explained
+from llmserve.ui.flow import Flow
 from llmserve.ui.panels import COLUMNS, WINDOW_S, Panel, panels, row
 from llmserve.ui.series import Mark, Marks, Series
 from llmserve.ui.tape import TapeLog
@@ -52,12 +53,14 @@ class Recorder:
         self.requests_seen = 0
         self.t0 = clock.now()
         self.tape = TapeLog(self.t0)
-        bus.attach(self._hear)
-        bus.attach(self.tape)
+        self._flow = Flow()
+        self._folds = (self._hear, self.tape, self._flow)
+        for fold in self._folds:
+            bus.attach(fold)
 
     def close(self) -> None:
-        self._bus.detach(self._hear)
-        self._bus.detach(self.tape)
+        for fold in self._folds:
+            self._bus.detach(fold)
 
     def _hear(self, event: Event) -> None:
         if isinstance(event, KnobsChanged | KnobsSatisfied):
@@ -65,10 +68,12 @@ class Recorder:
 
     def sample(self) -> None:
         snapshot = self._stats.snapshot(self._clock.now(), WINDOW_S)
+        slo_s = self._board.current.ttft_slo_ms / 1e3
+        flow = self._flow.figures(snapshot.t, WINDOW_S, slo_s)
         with self._lock:
             while self._events:
                 self._marks.fold(self._events.popleft())
-            self._series.append(snapshot.t - self.t0, row(snapshot))
+            self._series.append(snapshot.t - self.t0, row(snapshot, flow))
             self._devices = snapshot.devices
             self.requests_seen = snapshot.running + snapshot.waiting + sum(
                 (*snapshot.finished.values(), *snapshot.refused.values())
@@ -99,4 +104,4 @@ class Recorder:
         return explained
 
     def panels(self) -> tuple[Panel, ...]:
-        return panels(self._devices)
+        return panels(self._devices, self._flow, self._board.current.ttft_slo_ms)
