@@ -1,4 +1,4 @@
-"""`llmserve serve`, `llmserve status`, `llmserve knobs`: the same server without a notebook."""
+"""`llmserve serve | status | knobs | bench | sweep | compare`: without a notebook."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from llmserve import __version__
+from llmserve.bench_cli import add_commands
 from llmserve.engines import EngineError
 from llmserve.knobs import SPECS, Spec
 from llmserve.knobs_page import allowed, knobs_page
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(run=_status)
     status.add_argument("url", nargs="?", default="http://127.0.0.1:8000/v1")
     status.add_argument("--api-key", help=f"else ${_KEY}")
+    add_commands(commands)
     page = commands.add_parser("knobs", help="print the reference of all knobs, as Markdown")
     page.set_defaults(run=lambda _: sys.stdout.write(knobs_page()) and 0)
     return parser

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
     from llmserve.bench.result import Result
     from llmserve.bench.workload import Load
+    from llmserve.lab.points import Sweep
+    from llmserve.lab.sides import Setting
+    from llmserve.lab.verdict import Comparison
     from llmserve.ui import Dashboards, DashboardView
 
 F = TypeVar("F", bound=Choice)
@@ -293,6 +296,23 @@ class Session:
         from llmserve.bench.cell import bench
 
         return bench(self.runtime, self.service, self.bus, load, **options)
+
+    def compare(
+        self, a: Setting, b: Setting, load: Load | None = None, **options: Any
+    ) -> Comparison:
+        """Two settings (knobs by name, or a policy) in turns on identical arrivals; the verdict
+        names a better one only where it is shown. pairs=6; the rest as for `bench`."""
+        from llmserve.lab.compare import compare
+
+        return compare(self.runtime, self.service, self.bus, a, b, load, **options)
+
+    def sweep(self, load: Load | None = None, **axes: Any) -> Sweep:
+        """Every combination of the axes given as lists, knobs and fields of Workload, without a
+        restart: sweep(max_num_seqs=[1, 8, 32], rate=20). rounds=3; path= keeps each run, and
+        the same call goes on from there; the rest as for `bench`."""
+        from llmserve.lab.sweep import sweep
+
+        return sweep(self.runtime, self.service, self.bus, load, **axes)
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Call `callback` when the session closes, in the closing thread."""

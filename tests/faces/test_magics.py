@@ -140,9 +140,18 @@ def test_bench_returns_its_report(served: Shell) -> None:
     assert "TTFT" in str(ran.result)
 
 
+def test_sweep_and_compare_return_what_they_found(served: Shell) -> None:
+    load = "--concurrency 2 --requests 4 --max-tokens 3"
+    swept = served.ok(f"%llmserve sweep max_num_seqs=1,2 --rounds 1 {load}").result
+    assert [point.values for point in swept.points] == [{"max_num_seqs": 1}, {"max_num_seqs": 2}]
+    compared = served.ok(f"%llmserve compare fifo max_num_seqs=1 --pairs 2 {load}").result
+    assert (compared.a, compared.b, compared.pairs) == ("policy=fifo", "max_num_seqs=1", 2)
+
+
 def test_help_names_every_subcommand_and_every_option(ip: Shell) -> None:
     overview = ip.ok("%llmserve").text
-    for name in ("start", "status", "set", "ask", "dashboard", "requests", "bench", "stop"):
+    names = "start status set ask dashboard requests bench sweep compare stop"
+    for name in names.split():
         assert f"%llmserve {name}" in overview
         assert f"%llmserve {name}" in ip.ok(f"%llmserve help {name}").text
         assert ip.ok(f"%llmserve {name} --help").text == ip.ok(f"%llmserve help {name}").text
@@ -165,6 +174,10 @@ def test_help_names_every_subcommand_and_every_option(ip: Shell) -> None:
         ("%llmserve start --engine simulator one two", "one model"),
         ("%llmserve start --port many", "invalid int"),
         ("%llmserve set max_num_seqs=3", "%llmserve start"),
+        ("%llmserve compare fifo --rate 1", "takes two sides, not 1"),
+        ("%llmserve sweep --rate 1", "needs an axis"),
+        ("%llmserve bench --prompt-tokens many", "invalid length"),
+        ("%llmserve bench --speed 2 --rate 1", "--speed is of a --replay"),
         ("%llmserve dashboard", "%llmserve start"),
         ("%llmserve ask hello", "%llmserve start"),
         ("%llmserve ask --max-token 3 hello", "--max-tokens"),

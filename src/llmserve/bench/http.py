@@ -51,7 +51,7 @@ class HttpTarget:
         self.clock = clock
         self.bus = EventBus()
         self._client = client
-        self._model = model
+        self.model = model
         self._tokenizer = tokenizer
         self._ids = itertools.count(1)
 
@@ -109,7 +109,7 @@ class HttpTarget:
     async def _read(self, request: Request) -> tuple[FinishReason, int, str]:
         """Read the stream to its end: why it ended, how many tokens there were, and its text."""
         stream: Any = await self._client.completions.create(
-            model=self._model,
+            model=self.model,
             prompt=request.payload if request.payload is not None else list(request.prompt_ids),
             max_tokens=request.sampling.max_tokens,
             temperature=0.0,

@@ -19,7 +19,9 @@ COLUMNS = ("mean", "p50", "p90", "p95", "p99")
 CLIENT_LIMIT = "client_limit"
 """The error of a request not sent because so many of the driver's were unanswered."""
 LATE_S = 0.005
-"""A driver later than this in one of a hundred requests was itself the limit."""
+LATE_SHARE = 0.1
+"""A driver later than this in one of a hundred requests, and by so much of the TTFT that as many
+met, was itself the limit."""
 _STRAY = 0.01
 """Share of prompt tokens that may be cached beyond what the run's own prompts share."""
 
@@ -109,7 +111,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def client_limited(self) -> bool:
         """The driver, not the server, was the limit."""
-        return CLIENT_LIMIT in self.errors or (self.lag.p99 or 0.0) > LATE_S
+        late = self.lag.p99 or 0.0
+        telling = late > LATE_SHARE * (self.ttft.p99 or 0.0)
+        return CLIENT_LIMIT in self.errors or (late > LATE_S and telling)
 
     def figures(self) -> dict[str, float | None]:
         """Every figure by name, seconds and counts; None where it was not measured."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
+from llmserve.bench.options import read_load_options
 from llmserve.core import ParamError
 from llmserve.engines import EngineError
 from llmserve.knobs import SPECS, KnobError
@@ -131,7 +132,23 @@ class Face:
         return table if args.all else table.tail(args.last)
 
     def _do_bench(self, args: argparse.Namespace) -> Any:
-        return self._need().bench(**grammar.given(args))
+        options = read_load_options(args)
+        return self._need().bench(**options)
+
+    def _do_sweep(self, args: argparse.Namespace) -> Any:
+        from llmserve.lab.options import read_axes
+
+        axes: dict[str, Any] = dict(read_axes(vars(args).pop("axes")))
+        return self._need().sweep(**axes, **read_load_options(args))
+
+    def _do_compare(self, args: argparse.Namespace) -> Any:
+        from llmserve.lab.options import read_setting
+
+        sides = vars(args).pop("sides")
+        if len(sides) != 2:
+            raise Problem(f"%llmserve compare takes two sides, not {len(sides)}")
+        a, b = (read_setting(text) for text in sides)
+        return self._need().compare(a, b, **read_load_options(args))
 
     def _do_url(self, args: argparse.Namespace) -> None:
         session = self._need()

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from llmserve.bench.options import add_load
 from llmserve.knobs import SPECS
 from llmserve.magics.problems import Problem, nearest
 
@@ -32,6 +33,8 @@ SUMMARIES = {
     "tenants": "one row per tenant: terms, load and what became of its requests",
     "steps": "one row per engine step, as a DataFrame",
     "bench": "put a load on it and report the figures",
+    "sweep": "measure every combination of knobs and loads, without a restart",
+    "compare": "two settings in turns on the same arrivals, with a verdict",
     "url": "the addresses for clients",
     "stop": "stop it and say what was freed",
     "help": "this, or the options of one subcommand",
@@ -43,6 +46,9 @@ _NOTES = {
     "set": "Knobs: " + ", ".join(SPECS) + ".",
     "bench": "With --concurrency N clients wait for each other's replies (closed loop); else "
     "requests come at --rate for --duration (open loop).",
+    "sweep": "An axis is a knob or an option of the load: max_num_seqs=1,8,32 concurrency=4,16.",
+    "compare": "Two sides, each name=value,name=value, a policy, or . for no change: "
+    "compare fifo fair_share --rate 20.",
 }
 
 
@@ -89,6 +95,8 @@ def build_parsers() -> dict[str, Parser]:
         parsers[table].add_argument("--last", type=int, default=20, metavar="N", help="rows")
         parsers[table].add_argument("--all", action="store_true", help="every row that is kept")
     _bench(parsers["bench"])
+    _sweep(parsers["sweep"])
+    _compare(parsers["compare"])
     parsers["why"].add_argument(
         "--window", type=float, default=30.0, metavar="S", help="seconds that it looks back"
     )
@@ -122,19 +130,21 @@ def _ask(parser: Parser) -> None:
 
 
 def _bench(parser: Parser) -> None:
-    add = parser.add_argument
-    add("--rate", type=float, metavar="PER_S", help="requests per second, Poisson arrivals")
-    add("--duration", type=float, metavar="S", help="how long they arrive")
-    add("--concurrency", type=int, metavar="N", help="clients, each with one request at a time")
-    add("--requests", type=int, metavar="N", help="how many in all")
-    add("--prompt-tokens", type=_length, metavar="N", help="length of the prompts, 64 or 8-128")
-    add("--max-tokens", type=_length, metavar="N", help="length of the replies, 64 or 8-128")
-    add("--seed", type=int, metavar="S", help="the same arrivals again")
+    parser.add_argument("--repeats", type=int, metavar="N", help="runs; 3 unless told")
+    add_load(parser)
 
 
-def _length(text: str) -> int | tuple[int, int]:
-    low, sign, high = text.partition("-")
-    return (int(low), int(high)) if sign else int(low)
+def _sweep(parser: Parser) -> None:
+    parser.add_argument("axes", nargs="*", metavar="name=value,value,…")
+    parser.add_argument("--rounds", type=int, metavar="N", help="runs of each point; 3 unless told")
+    parser.add_argument("--path", metavar="FILE", help="keep each run, and go on from there")
+    add_load(parser)
+
+
+def _compare(parser: Parser) -> None:
+    parser.add_argument("sides", nargs="*", metavar="name=value,name=value | POLICY | .")
+    parser.add_argument("--pairs", type=int, metavar="N", help="runs of each side; 6 unless told")
+    add_load(parser)
 
 
 def split_words(line: str) -> list[str]:
