@@ -13,11 +13,14 @@ from llmserve import engines
 from llmserve.clock import MonotonicClock
 from llmserve.core import StepRow
 from llmserve.engines.vllm.launch import Launch
-from llmserve.engines.vllm.options import CPU_KV_BYTES, parse
+from llmserve.engines.vllm.options import CPU_KV_BYTES, TIGHT_JSON, parse
 from llmserve.engines.vllm.wire import KEY, StepNote, take_note, to_record
 from llmserve.models import bundled_path
 
-KNOWN = {"model", "dtype", "max_model_len", "served_model_name", "enforce_eager"}
+KNOWN = {
+    "model", "structured_outputs_config", "dtype", "max_model_len", "served_model_name",
+    "enforce_eager",
+}  # fmt: skip
 
 
 def has_vllm() -> bool:
@@ -61,7 +64,7 @@ def test_no_model_is_the_bundled_one_and_the_rest_goes_through(
     parsed = parse({"dtype": "float32", "max_num_seqs_ceiling": 8}, KNOWN, on_cpu=True)
     assert parsed.engine_args == {
         "dtype": "float32", "model": str(bundled_path()), "enforce_eager": True,
-        "kv_cache_memory_bytes": CPU_KV_BYTES,
+        "kv_cache_memory_bytes": CPU_KV_BYTES, "structured_outputs_config": TIGHT_JSON,
     }  # fmt: skip
     assert parsed.model_id == "llmserve-tiny"
     assert parsed.ceilings == {"max_num_seqs": 8, "max_num_batched_tokens": 8192}

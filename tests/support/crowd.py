@@ -62,6 +62,11 @@ class Watcher:
         self._waiters.append((condition, future))
         return await asyncio.wait_for(future, 60)
 
+    async def until_step(self, index: int) -> None:
+        """Until that step has been told; an engine takes one more after the last request."""
+        if not any(step.index >= index for step in self.steps):
+            await self.when(lambda step: step.index >= index)
+
     def _hear(self, event: Event) -> None:
         self.events.append(event)
         if isinstance(event, StepRecorded):

@@ -16,7 +16,7 @@ from support.crowd import Watcher
 
 SCHEMA = {
     "type": "object",
-    "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer"}},
+    "properties": {"colour": {"enum": ["red", "green"]}, "count": {"enum": [1, 2, 3]}},
     "required": ["colour", "count"],
     "additionalProperties": False,
 }
@@ -122,13 +122,9 @@ def test_a_schema_is_kept_whatever_the_model_would_say(
             client, model=session.info.model_id, temperature=1.0, seed=seed, max_tokens=300,
             response_format=form,
         )  # fmt: skip
-        choice = reply.choices[0]
-        if choice.finish_reason == "length":  # an endless integer is an integer too
-            assert choice.message.content.startswith("{")
-            continue
-        said = json.loads(choice.message.content)
+        said = json.loads(reply.choices[0].message.content)
         assert said["colour"] in ("red", "green")
-        assert isinstance(said["count"], int)
+        assert said["count"] in (1, 2, 3)
 
 
 def test_a_tool_that_is_asked_for_is_called_with_valid_arguments(
@@ -140,8 +136,7 @@ def test_a_tool_that_is_asked_for_is_called_with_valid_arguments(
     )  # fmt: skip
     (call,) = reply.choices[0].message.tool_calls
     assert call.function.name == "paint"
-    if reply.choices[0].finish_reason != "length":
-        assert json.loads(call.function.arguments)["colour"] in ("red", "green")
+    assert json.loads(call.function.arguments)["colour"] in ("red", "green")
 
 
 def test_responses_messages_and_tokenize_answer(

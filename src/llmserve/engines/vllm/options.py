@@ -16,6 +16,8 @@ CPU_KV_BYTES = 1 << 30
 """Where neither an option nor VLLM_CPU_KVCACHE_SPACE says how much: vLLM itself would take half of
 the machine's memory."""
 
+TIGHT_JSON = {"backend": "xgrammar", "disable_any_whitespace": True}
+
 KNOBS = {
     "max_num_seqs": "it is a live knob; its ceiling is max_num_seqs_ceiling",
     "max_num_batched_tokens": "it is a live knob; its ceiling is max_num_batched_tokens_ceiling",
@@ -70,6 +72,8 @@ def parse(options: Mapping[str, object], known: set[str], *, on_cpu: bool) -> Vl
     ours = {name: _whole(name, args.pop(name)) for name in OURS if name in args}
     if args.get("model") is None:
         args["model"] = str(bundled_path())
+        # so small a model would fill JSON with blanks up to its last token
+        args.setdefault("structured_outputs_config", dict(TIGHT_JSON))
     elif isinstance(args["model"], os.PathLike):
         args["model"] = os.fspath(args["model"])
     if on_cpu:
