@@ -155,6 +155,15 @@ def test_a_long_recording_is_drawn_by_at_most_a_few_hundred_points(shown: Screen
     assert 100 < count <= 400
 
 
+def record(shown: Screen, rows: int) -> None:
+    """So many rows while the page is away, and then it comes back."""
+    for _ in range(rows):
+        shown.desk.parts.play(0.2, ttft_s=0.1)
+        shown.desk.recorder.sample()
+    shown.desk.wire.hear({"kind": "hello"})
+    shown.pump()
+
+
 def axis(shown: Screen, panel: str = "ttft") -> list[float]:
     ends: list[float] = shown.page.evaluate(
         "id => document.querySelector(`[data-llmserve=panel-${id}]`).layout.xaxis.range", panel
@@ -163,21 +172,17 @@ def axis(shown: Screen, panel: str = "ttft") -> list[float]:
 
 
 def test_a_paused_page_stands_still_and_loses_nothing(shown: Screen) -> None:
-    desk = shown.desk
-    for _ in range(60):
-        desk.parts.play(0.2, ttft_s=0.1)
-        desk.recorder.sample()
-    play(shown, 2)
+    record(shown, 60)
     shown.page.wait_for_function(
         "() => document.querySelector('[data-llmserve=panel-ttft]').layout?.xaxis.range[1] > 12"
     )
     shown.page.wait_for_timeout(500)
     shown.page.locator("[data-llmserve=pause]").click()
     before, points = axis(shown), shown.data("points")
-    play(shown, 10)
+    play(shown, 8)
     shown.page.wait_for_timeout(500)
     assert axis(shown) == before
-    assert shown.data("points") == points + 10
+    assert shown.data("points") == points + 8
     shown.page.locator("[data-llmserve=pause]").click()
     shown.page.wait_for_function(
         "e => document.querySelector('[data-llmserve=panel-ttft]').layout.xaxis.range[1] > e",
@@ -197,10 +202,7 @@ def test_one_cursor_stands_at_the_same_time_on_every_panel(shown: Screen) -> Non
 
 
 def test_dragging_over_a_panel_zooms_all_of_them_and_a_button_undoes_it(shown: Screen) -> None:
-    for _ in range(100):
-        shown.desk.parts.play(0.2, ttft_s=0.1)
-        shown.desk.recorder.sample()
-    play(shown, 1)
+    record(shown, 100)
     shown.page.wait_for_timeout(500)
     box = shown.page.locator("[data-llmserve=panel-itl]").bounding_box()
     assert box is not None

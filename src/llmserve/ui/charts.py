@@ -21,7 +21,7 @@ from llmserve.knobs import KnobBoard
 from llmserve.ui.controls import Controls
 from llmserve.ui.link import Link
 from llmserve.ui.look import pin_comm
-from llmserve.ui.outbox import PERIOD_S, Outbox
+from llmserve.ui.outbox import PERIOD_S, Message, Outbox
 from llmserve.ui.recorder import Recorder
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,13 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
         with self._guard:
             del self._pictures[number]
         return parts[0] if parts else None
+
+    def report(self, why: str) -> list[Message]:
+        """All there is, as a page that comes when nothing more will would be told."""
+        outbox = self._outbox.copy()
+        outbox.ended = why
+        with self._guard:
+            return list(outbox.messages(whole=True))
 
     def _heard(self, _: object, content: dict[str, Any], buffers: list[memoryview]) -> None:
         now = self._clock.now()

@@ -33,12 +33,15 @@ class Outbox:
         controls: Controls,
         about: Mapping[str, str],
         link: Link,
+        live: bool = True,
     ) -> None:
+        """`live`: a page with controls, which are to hear of what it is told."""
         self._recorder = recorder
         self._board = board
         self._controls = controls
         self._about = about
         self._link = link
+        self._live = live
         self.ended = ""
         """Why no more will come, once that is so."""
         self._marks_sent = 0
@@ -56,6 +59,10 @@ class Outbox:
         yield from self._rows(whole)
         yield from self._why()
         yield from self._tape()
+
+    def copy(self) -> Outbox:
+        """Of the same session, for a page that has nothing."""
+        return Outbox(self._recorder, self._board, self._controls, self._about, Link(), live=False)
 
     def forget_tape(self) -> None:
         """The page has lost some of it: send it whole."""
@@ -107,14 +114,14 @@ class Outbox:
             "empty": not self._recorder.requests_seen,
             "ended": bool(self.ended),
         }
-        again = {"knobs"} if self._controls.take_changed() else set()
+        again = {"knobs"} if self._live and self._controls.take_changed() else set()
         news = {
             name: value
             for name, value in state.items()
             if whole or name in again or value != self._state_sent.get(name)
         }
         self._state_sent = state
-        if "knobs" in news:
+        if "knobs" in news and self._live:
             self._controls.told(knobs)
         if "panels" in news:
             news["panels"] = [asdict(panel) for panel in self._recorder.panels()]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ipywidgets
 
@@ -15,10 +18,13 @@ from llmserve.clock import Clock
 from llmserve.engines import EngineInfo
 from llmserve.events import EventBus
 from llmserve.knobs import Applied, KnobBoard
-from llmserve.ui.charts import PERIOD_S, Charts
+from llmserve.ui.charts import PERIOD_S, Charts, static
 from llmserve.ui.controls import Controls
 from llmserve.ui.picture import lighten, to_png
 from llmserve.ui.recorder import Recorder, TelemetryLike
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +165,24 @@ class DashboardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no
         return to_png(
             self._recorder.panels(), times, values, [m.t - self._recorder.t0 for m in marks]
         )
+
+    def to_figure(self) -> go.Figure:
+        """All panels as a plotly Figure, to go on with."""
+        from llmserve.ui.plotted import to_figure
+
+        recorder = self._recorder
+        _, times, values = recorder.rows(0)
+        return to_figure(recorder.panels(), times, values, recorder.marks(0)[1], recorder.t0)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the panels, the tape and the requests as one page that needs no network."""
+        from llmserve.ui.report import to_html
+
+        target = Path(path)
+        when = datetime.datetime.now().astimezone().isoformat(" ", "minutes")
+        messages = self.charts.report(f"Saved {when}. Nothing more will come.")
+        target.write_text(to_html("llmserve report", messages, static("dashboard.js")), "utf-8")
+        return target
 
     def close(self) -> None:
         """Take this dashboard off the page; the session goes on."""
