@@ -33,7 +33,10 @@ export class Cursor {
     this.#onZoom = onZoom;
     grid.addEventListener("pointermove", (event) => this.#move(event));
     grid.addEventListener("pointerleave", () => this.#hide());
-    grid.addEventListener("pointerdown", (event) => (this.#from = this.#time(event)));
+    grid.addEventListener("pointerdown", (event) => {
+      this.#from = this.#time(event);
+      if (this.#from !== undefined) event.preventDefault(); // or plotly covers the page for a drag of its own
+    });
     grid.addEventListener("pointerup", (event) => this.#release(event));
     grid.addEventListener("dblclick", () => onZoom(undefined));
   }
