@@ -294,7 +294,9 @@ class Session:
         An interrupt keeps what was measured.
         """
         from llmserve.bench.cell import bench
+        from llmserve.bench.process import Address
 
+        options.setdefault("address", Address(self.url, self.api_key))
         return bench(self.runtime, self.service, self.bus, load, **options)
 
     def compare(

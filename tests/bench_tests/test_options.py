@@ -21,11 +21,12 @@ def typed(*words: str) -> dict[str, Any]:
 
 
 def test_every_option_is_a_field_of_the_workload() -> None:
-    words = (
-        "--rate 5 --process ramp --rate-to 9 --burstiness 0.5 --period 3 --duration 4 --requests 9 "
-        "--prompt-tokens 8-16 --max-tokens lognormal:32 --prefix-tokens 4 --prefix-groups 2 "
-        "--turns 2-3 --think 0.5 --tenant t --priority 2 --seed 7 --same-prompts"
-    ).split()
+    words = [
+        "--rate", "5", "--process", "ramp", "--rate-to", "9", "--burstiness", "0.5", "--period",
+        "3", "--duration", "4", "--requests", "9", "--prompt-tokens", "8-16", "--max-tokens",
+        "lognormal:32", "--prefix-tokens", "4", "--prefix-groups", "2", "--turns", "2-3",
+        "--think", "0.5", "--tenant", "t", "--priority", "2", "--seed", "7", "--same-prompts",
+    ]
     load = Workload(**typed(*words))
     assert (load.rate_to, load.period_s, load.duration_s, load.turns) == (9, 3, 4, (2, 3))
     assert load.max_tokens == LogNormal(32)

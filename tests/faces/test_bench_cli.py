@@ -16,7 +16,8 @@ from support.serving import KEY, Serving, serving
 
 FAST = ["--engine", "simulator", "--option", "prefill_ms=1", "--option", "decode_ms=1", "--quiet"]
 LOAD = [
-    "--concurrency", "2", "--requests", "4", "--prompt-tokens", "8", "--max-tokens", "3", "--no-warmup",
+    "--concurrency", "2", "--requests", "4", "--prompt-tokens", "8", "--max-tokens", "3",
+    "--no-warmup",
 ]
 MEASURED = (0, 3)
 """A busy machine may be late, and the figures then come with that warning."""
@@ -48,7 +49,8 @@ def test_bench_asks_any_url(server: Serving, capsys: pytest.CaptureFixture[str])
 
 
 def test_sweep_and_compare_tell_what_they_found(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", "max_num_seqs=1,2", *FAST, *LOAD, "--rounds", "1", "--json", "-"]) in MEASURED
+    words = ["max_num_seqs=1,2", *FAST, *LOAD, "--rounds", "1", "--json", "-"]
+    assert main(["sweep", *words]) in MEASURED
     swept = Sweep.from_json(capsys.readouterr().out)
     assert [len(point.runs) for point in swept.points] == [1, 1]
     sides = ["fifo", "max_num_seqs=1,policy=fifo"]

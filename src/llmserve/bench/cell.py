@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from llmserve.bench.driver import ServiceTarget
 from llmserve.bench.job import Job, State
+from llmserve.bench.process import Address, ProcessTarget, is_fast, suits
 from llmserve.bench.repeats import REPEATS, Repeats
 from llmserve.bench.result import Result
 from llmserve.bench.slo import Slo, parse_slo
@@ -31,13 +32,18 @@ def bench(
     warmup: bool = True,
     slo: Slo | str | None = None,
     progress: bool = True,
+    address: Address | None = None,
+    own_process: bool | None = None,
     **workload: Any,
 ) -> Result:
-    """Run to the end; an interrupt ends it and gives what was measured until then."""
+    """Run to the end; an interrupt ends it and gives what was measured until then.
+
+    own_process: drive from a process of its own, over HTTP; None does so from 50 requests/s on.
+    """
     load = make_load(load, workload)
     info = service.engine.info
     job = Repeats(
-        ServiceTarget(service, bus),
+        _target(service, bus, load, address, own_process),
         load,
         repeats=repeats,
         warmup=warmup,
@@ -47,6 +53,20 @@ def bench(
         seed=load.seed if isinstance(load, Workload) else 0,
     )
     return run_job(runtime, job, progress=progress)
+
+
+def _target(
+    service: Service, bus: EventBus, load: Load, address: Address | None, own: bool | None
+) -> ServiceTarget:
+    if own is None:
+        own = address is not None and is_fast(load) and suits(load) is None
+    if not own:
+        return ServiceTarget(service, bus)
+    if address is None:
+        raise ValueError("this service has no address that another process could reach")
+    if (reason := suits(load)) is not None:
+        raise ValueError(f"the load cannot be sent from a process of its own: {reason}")
+    return ProcessTarget(service, bus, address)
 
 
 def make_load(load: Load | None, fields: dict[str, Any]) -> Load:

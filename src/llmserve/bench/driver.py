@@ -124,6 +124,11 @@ class ServiceTarget:
             await engine.reset_cache()
 
 
+def run_salt(load: Load) -> int:
+    """What makes a run's prompts unlike those of any other run; 0 where they shall be the same."""
+    return 0 if load.same_prompts else secrets.randbits(48)
+
+
 class Bench:
     """One run. `report` may be read from any thread, during the run and after it."""
 
@@ -141,7 +146,7 @@ class Bench:
         self._on_progress = progress
         self._max_outstanding = max_outstanding
         self._recorder = Recorder(slo=slo, sees_cache=target.sees_cache)
-        self._run_salt = 0 if workload.same_prompts else secrets.randbits(48)
+        self._run_salt = run_salt(workload)
         self._begun: set[int] = set()
         """Salts of the shared prefixes that were sent already."""
         self._outstanding = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 from llmserve.bench.driver import Said
@@ -46,22 +46,35 @@ class HttpTarget:
     sees_cache = False
 
     def __init__(
-        self, client: AsyncOpenAI, model: str, clock: Clock, tokenizer: Tokenizer | None = None
+        self,
+        client: AsyncOpenAI,
+        model: str,
+        clock: Clock,
+        tokenizer: Tokenizer | None = None,
+        *,
+        prompts: Mapping[int, tuple[int, ...]] | None = None,
     ) -> None:
+        """prompts: made ahead, by the salts of their arrivals."""
         self.clock = clock
         self.bus = EventBus()
         self._client = client
         self.model = model
         self._tokenizer = tokenizer
+        self._prompts = prompts
         self._ids = itertools.count(1)
 
     def prepare(
         self, arrival: Arrival, run_salt: int, said: Said | None = None
     ) -> Callable[[float], Request]:
         said = said or Said()
-        exact = self._tokenizer is not None
-        ids = prompt_of(self._tokenizer, arrival, run_salt, said.ids) if self._tokenizer else ()
-        text = None if exact else text_of(arrival, run_salt, said.text)
+        ids: tuple[int, ...] = ()
+        text: str | None = None
+        if self._prompts is not None:
+            ids = self._prompts[arrival.salt]
+        elif self._tokenizer is not None:
+            ids = prompt_of(self._tokenizer, arrival, run_salt, said.ids)
+        else:
+            text = text_of(arrival, run_salt, said.text)
         sampling = SamplingParams(max_tokens=arrival.max_tokens, temperature=0.0, ignore_eos=True)
         return lambda when: Request(
             id=f"http-{next(self._ids)}",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
-from llmserve.bench.driver import Bench, Target
+from llmserve.bench.driver import Bench, Progress, Target
 from llmserve.bench.report import Report
 from llmserve.bench.slo import Slo
 from llmserve.bench.workload import Load
@@ -31,6 +31,23 @@ class State:
     """Of the run under way."""
 
 
+class Driver(Protocol):
+    """One run; `Bench` is one."""
+
+    @property
+    def progress(self) -> Progress: ...
+    async def run(self) -> Report: ...
+    def stop(self) -> None: ...
+    def report(self) -> Report: ...
+
+
+@runtime_checkable
+class Drives(Protocol):
+    """A target that has a driver of its own."""
+
+    def drive(self, load: Load, slo: Slo | None) -> Driver: ...
+
+
 class Job(ABC, Generic[T]):
     """`run` on the loop; `state` and `result` from any thread; `stop` on the loop."""
 
@@ -38,7 +55,7 @@ class Job(ABC, Generic[T]):
         self.runs = runs
         self.stopped = False
         self._per_run = per_run
-        self._bench: Bench | None = None
+        self._bench: Driver | None = None
         self._words = ""
         self._runs_done = self._done = self._failed = 0
 
@@ -72,7 +89,9 @@ class Job(ABC, Generic[T]):
         """One run, the caches empty before it unless the load wants them."""
         if not load.same_prompts:
             await target.reset_cache()
-        bench = Bench(target, load, slo=slo)
+        bench: Driver = Bench(target, load, slo=slo)
+        if isinstance(target, Drives):
+            bench = target.drive(load, slo)
         self._words, self._bench = words, bench
         if self.stopped:
             bench.stop()

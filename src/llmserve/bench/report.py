@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -148,6 +148,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         for name, n, cells in self._table():
             lines.append(f"{name:<6}{n:>8}" + "".join(f"{cell:>11}" for cell in cells))
         return "\n".join(lines)
+
+    def _repr_pretty_(self, page: Any, cycle: bool) -> None:
+        page.text(str(self))
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("ms", "n", *COLUMNS))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -186,6 +186,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         for name, *cells in self._latency_rows():
             parts.append(f"{name:<8}" + "".join(f"{cell:>18}" for cell in cells))
         return "\n".join(parts)
+
+    def _repr_pretty_(self, page: Any, cycle: bool) -> None:
+        page.text(str(self))
 
     def _repr_html_(self) -> str:
         words = "<br>".join(html.escape(line) for line in self._words())

@@ -194,6 +194,9 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         table = ["".join(f"{c:>{w}}" for c, w in zip(row, widths, strict=True)) for row in rows]
         return "\n".join([*self._words(), "", *table])
 
+    def _repr_pretty_(self, page: Any, cycle: bool) -> None:
+        page.text(str(self))
+
     def _repr_html_(self) -> str:
         head, *rows = self._rows()
         cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)

@@ -7,7 +7,7 @@ at most 5 of 100 comparisons, however many figures are looked at.
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -188,6 +188,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
             f"{row[0]:<20}{row[1]:>14}{row[2]:>14}   {row[3]}" for row in self._rows()
         ]
         return "\n".join([*self._words(), "", *rows])
+
+    def _repr_pretty_(self, page: Any, cycle: bool) -> None:
+        page.text(str(self))
 
     def _repr_html_(self) -> str:
         first, *rows = self._rows()
