@@ -26,6 +26,14 @@ class ParamError(ValueError):
         self.param = param
 
 
+class Structured(msgspec.Struct, frozen=True):
+    """The form that a whole reply must have."""
+
+    kind: Literal["json", "regex", "choice"]
+    text: str
+    """A JSON schema, a regular expression, or a JSON list of strings."""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn. Names and meanings follow vLLM's SamplingParams.
 
@@ -47,6 +55,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    min_p: float = 0.0
+    """Cuts tokens less likely than this share of the likeliest one's probability."""
+    min_tokens: int = 0
+    """No end token, stop token or stop string counts before so many; `structured_outputs` does."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, each with what is added to its logit."""
+    structured_outputs: Structured | None = None
+    """Only where the engine's info says that it supports "structured_outputs"."""
 
     def __post_init__(self) -> None:
         _within("max_tokens", self.max_tokens, 1, 1_000_000)
@@ -56,6 +72,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _within("min_p", self.min_p, 0.0, 1.0)
+        _within("min_tokens", self.min_tokens, 0, self.max_tokens)
+        for _, bias in self.logit_bias:
+            _within("logit_bias", bias, -100.0, 100.0)
         if self.logprobs is not None:
             _within("logprobs", self.logprobs, 0, 20)
         if self.seed is not None:

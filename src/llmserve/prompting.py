@@ -50,12 +50,17 @@ def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -
     options.setdefault("max_tokens", min(256, left))
     if isinstance(options.get("stop"), str):
         options["stop"] = (options["stop"],)
+    if isinstance(options.get("logit_bias"), Mapping):
+        options["logit_bias"] = tuple(options["logit_bias"].items())
     try:
         sampling = msgspec.convert(options, SamplingParams)
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, ParamError):
             raise error.__cause__ from None
         raise ParamError("sampling", str(error)) from None
+    supports = service.engine.info.supports
+    if sampling.structured_outputs is not None and "structured_outputs" not in supports:
+        raise ParamError("structured_outputs", "this engine cannot hold a reply to a form")
     if sampling.max_tokens > left:
         raise ParamError(
             "max_tokens",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 from typing import Any
 
@@ -100,9 +101,18 @@ WRONG_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"tenant": "x" * 129}, "tenant"),
     ({"tenant": "a\nb"}, "tenant"),
     ({"tools": [{"type": "function"}]}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"logit_bias": {"3": 1}}, "logit_bias"),
-    ({"min_p": 0.1}, "min_p"),
+    ({"response_format": {"type": "yaml"}}, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "response_format"),
+    ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs"),
+    ({"guided_json": "{"}, "guided_json"),
+    ({"guided_regex": ""}, "guided_regex"),
+    ({"guided_choice": []}, "guided_choice"),
+    ({"guided_grammar": "start: A"}, "guided_grammar"),
+    ({"logit_bias": {"3": 101}}, "logit_bias"),
+    ({"logit_bias": {"x": 1}}, "logit_bias"),
+    ({"logit_bias": {"-1": 1}}, "logit_bias"),
+    ({"min_p": 1.5}, "min_p"),
+    ({"min_tokens": 3}, "min_tokens"),
 ]
 
 
@@ -117,6 +127,21 @@ def test_a_wrong_chat_is_400_and_names_the_field(
     answer = http.post(CHAT, json={"messages": MESSAGES, "max_tokens": 2, **change})
     assert answer.status_code == 400
     assert error_of(answer)["param"] == param
+
+
+def test_a_form_is_kept_to_or_refused_by_its_name(http: httpx.Client, server: Serving) -> None:
+    wanted = {"regex": "[ab]{3}-[0-9]"}
+    body = {"messages": MESSAGES, "max_tokens": 20, "structured_outputs": wanted}
+    answer = http.post(CHAT, json=body)
+    if "structured_outputs" in server.info.supports:
+        text = answer.json()["choices"][0]["message"]["content"]
+        assert re.fullmatch(wanted["regex"], text)
+        wrong = http.post(CHAT, json={**body, "structured_outputs": {"regex": "(("}})
+        assert wrong.status_code == 400
+        assert error_of(wrong)["param"] == "structured_outputs"
+    else:
+        assert answer.status_code == 400
+        assert error_of(answer)["code"] == "unsupported_parameter"
 
 
 WRONG_COMPLETION: list[tuple[dict[str, Any], str]] = [
@@ -176,6 +201,7 @@ def test_too_long_a_prompt_is_told_by_its_code(http: httpx.Client, server: Servi
 NEUTRAL: list[dict[str, Any]] = [
     {"tools": [], "logit_bias": None, "n": 1, "best_of": 1},
     {"response_format": {"type": "text"}, "user": "me"},
+    {"min_p": 0.1, "min_tokens": 1, "logit_bias": {"3": 1}},
     {"temperature": None, "stop": None, "max_tokens": None},
     {"top_k": -1, "stream": False, "stream_options": None},
 ]

@@ -23,6 +23,7 @@ from llmserve.endpoint.openai import ChatBody, CompletionBody
 from llmserve.endpoint.replies import ChatReply, CompletionReply, Head, Reply
 from llmserve.endpoint.sender import Sender, sender
 from llmserve.endpoint.served import Served
+from llmserve.endpoint.structured import check_supported
 from llmserve.stream import Stream
 
 CACHE_HEADER = "x-llmserve-cache"
@@ -114,8 +115,10 @@ class Generation:
             texts = prompts.prompts_of(body)
             openai.check_shape(body, len(texts))
             ids = [await prompts.prompt_ids(tokenizer, info, text) for text in texts]
+        check_supported(body, info)
         sampling = openai.sampling(body, prompts.reply_tokens(ids, body, info))
         prompts.token_list(sampling.stop_token_ids, info, "stop_token_ids")
+        prompts.token_list([token for token, _ in sampling.logit_bias], info, "logit_bias")
         prefix = "chatcmpl" if isinstance(body, ChatBody) else "cmpl"
         return Call(
             self._served.service.new_id(prefix), tuple(ids), sampling, body,

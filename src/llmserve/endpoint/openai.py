@@ -13,6 +13,7 @@ import msgspec
 
 from llmserve.core import SamplingParams
 from llmserve.endpoint.errors import ApiError
+from llmserve.endpoint.structured import structured
 
 MAX_CHOICES = 128
 """The largest `n`, as at OpenAI."""
@@ -47,6 +48,14 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
+    min_p: float | None = None
+    min_tokens: int | None = None
+    logit_bias: dict[int, float] | None = None
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
     priority: int | None = None
     tenant: str | None = None
 
@@ -139,21 +148,13 @@ _NOT_HERE: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "guided_choice": (),
     "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
-    "min_p": (0,),
-    "min_tokens": (0,),
     "modalities": (["text"],),
     "prediction": (),
     "prompt_logprobs": (),
-    "response_format": ({"type": "text"},),
     "skip_special_tokens": (True,),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -180,7 +181,7 @@ def decode(raw: bytes, kind: type[Body]) -> Body:
     for name in _NOT_HERE.keys() & fields.keys():
         _refuse_unless_neutral(name, fields)
     try:
-        return msgspec.convert(fields, kind)
+        return msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise ApiError(400, str(error), param=_param(str(error)), code="invalid_type") from None
 
@@ -227,6 +228,10 @@ def sampling(body: SamplingBody, max_tokens: int) -> SamplingParams:
         "presence_penalty": body.presence_penalty,
         "frequency_penalty": body.frequency_penalty,
         "repetition_penalty": body.repetition_penalty,
+        "min_p": body.min_p,
+        "min_tokens": body.min_tokens,
+        "logit_bias": tuple((body.logit_bias or {}).items()),
+        "structured_outputs": structured(body),
     }
     fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return SamplingParams(max_tokens=max_tokens, logprobs=body.alternatives, **fields)

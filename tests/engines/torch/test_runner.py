@@ -187,3 +187,13 @@ def test_a_reply_ends_where_the_context_does(llama: Path, drive: Drive) -> None:
     driven.finish()
     assert len(driven.tokens("a")) == 512 - 506
     assert driven.end("a").finish_reason == "length"
+
+
+def test_nothing_ends_a_reply_before_min_tokens(llama: Path, drive: Drive) -> None:
+    whole = run(drive, llama, max_tokens=12, temperature=0).text("a")
+    sampling: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "stop": (whole[:1],)}
+    assert run(drive, llama, **sampling).text("a") == ""
+    driven = run(drive, llama, min_tokens=6, **sampling)
+    assert len(driven.tokens("a")) >= 6
+    assert driven.text("a")
+    assert whole.startswith(driven.text("a"))

@@ -180,3 +180,50 @@ def test_the_last_uniform_number_draws_no_token_of_mass_zero(
     scores[:, 2] = scores[:, 3] = 0
     tokens, _ = draw(scores, [row(), row(top_p=0.99)])
     assert all(token in (2, 3) for token in tokens)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"temperature": 1.0, "min_p": 0.1},
+        {"temperature": 2.0, "min_p": 0.05, "top_p": 0.9},
+        {"temperature": 0.8, "min_p": 0.02, "top_k": 9},
+        {"temperature": 1.0, "min_p": 1.0},
+    ],
+)
+def test_min_p_keeps_what_transformers_keeps(
+    monkeypatch: pytest.MonkeyPatch, case: dict[str, Any]
+) -> None:
+    from transformers import MinPLogitsWarper
+
+    scores = logits(2)
+    mass = drawn_mass(monkeypatch, scores, [row(**case), row(temperature=1.0)])
+    kept = MinPLogitsWarper(case["min_p"])(None, scores[:1] / case["temperature"])[0]
+    rest = {name: value for name, value in case.items() if name.startswith("top")}
+    expected = warped(kept, **rest)
+    assert (mass[0][expected == 0] == 0).all()
+    assert (mass[0] - expected).abs().max() <= 1.01 / 600
+    assert (mass[1] - warped(scores[1])).abs().max() <= 1.01 / 600
+
+
+def test_logit_bias_moves_its_own_row_only() -> None:
+    scores = logits(2)
+    best = scores.argmax(-1).tolist()
+    worst = int(scores[0].argmin())
+    biased = row(temperature=0, logit_bias=((worst, 100.0), (best[0], -100.0)), logprobs=0)
+    tokens, told = draw(scores, [biased, row(temperature=0)])
+    assert tokens == [worst, best[1]]
+    assert told[0] is not None
+    assert math.isclose(told[0].logprob, scores[0].log_softmax(-1)[worst].item(), abs_tol=1e-5)
+
+
+def test_min_tokens_forbids_every_end_until_then() -> None:
+    scores = torch.zeros(1, VOCAB)
+    scores[0, 3], scores[0, 8], scores[0, 9] = 5.0, 9.0, 8.0
+    one = Draws(SamplingParams(temperature=0, min_tokens=2, stop_token_ids=(9,)), 0, ends=(8,))
+    drawn = []
+    for _ in range(3):
+        tokens, _ = draw(scores, [one])
+        one.see(tokens[0])
+        drawn += tokens
+    assert drawn == [3, 3, 8]

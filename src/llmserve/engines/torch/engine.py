@@ -17,6 +17,21 @@ from llmserve.engines.torch.tokenizer import ModelTokenizer, open_tokenizer
 from llmserve.knobs import Applied, Knobs, differences
 
 
+async def check_form(request: Request, info: EngineInfo) -> None:
+    """ParamError for a form that no reply can be held to."""
+    form = request.sampling.structured_outputs
+    if form is None:
+        return
+    if "structured_outputs" not in info.supports:
+        raise ParamError("structured_outputs", "this model's tokenizer does not allow it")
+    from llmserve.engines.torch.forms import check
+
+    try:
+        await asyncio.to_thread(check, form)
+    except ValueError as error:
+        raise ParamError("structured_outputs", f"the form cannot be kept to: {error}") from None
+
+
 class TorchEngine:
     """Satisfies `engines.Engine`. One loop's; may be started again after `stop`.
 
@@ -98,6 +113,7 @@ class TorchEngine:
         failed on this request alone.
         """
         self._check(request)
+        await check_form(request, self.info)
         run = self._running()
         inbox = run.open(request)
         try:
@@ -145,7 +161,13 @@ class TorchEngine:
             kv_capacity_tokens=ready.kv_capacity_tokens,
             vocab_size=ready.vocab_size,
             ceilings=self._ceilings,
-            supports=frozenset({"chat"} if has_chat else ()),
+            supports=frozenset(
+                name
+                for name, has in (
+                    ("chat", has_chat), ("structured_outputs", ready.structured_outputs)
+                )
+                if has
+            ),
             device=ready.device,
             dtype=ready.dtype,
             pids=(pid,),

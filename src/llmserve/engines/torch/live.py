@@ -19,6 +19,11 @@ class Live:
         self._stream = stream
         self._stops = StopStrings(seq.request.sampling.stop)
 
+    @property
+    def _complete(self) -> bool:
+        """The reply has the form that was asked for, and nothing may follow."""
+        return self.draws.matcher is not None and self.draws.matcher.complete
+
     def push(self, token: int, logprob: TokenLogprob | None, eos_ids: frozenset[int]) -> Delta:
         """The step's news; the token is already in the sequence. The text of a token that ends
         the reply is not told, nor what a stop string would have come from."""
@@ -28,11 +33,13 @@ class Live:
         text = ""
         if token in sampling.stop_token_ids:
             finish, stop_reason = "stop", token
-        elif token in eos_ids and not sampling.ignore_eos:
+        elif token in eos_ids and (not sampling.ignore_eos or self._complete):
             finish = "stop"
         else:
-            text, stop_reason = self._stops.push(self._stream.push(token))
-            if stop_reason is not None:
+            text = self._stream.push(token)
+            if self.seq.generated > sampling.min_tokens:
+                text, stop_reason = self._stops.push(text)
+            if stop_reason is not None or self._complete:
                 finish = "stop"
             elif self.seq.full:
                 finish = "length"

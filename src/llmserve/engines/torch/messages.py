@@ -48,6 +48,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     device: str
     dtype: str
     details: dict[str, str]
+    structured_outputs: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -11,11 +11,12 @@ import traceback
 
 import torch
 
-from llmserve.core import Request, TokenLogprob
+from llmserve.core import Request, Structured, TokenLogprob
 from llmserve.engines.planner import StepPlanner
 from llmserve.engines.sequence import Plan
 from llmserve.engines.torch.attention import Part, layout
 from llmserve.engines.torch.detokenize import Detokenizer
+from llmserve.engines.torch.grammar import Grammars, Matcher
 from llmserve.engines.torch.kv import KvStore
 from llmserve.engines.torch.live import Live
 from llmserve.engines.torch.messages import (
@@ -42,12 +43,14 @@ class Runner:
         planner: StepPlanner,
         knobs: Knobs,
         seed: int | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self.planner = planner
         self.kv = KvStore(model.geometry)
         self._model = model
         self._detokenizer = detokenizer
         self._knobs = knobs
+        self._grammars = grammars
         self._seeds = random.Random(seed)
         self._live: dict[str, Live] = {}
         self._index = 0
@@ -108,16 +111,24 @@ class Runner:
             id=message.id, prompt_ids=message.prompt_ids, sampling=sampling, arrival=0.0
         )
         try:
+            matcher = self._matcher(sampling.structured_outputs)
             seq = self.planner.add(request, time.monotonic())
         except ValueError as error:
             return Stepped([_failed(message.id, str(error))])
         seed = self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed
-        draws = Draws(sampling, seed)
+        draws = Draws(sampling, seed, ends=self._model.eos_ids, matcher=matcher)
         if draws.penalised:
             model = self._model
             draws.see_prompt(message.prompt_ids, model.vocab_size, model.geometry.device)
         self._live[message.id] = Live(seq, draws, self._detokenizer.open(message.prompt_ids))
         return None
+
+    def _matcher(self, form: Structured | None) -> Matcher | None:
+        if form is None:
+            return None
+        if self._grammars is None:
+            raise ValueError("this model's tokenizer allows no structured outputs")
+        return self._grammars.open(form)
 
     def _run(self, plan: Plan) -> list[tuple[Live, int, TokenLogprob | None]]:
         """Compute the plan's rows and draw a token for each that samples."""

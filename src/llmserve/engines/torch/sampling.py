@@ -1,6 +1,7 @@
 """Draws one token for each row of a batch, every row by its own parameters and generator.
 
-The order is transformers' and vLLM's: penalties, temperature, top_k, top_p. A draw takes exactly
+The order is vLLM's: penalties, logit_bias, min_tokens, the grammar, temperature, min_p, top_k,
+top_p. A draw takes exactly
 one number from the request's own generator and walks the row's distribution in an order that
 depends on that row alone, so a seed gives the same tokens whatever else is in the batch.
 Log-probabilities are those of the untouched logits, as in vLLM.
@@ -8,22 +9,33 @@ Log-probabilities are those of the untouched logits, as in vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from llmserve.core import SamplingParams, TokenLogprob
+from llmserve.engines.torch.grammar import Matcher, forbidden
 
 FEW = 256
 """Candidates looked at first for top_p; where they do not hold its mass, all are sorted."""
 
 
 class Draws:
-    """One request's sampling state: its generator, and its tokens as penalties see them."""
+    """One request's sampling state: its generator, its tokens as penalties see them, its form."""
 
-    def __init__(self, params: SamplingParams, seed: int) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        seed: int,
+        *,
+        ends: Iterable[int] = (),
+        matcher: Matcher | None = None,
+    ) -> None:
+        """`ends` are the model's end tokens, which min_tokens forbids at first."""
         self.params = params
+        self.matcher = matcher
         self.greedy = params.temperature == 0
         self.generator = None if self.greedy else torch.Generator().manual_seed(seed)
         self.penalised = (
@@ -31,7 +43,16 @@ class Draws:
             or params.presence_penalty != 0
             or params.frequency_penalty != 0
         )
-        self.plain = self.greedy and not self.penalised and params.logprobs is None
+        self._drawn = 0
+        # a form says itself when it ends
+        self._min_tokens = 0 if matcher is not None else params.min_tokens
+        self._ends = torch.tensor(sorted({*ends, *params.stop_token_ids}), dtype=torch.long)
+        self._biased = torch.tensor([token for token, _ in params.logit_bias], dtype=torch.long)
+        self._bias = torch.tensor([bias for _, bias in params.logit_bias])
+        self.shaped = bool(self.penalised or params.logit_bias or self._min_tokens)
+        self.plain = (
+            self.greedy and not self.shaped and params.logprobs is None and matcher is None
+        )
         self._counts: Tensor | None = None
         self._in_prompt: Tensor | None = None
 
@@ -43,8 +64,20 @@ class Draws:
 
     def see(self, token: int) -> None:
         """Count a token of the reply."""
+        self._drawn += 1
+        if self.matcher is not None:
+            self.matcher.push(token)
         if self._counts is not None:
             self._counts[token] += 1
+
+    def shape(self, logits: Tensor) -> Tensor:
+        """The row's logits as its penalties, biases and least length make them."""
+        logits = self.penalise(logits) if self.penalised else logits.clone()
+        if len(self._biased):
+            logits.index_add_(0, self._biased.to(logits.device), self._bias.to(logits.device))
+        if self._drawn < self._min_tokens:
+            logits[self._ends.to(logits.device)] = -math.inf
+        return logits
 
     def penalise(self, logits: Tensor) -> Tensor:
         counts, in_prompt, params = self._counts, self._in_prompt, self.params
@@ -65,11 +98,16 @@ def draw(logits: Tensor, rows: Sequence[Draws]) -> tuple[list[int], list[TokenLo
     if all(row.plain for row in rows):
         return logits.argmax(-1).tolist(), [None] * len(rows)
     shaped = logits
-    penalised = [i for i, row in enumerate(rows) if row.penalised]
-    if penalised:
+    changed = [i for i, row in enumerate(rows) if row.shaped]
+    matchers = {i: row.matcher for i, row in enumerate(rows) if row.matcher is not None}
+    if changed or matchers:
         shaped = logits.clone()
-        for i in penalised:
-            shaped[i] = rows[i].penalise(logits[i])
+        for i in changed:
+            shaped[i] = rows[i].shape(logits[i])
+    if matchers:
+        never = forbidden([*matchers.values()], logits.shape[-1]).to(logits.device)
+        held = [*matchers]
+        shaped[held] = shaped[held].masked_fill(never, -math.inf)
     tokens = shaped.argmax(-1)
     random = [i for i, row in enumerate(rows) if not row.greedy]
     cut = [i for i in random if rows[i].params.top_k > 0 or rows[i].params.top_p < 1]
@@ -89,7 +127,12 @@ def _warm(logits: Tensor, rows: Sequence[Draws], picked: list[int]) -> Tensor:
     picked_logits = logits if len(picked) == len(rows) else logits[picked]
     # The highest first, and a floor: a tiny temperature must not divide to infinity.
     picked_logits = picked_logits - picked_logits.amax(-1, keepdim=True)
-    return picked_logits / temperatures.clamp_min(1e-5)[:, None]
+    warm = picked_logits / temperatures.clamp_min(1e-5)[:, None]
+    shares = [rows[i].params.min_p for i in picked]
+    if any(shares):
+        least = torch.tensor([math.log(p) if p else -math.inf for p in shares])
+        warm.masked_fill_(warm < least.to(logits.device)[:, None], -math.inf)
+    return warm
 
 
 def _uniforms(logits: Tensor, rows: Sequence[Draws], picked: list[int]) -> Tensor:

@@ -59,6 +59,7 @@ def prepare(message: Load) -> tuple[Runner, Ready]:
 
     from llmserve.engines.planner import StepPlanner
     from llmserve.engines.torch.detokenize import Detokenizer
+    from llmserve.engines.torch.grammar import Grammars
     from llmserve.engines.torch.memory import kv_capacity
     from llmserve.engines.torch.model import load
     from llmserve.engines.torch.runner import Runner
@@ -75,7 +76,13 @@ def prepare(message: Load) -> tuple[Runner, Ready]:
         max_model_len=model.max_model_len,
     )
     knobs = Knobs().changed(message.knobs)
-    runner = Runner(model, Detokenizer(tokenizer.backend), planner, knobs, options.seed)
+    try:
+        grammars = Grammars(tokenizer.backend, model.vocab_size, model.eos_ids)
+    except ValueError:
+        grammars = None
+    runner = Runner(
+        model, Detokenizer(tokenizer.backend), planner, knobs, options.seed, grammars
+    )
     ready = Ready(
         folder=str(folder),
         max_model_len=planner.room,
@@ -83,6 +90,7 @@ def prepare(message: Load) -> tuple[Runner, Ready]:
         vocab_size=model.vocab_size,
         device=str(model.geometry.device),
         dtype=str(model.geometry.dtype).removeprefix("torch."),
+        structured_outputs=grammars is not None,
         details=describe(model, options) | {"loaded_s": f"{time.monotonic() - started:.1f}"},
     )
     return runner, ready

@@ -43,6 +43,9 @@ def to_params(sampling: SamplingParams) -> Any:
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         repetition_penalty=sampling.repetition_penalty,
+        min_p=sampling.min_p,
+        min_tokens=sampling.min_tokens,
+        logit_bias=dict(sampling.logit_bias) or None,
         output_kind=RequestOutputKind.DELTA,
         skip_clone=True,  # nobody else holds it
     )
