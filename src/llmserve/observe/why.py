@@ -141,9 +141,11 @@ class WhyFold:
         """Of the window that ends `now` (None: at the last event)."""
         with self._lock:
             until = self._last if now is None else now
-            firsts = self._firsts.window(-1e300, until)
-            gaps = self._gaps.window(-1e300, until)
-            tokens = self._tokens.window(-1e300, until)
+            last = {name: c.t for c in self._changes for name in c.changed}
+            after = min((until, *last.values())) - window_s  # both sides of each knob's last change
+            firsts = self._firsts.window(after, until)
+            gaps = self._gaps.window(after, until)
+            tokens = self._tokens.window(after, until)
             changes = list(self._changes)
             waiting = Counter(
                 CAUSES[spent.cause] for spent in self._spending.live.values() if not spent.told
@@ -272,7 +274,8 @@ class _Measured:
 
 
 def _between(rows: NDArray[np.float64], after: float, until: float) -> NDArray[np.float64]:
-    return rows[(rows[:, 0] > after) & (rows[:, 0] <= until)]
+    inside = (rows[:, 0] > after) & (rows[:, 0] <= until)
+    return rows if inside.all() else rows[inside]
 
 
 def _span(rows: NDArray[np.float64], side: tuple[float, float]) -> float:
@@ -290,8 +293,8 @@ def _p95(rows: NDArray[np.float64]) -> float | None:
 def _parts(rows: NDArray[np.float64], p95: float) -> tuple[Part, ...]:
     import numpy as np
 
-    order = np.argsort(rows[:, 1], kind="stable")  # by rank: equal values must not widen the tail
-    tail = rows[order[min(int(_TAIL * len(rows)), len(rows) - 1) :]]
+    least = min(int(_TAIL * len(rows)), len(rows) - 1)
+    tail = rows[np.argpartition(rows[:, 1], least)[least:]]  # by rank: ties must not widen it
     means = tail[:, 2:].mean(axis=0)
     whole = float(means.sum()) or 1.0
     parts = [

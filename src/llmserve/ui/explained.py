@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llmserve.observe.why import Why
 from llmserve.observe.why_words import COLOURS, LABELS, sentences
 
-EXPLAIN_S = 1.0
+EXPLAIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ class Recorder:
             return self._marks.revision, self._marks.since(revision)
 
     def explained(self) -> Explained:
-        """Why it is slow, worked out at most once a second however many dashboards ask."""
+        """Why it is slow, worked out now and then, however many dashboards ask."""
         now = self._clock.now()
         with self._lock:
             made, explained = self._explained
