@@ -49,7 +49,13 @@ def create(options: VllmOptions, launch: Launch) -> Any:
         scheduler = config.scheduler_config
         kind = "LiveAsyncScheduler" if scheduler.async_scheduling else "LiveScheduler"
         scheduler.scheduler_cls = f"{SCHEDULERS}.{kind}"
-        return AsyncLLM.from_vllm_config(config)
+        if launch.given_up:
+            raise EngineError("the start was given up")
+        llm = AsyncLLM.from_vllm_config(config)
+    if launch.given_up:
+        llm.shutdown(timeout=0)
+        raise EngineError("the start was given up")
+    return llm
 
 
 def describe(

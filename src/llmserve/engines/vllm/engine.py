@@ -78,6 +78,7 @@ class VllmEngine:
             self._llm = await in_own_thread(partial(create, self._options, launch))
             await self._get_to_know(launch)
         except asyncio.CancelledError:
+            launch.given_up = True
             await self.stop()
             raise
         except Exception as error:

@@ -39,6 +39,8 @@ class Launch:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="llmserve-"))
+        self.given_up = False
+        """Set when nobody waits for the start any more: it must not leave an engine behind."""
         self._log = self.folder / "log"
         self._python = self.folder / "python"
         self._python.write_text(
