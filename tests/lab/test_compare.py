@@ -9,6 +9,7 @@ import pytest
 
 from lab.worlds import nothing, side, simulated
 from llmserve.bench.driver import ServiceTarget
+from llmserve.bench.report import Report
 from llmserve.bench.slo import Slo
 from llmserve.bench.workload import Workload
 from llmserve.clock import VirtualClock
@@ -57,7 +58,7 @@ def test_an_engine_slower_by_a_tenth_is_found() -> None:
     found = compared(20, BUSY, 6, **slower)
     assert all(each.verdict.startswith("A (one) is better than B (other)") for each in found)
     itl = [each.difference("itl_mean") for each in found]
-    shares = [d.share(d.by.value) or 0.0 for d in itl if d is not None]
+    shares = [d.change or 0.0 for d in itl if d is not None]
     assert sum(shares) / 20 == pytest.approx(0.10, abs=0.015), "and its size is told right"
 
 
@@ -113,7 +114,10 @@ def test_two_policies_of_one_service_and_its_knobs_come_back() -> None:
             return found
 
     found = clock.run(main())
-    assert found.verdict.startswith("A (policy=fifo) is better than B (max_num_seqs=2)")
+    assert "A (policy=fifo) and B (max_num_seqs=2) differ, and neither is better" in found.verdict
+    winners = {d.figure: d.better for d in found.differences()}
+    assert (winners["e2e_mean"], winners["generated_tokens_per_s"]) == ("A", "A")
+    assert winners["itl_mean"] == "B", "smaller batches meet fewer prefills"
     assert {run.seq_fill is not None and run.seq_fill > 0.5 for run in found.runs_b} == {True}
     goodput = found.difference("goodput_per_s")
     assert goodput is not None
@@ -137,6 +141,38 @@ def test_settings_do_not_add_up_and_wrong_ones_are_refused_before_anything_runs(
                 await switch.to({"max_num_seqs": 64})
 
     clock.run(main())
+
+
+def test_a_figure_that_was_0_is_compared_by_its_difference() -> None:
+    (found,) = compared(1, SMALL, 3, **OTHER)
+    none = tuple(msgspec.structs.replace(run, met=0) for run in found.runs_a)
+    some = tuple(msgspec.structs.replace(run, met=8 - i) for i, run in enumerate(found.runs_b))
+    rated = msgspec.structs.replace(found, runs_a=none, runs_b=some)
+    goodput = rated.difference("goodput_per_s")
+    assert goodput is not None
+    assert (goodput.ratio, goodput.change) == (False, None)
+    assert str(goodput).startswith("goodput: ")
+
+
+def test_what_slows_both_of_a_pair_cancels() -> None:
+    """The machine is three times as slow in one pair as in another; B takes a tenth longer."""
+    (found,) = compared(1, SMALL, 4, **OTHER)
+    slow = (1.0, 3.0, 1.5, 2.0)
+    base = found.runs_a[0]
+
+    def runs(factor: float) -> tuple[Report, ...]:
+        return tuple(
+            msgspec.structs.replace(
+                base, itl=msgspec.structs.replace(base.itl, mean=0.01 * factor * pair)
+            )
+            for pair in slow
+        )
+
+    paired = msgspec.structs.replace(found, runs_a=runs(1.0), runs_b=runs(1.1))
+    itl = paired.difference("itl_mean")
+    assert itl is not None
+    assert itl.better == "A"
+    assert itl.change == pytest.approx(0.1)
 
 
 def test_a_spoiled_run_gets_no_verdict() -> None:

@@ -7,6 +7,7 @@ at most 5 of 100 comparisons, however many figures are looked at.
 from __future__ import annotations
 
 import html
+import math
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -36,12 +37,17 @@ HIGHER_IS_BETTER = ("generated_tokens_per_s", "goodput_per_s", "requests_per_s")
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """B minus A in one figure, pair by pair; seconds and counts."""
+    """B against A in one figure, pair by pair; means in seconds and counts.
+
+    Pairs are compared by their ratio: what makes the machine slow for both of a pair cancels.
+    """
 
     figure: str
     a: float
     b: float
     by: Interval
+    """Of ln(B/A); of B - A where `ratio` is False, for a run measured 0."""
+    ratio: bool = True
 
     @property
     def shown(self) -> bool:
@@ -54,20 +60,33 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
             return None
         return "B" if (self.by.value > 0) == (self.figure in HIGHER_IS_BETTER) else "A"
 
-    def share(self, part: float | None) -> float | None:
-        """Relative to A."""
-        return None if part is None or not self.a else part / abs(self.a)
+    @property
+    def change(self) -> float | None:
+        """Of B, relative to A; None where A is 0."""
+        return self._relative(self.by.value)
+
+    @property
+    def low(self) -> float | None:
+        return self._relative(self.by.low)
+
+    @property
+    def high(self) -> float | None:
+        return self._relative(self.by.high)
+
+    def _relative(self, part: float | None) -> float | None:
+        if part is None or (not self.ratio and not self.a):
+            return None
+        return math.expm1(min(part, 700.0)) if self.ratio else part / abs(self.a)
 
     def __str__(self) -> str:
         name = (JUDGED | GOODPUT).get(self.figure, self.figure)
-        low, high = self.share(self.by.low), self.share(self.by.high)
-        value = self.share(self.by.value)
-        if low is None or high is None or value is None:
-            return f"{name}: {NO_DIFFERENCE}"
-        span = f"{low:+.1%} to {high:+.1%}"
+        if self.change is None or self.low is None or self.high is None:
+            words = f"B {self.b - self.a:+,.4g}" if self.shown else NO_DIFFERENCE
+            return f"{name}: {words}"
+        span = f"{self.low:+,.1%} to {self.high:+,.1%}"
         if not self.shown:
             return f"{name}: {NO_DIFFERENCE} ({span})"
-        return f"{name}: B {value:+.1%} ({span})"
+        return f"{name}: B {self.change:+,.1%} ({span})"
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,11 +118,12 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
             and (b := other.figures()[figure]) is not None
         ]
         each = 1 - (1 - CONFIDENCE) / len(self.judged())
-        by = interval([b - a for a, b in found], each)
+        ratio = all(a > 0 and b > 0 for a, b in found)
+        by = interval([math.log(b / a) if ratio else b - a for a, b in found], each)
         if by is None:
             return None
         mean_a, mean_b = (sum(side) / len(found) for side in zip(*found, strict=True))
-        return Difference(figure=figure, a=mean_a, b=mean_b, by=by)
+        return Difference(figure=figure, a=mean_a, b=mean_b, by=by, ratio=ratio)
 
     def differences(self) -> list[Difference]:
         return [found for name in self.judged() if (found := self.difference(name)) is not None]
@@ -149,14 +169,15 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         return f"A ({self.a}) and B ({self.b}) differ, and neither is better in all: {words}"
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per judged figure: both means, B − A with its ends, whether it is shown."""
+        """A row per judged figure: both means, B's change relative to A with its ends, whether a
+        difference is shown."""
         import pandas as pd
 
         rows = {
-            d.figure: [d.a, d.b, d.by.value, d.by.low, d.by.high, d.shown, d.better]
+            d.figure: [d.a, d.b, d.change, d.low, d.high, d.shown, d.better]
             for d in self.differences()
         }
-        columns = ["A", "B", "B - A", "low", "high", "shown", "better"]
+        columns = ["A", "B", "change", "low", "high", "shown", "better"]
         frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
         frame.attrs = {"a": self.a, "b": self.b, "workload": self.workload, "pairs": self.pairs}
         return frame
@@ -211,7 +232,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         return [self.verdict, held, self.workload, *self.warnings()]
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [("", "A", "B", "B − A")]
+        rows: list[tuple[str, ...]] = [("", "A", "B", "B against A")]
         for found in self.differences():
             time = found.figure not in HIGHER_IS_BETTER
             scale, unit = (1e3, " ms") if time else (1.0, "")
