@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,10 +35,32 @@ class Lab:
     def __init__(self, page: Page) -> None:
         self.page = page
 
-    def run_all_above(self, text: str) -> None:
-        self.cell(text).locator(".cm-content").click()
-        self.page.locator(".lm-MenuBar-item", has_text="Run").first.click()
-        self.page.locator(".lm-Menu-item", has_text="Run All Above").click()
+    def run_all_above(self, text: str, first: str) -> None:
+        """Return once the cell `first` has begun. On a loaded machine a page may send nothing to
+        its kernel, or ask for a kernel that it has: then this is done again."""
+        for attempt in (1, 2, 3):
+            self.cell(text).locator(".cm-content").click()
+            self.page.locator(".lm-MenuBar-item", has_text="Run").first.click()
+            self.page.locator(".lm-Menu-item", has_text="Run All Above").click()
+            try:
+                self.wait_until(lambda: self._begun(first), 20)
+                return
+            except TimeoutError:
+                self.screenshot(f"cells-not-started-{attempt}")
+        raise TimeoutError("no cell was started")
+
+    def _begun(self, first: str) -> bool:
+        select = self.page.locator(".jp-Dialog button.jp-mod-accept", has_text="Select")
+        if select.count():
+            select.click()
+        return self.prompt(first).strip() != "[ ]:"
+
+    def wait_until(self, what: Callable[[], bool], timeout: float = 20) -> None:
+        until = time.monotonic() + timeout
+        while not what():
+            if time.monotonic() > until:
+                raise TimeoutError("the page did not come so far in time")
+            self.page.wait_for_timeout(100)
 
     def cell(self, text: str) -> Locator:
         return self.page.locator(".jp-CodeCell", has_text=text).first
@@ -55,7 +77,19 @@ class Lab:
         return self.page.locator(f".llmserve-knob-{name}").first
 
     def drag(self, name: str, pixels: int) -> int:
-        """Move a slider with the mouse; the value that it shows then."""
+        """Move a slider with the mouse; the value that it shows then. What grows above it may
+        push it away under the mouse: then once more, as a person would."""
+        before = shown = self.shown(name)
+        for _ in range(5):
+            if shown == before:
+                self._drag(name, pixels)
+                shown = self.shown(name)
+        return shown
+
+    def shown(self, name: str) -> int:
+        return int(self.knob(name).locator(".widget-readout").inner_text())
+
+    def _drag(self, name: str, pixels: int) -> None:
         knob = self.knob(name)
         knob.scroll_into_view_if_needed()
         box = knob.locator(".noUi-handle").bounding_box()
@@ -65,7 +99,6 @@ class Lab:
         self.page.mouse.down()
         self.page.mouse.move(x + pixels, y, steps=5)
         self.page.mouse.up()
-        return int(knob.locator(".widget-readout").inner_text())
 
     @property
     def dashboard(self) -> Locator:
@@ -96,19 +129,11 @@ def lab(notebook: Path) -> Iterator[Lab]:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1640, "height": 1500})
         try:
-            for attempt in (1, 2):  # on a loaded machine a page may come up without its kernel
-                page.goto(f"{url}/lab/tree/{notebook.name}?token={token}", timeout=120_000)
-                try:
-                    page.locator(
-                        ".jp-Notebook-ExecutionIndicator[data-status=idle]"
-                    ).first.wait_for(state="attached", timeout=90_000)
-                    break
-                except Exception:
-                    Lab(page).screenshot(f"lab-not-ready-{attempt}")
-                    if attempt == 2:
-                        raise
+            page.goto(f"{url}/lab/tree/{notebook.name}?token={token}", timeout=120_000)
+            opened = Lab(page)
+            opened.wait_until(lambda: _kernel_is_idle(f"{url}/api/sessions?token={token}"), 120)
             page.keyboard.press("Control+b")  # the side bar is in the way of the charts
-            yield Lab(page)
+            yield opened
         except BaseException:
             Lab(page).screenshot("failed")
             raise
@@ -165,3 +190,10 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             time.sleep(0.2)  # the server is starting
     raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+
+
+def _kernel_is_idle(sessions: str) -> bool:
+    """Whether the page has started its kernel and is connected to it."""
+    with urllib.request.urlopen(sessions, timeout=10) as answer:
+        kernels = [session["kernel"] for session in json.load(answer)]
+    return any(k["execution_state"] == "idle" and k["connections"] for k in kernels)

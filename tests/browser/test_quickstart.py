@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -65,13 +63,6 @@ def notebook(tmp_path: Path) -> Path:
     return path
 
 
-def soon(what: Callable[[], bool], page: Lab, timeout: float = 20) -> None:
-    until = time.monotonic() + timeout
-    while not what():
-        assert time.monotonic() < until, "not in time"
-        page.page.wait_for_timeout(100)
-
-
 def max_num_seqs(folder: Path) -> int:
     """What the engine obeys, by its own HTTP address."""
     url, key = json.loads((folder / "address.json").read_text())
@@ -84,7 +75,7 @@ def max_num_seqs(folder: Path) -> int:
 
 def charts_move(page: Lab) -> None:
     before = page.data("points")
-    soon(lambda: page.data("points") > before, page)
+    page.wait_until(lambda: page.data("points") > before)
 
 
 def slider_obeyed(page: Lab, folder: Path, pixels: int) -> None:
@@ -92,8 +83,8 @@ def slider_obeyed(page: Lab, folder: Path, pixels: int) -> None:
     marks, before = page.data("marks"), max_num_seqs(folder)
     shown = page.drag("max_num_seqs", pixels)
     assert shown != before
-    soon(lambda: max_num_seqs(folder) == shown, page)
-    soon(lambda: page.data("marks") > marks, page)
+    page.wait_until(lambda: max_num_seqs(folder) == shown)
+    page.wait_until(lambda: page.data("marks") > marks)
 
 
 def test_the_quickstart_runs_and_its_sliders_retune_the_engine_while_requests_flow(
@@ -101,8 +92,8 @@ def test_the_quickstart_runs_and_its_sliders_retune_the_engine_while_requests_fl
 ) -> None:
     folder = notebook.parent
     with lab(notebook) as page:
-        page.run_all_above("import threading")
-        soon((folder / "address.json").exists, page, timeout=240)
+        page.run_all_above("import threading", first="%load_ext llmserve")
+        page.wait_until((folder / "address.json").exists, timeout=240)
         assert page.page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
         assert page.data("marks") >= 2  # the quickstart's own two changes
 
@@ -115,7 +106,7 @@ def test_the_quickstart_runs_and_its_sliders_retune_the_engine_while_requests_fl
         page.screenshot("dashboard", page.dashboard)
 
         page.run_cell("# a busy cell")
-        soon(lambda: "*" in page.prompt("# a busy cell"), page)
+        page.wait_until(lambda: "*" in page.prompt("# a busy cell"))
         page.page.wait_for_timeout(1000)  # the cell computes
         charts_move(page)
         slider_obeyed(page, folder, pixels=-40)
