@@ -83,3 +83,13 @@ def test_equal_choices_of_one_request_are_computed_once(house: Serving) -> None:
         assert len({choice["message"]["content"] for choice in answer["choices"]}) == 1
         assert answer["usage"]["completion_tokens"] == 12
         assert tail.wait(Finished).completion_tokens == 4
+
+
+def test_the_knobs_say_that_weights_are_text(house: Serving) -> None:
+    with house.http() as http:
+        told = http.get("/llmserve/knobs").json()["knobs"]["tenant_weights"]
+        assert (told["type"], told["value"], told["unit"]) == ("text", "", "name:weight,…")
+        change = http.patch("/llmserve/knobs", json={"tenant_weights": {"gold": 3}})
+        assert change.json()["changed"] == {"tenant_weights": ["", "gold:3"]}
+        wrong = http.patch("/llmserve/knobs", json={"tenant_weights": "gold"})
+        assert wrong.json()["error"]["param"] == "tenant_weights"

@@ -264,3 +264,13 @@ def test_closed_controls_watch_the_knobs_no_more(parts: Parts, controls: Control
     before = len(parts.board._watchers)
     controls.close()
     assert len(parts.board._watchers) == before - 1
+
+
+def test_a_text_knob_is_a_field_that_says_what_is_wrong(parts: Parts, controls: Controls) -> None:
+    main = controls.by_name["tenant_weights"].main
+    assert isinstance(main, ipywidgets.Text)
+    main.value = "gold:3, free:1"
+    assert parts.board.current.tenant_weights == "gold:3,free:1"
+    main.value = "gold"
+    assert "tenant_weights stays as it is" in controls.status
+    assert parts.board.current.tenant_weights == "gold:3,free:1"
