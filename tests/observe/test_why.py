@@ -193,6 +193,27 @@ def test_the_last_change_of_the_binding_knob_is_told_with_what_was_measured() ->
     assert "max_num_seqs = 8 binds" in str(why)
 
 
+def test_a_knob_that_was_turned_far_enough_binds_no_more() -> None:
+    calm = [
+        event
+        for i in range(10)
+        for event in (
+            submitted(20 + i, f"c{i}"), dispatched(20 + i, f"c{i}"),
+            step(i, 20 + i, 0.1, (f"c{i}", "p", 9)), first(20.1 + i, f"c{i}"),
+        )
+    ]  # fmt: skip
+    changed = {"max_num_seqs": (4, 64)}
+    raised = KnobsChanged(t=15, changed=changed, source="code", step=9, ms=1)  # type: ignore[arg-type]  # ints are knob values, dict is invariant
+    events = [*waiting_by_cap(10, 0, 4), raised, *calm]
+    why = explain(events, Knobs(max_num_seqs=64), window_s=60)
+    assert why.ttft is not None
+    assert (why.ttft.knob, why.ttft.relieved) == ("max_num_seqs", True)
+    assert "max_num_seqs bound until its last change; at 64 it does not." in str(why)
+    before = explain(events[: -len(calm)], Knobs(max_num_seqs=64), window_s=60)
+    assert before.ttft is not None
+    assert not before.ttft.relieved
+
+
 def test_a_change_too_young_to_be_measured_is_not_told() -> None:
     why = explain([*waiting_by_cap(10, 0, 0.1), change(10.5)], Knobs(max_num_seqs=8))
     assert why.ttft is not None

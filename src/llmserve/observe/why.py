@@ -75,6 +75,8 @@ class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
     knob: str | None
     """The one that binds; None where it is the model's own work, or nothing stands out."""
     value: KnobValue = None
+    relieved: bool = False
+    """It bound until its last change, in this window; since then it does not."""
     effect: Effect | None = None
     """Of that knob's last change; None where there was none, or not enough came since."""
 
@@ -242,11 +244,24 @@ class _Measured:
             parts=parts,
             knob=knob,
             value=self._knobs.as_dict()[knob] if knob else None,
+            relieved=knob is not None and self._relieved(knob, rows),
             effect=self._effect(knob) if knob else None,
         )
 
+    def _last_change(self, knob: str) -> KnobsChanged | None:
+        return next((c for c in reversed(self._changes) if knob in c.changed), None)
+
+    def _relieved(self, knob: str, rows: NDArray[np.float64]) -> bool:
+        """Whether what it rules has become small since its last change, in the same window."""
+        change = self._last_change(knob)
+        since = rows[:0] if change is None else _between(rows, change.t, self._until)
+        if not _ENOUGH <= len(since) < len(rows):
+            return False
+        ruled = [p for p in _parts(since, 1.0) if ruling_knob(p.cause, self._knobs) == knob]
+        return sum(part.share for part in ruled) < _WORTH_NAMING
+
     def _effect(self, knob: str) -> Effect | None:
-        change = next((c for c in reversed(self._changes) if knob in c.changed), None)
+        change = self._last_change(knob)
         if change is None:
             return None
         sides = ((change.t - self._window_s, change.t), (change.t, self._until))

@@ -63,7 +63,10 @@ def _told(b: Breakdown) -> list[str]:
         advice = _ADVICE[b.knob]
         if b.parts and b.parts[0].cause == "preemption":
             advice = "fewer at once leave each its KV"
-        words.append(f"{b.knob} = {b.value} binds: {advice}.")
+        if b.relieved:
+            words.append(f"{b.knob} bound until its last change; at {b.value} it does not.")
+        else:
+            words.append(f"{b.knob} = {b.value} binds: {advice}.")
     if b.effect is not None:
         words.append(_effect(b.effect))
     return words

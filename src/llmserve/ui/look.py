@@ -39,4 +39,4 @@ class Look:
         self.press = ipywidgets.ButtonStyle()
         self.choice = layout(width="170px")
         self.short = DescriptionStyle(description_width="20px")
-        self.full = layout(width="100%", min_width="0")
+        self.full = layout(width="auto", min_width="0")
