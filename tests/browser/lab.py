@@ -114,10 +114,18 @@ class Lab:
     def screenshot(self, name: str, part: Locator | None = None) -> Path:
         ARTIFACTS.mkdir(exist_ok=True)
         path = ARTIFACTS / f"{name}.png"
-        if part is not None:
-            part.evaluate("part => part.scrollIntoView({block: 'start'})")
-            self.page.mouse.move(0, 0)
-        (part or self.page).screenshot(path=path)
+        if part is None:
+            self.page.screenshot(path=path)
+            return path
+        size, box = self.page.viewport_size, part.bounding_box()
+        assert size is not None
+        assert box is not None
+        self.page.set_viewport_size({"width": size["width"], "height": int(box["height"]) + 200})
+        part.evaluate("part => part.scrollIntoView({block: 'start'})")
+        self.page.mouse.move(0, 0)
+        self.page.wait_for_timeout(500)  # drawn anew
+        part.screenshot(path=path)
+        self.page.set_viewport_size(size)
         return path
 
 
