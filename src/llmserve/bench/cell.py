@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from llmserve.bench.driver import ServiceTarget
 from llmserve.bench.job import Job, State
-from llmserve.bench.process import Address, ProcessTarget, is_fast, suits
+from llmserve.bench.process import Address, ProcessTarget, suits
 from llmserve.bench.repeats import REPEATS, Repeats
 from llmserve.bench.result import Result
 from llmserve.bench.slo import Slo, parse_slo
@@ -33,12 +33,13 @@ def bench(
     slo: Slo | str | None = None,
     progress: bool = True,
     address: Address | None = None,
-    own_process: bool | None = None,
+    own_process: bool = False,
     **workload: Any,
 ) -> Result:
     """Run to the end; an interrupt ends it and gives what was measured until then.
 
-    own_process: drive from a process of its own, over HTTP; None does so from 50 requests/s on.
+    own_process: drive over HTTP from a process of its own. It is as a client of another machine
+    would be, and it takes a core: where there are few, the driver in this process sends faster.
     """
     load = make_load(load, workload)
     info = service.engine.info
@@ -56,10 +57,8 @@ def bench(
 
 
 def _target(
-    service: Service, bus: EventBus, load: Load, address: Address | None, own: bool | None
+    service: Service, bus: EventBus, load: Load, address: Address | None, own: bool
 ) -> ServiceTarget:
-    if own is None:
-        own = address is not None and is_fast(load) and suits(load) is None
     if not own:
         return ServiceTarget(service, bus)
     if address is None:

@@ -1,4 +1,4 @@
-"""The driver in a process of its own: at high rates sending must not cost the server its time.
+"""The driver in a process of its own: what it costs to send and to read is not the server's.
 
 The parent draws the arrivals and makes the prompts before the clock starts; the child (this file
 run as a module) sends them over HTTP and measures as a client does. What only the server can see
@@ -19,25 +19,23 @@ from typing import Any
 
 import msgspec
 
-from llmserve.bench.arrivals import CHANGING
 from llmserve.bench.driver import Bench, Progress, ServiceTarget, run_salt
 from llmserve.bench.http import HttpTarget
 from llmserve.bench.prompts import prompt_of
 from llmserve.bench.recorder import Recorder
 from llmserve.bench.report import Report
 from llmserve.bench.slo import Slo
-from llmserve.bench.workload import Arrival, Load, Workload
+from llmserve.bench.workload import Arrival, Load
 from llmserve.clock import MonotonicClock
 from llmserve.engines import EngineError
 from llmserve.events import EventBus
 from llmserve.service import Service
 
-FAST_PER_S = 50.0
-"""From this rate on a bench drives from a process of its own, unless told otherwise."""
 MOST = 100_000
 """Requests whose prompts are made ahead."""
 _LINE = 2**28
 _TICK_S = 0.2
+_END_S = 5.0
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,13 +90,6 @@ def suits(load: Load) -> str | None:
     if any(arrival.later for arrival in itertools.islice(load.arrivals(), MOST)):
         return "its chats answer to replies"
     return None
-
-
-def is_fast(load: Load) -> bool:
-    if not isinstance(load, Workload) or load.rate is None:
-        return False
-    top = max(load.rate, load.rate_to or 0.0) if load.process in CHANGING else load.rate
-    return top >= FAST_PER_S
 
 
 @dataclass(frozen=True)
@@ -166,6 +157,8 @@ class ProcessBench:
         self._target.bus.attach(self._seen)
         try:
             await self._follow(process, task)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), _END_S)
         finally:
             self._target.bus.detach(self._seen)
             if process.returncode is None:
