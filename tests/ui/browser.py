@@ -89,7 +89,7 @@ class Screen:
         self.until("module")
         self.page.evaluate("() => window.harness.started")
         self.until("hello")
-        self.page.wait_for_selector("[data-llmserve=dashboard][data-state=live]")
+        self.page.wait_for_selector("[data-llmserve=dashboard]:not([data-state=waiting])")
 
     def until(self, kind: str) -> None:
         """Hand messages over until one of this kind was among them."""
