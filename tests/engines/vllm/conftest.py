@@ -16,7 +16,7 @@ import llmserve
 from llmserve.session import Session
 from support.small_vllm import OPTIONS
 
-TOOLS: dict[str, Any] = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
+TOOLS: dict[str, Any] = {"enable_auto_tool_choice": True, "tool_call_parser": "xlam"}
 HERE = os.path.dirname(__file__)
 
 def _has_vllm() -> bool:
