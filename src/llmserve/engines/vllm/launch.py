@@ -27,6 +27,8 @@ from typing import ClassVar
 
 import psutil
 
+from llmserve.engines.vllm.parent_watch import FOLDER_PREFIX
+
 LAST_LINES = 20
 _TAG = re.compile(r"^(\(.*?pid=\d+\) )?(ERROR [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
 
@@ -38,7 +40,7 @@ class Launch:
     """Environment and executable belong to the process: one start at a time."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="llmserve-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
         self.given_up = False
         """Set when nobody waits for the start any more: it must not leave an engine behind."""
         self._log = self.folder / "log"

@@ -8,14 +8,17 @@ by SIGTERM, which vLLM takes as a request to shut down in order, then for good.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import psutil
 
 POLL_S = 0.5
 GRACE_S = 4.0
+FOLDER_PREFIX = "llmserve-vllm-"
 
 
 class Watch(str):
@@ -45,8 +48,17 @@ def _watch(kernel: int, parent: int) -> None:
     """`parent` is the kernel for the engine process, and that process for its workers."""
     while os.getppid() == parent and psutil.pid_exists(kernel):
         time.sleep(POLL_S)
+    if not psutil.pid_exists(kernel):
+        _tidy()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_S)
     for child in psutil.Process().children(recursive=True):
         child.kill()
     os._exit(1)
+
+
+def _tidy() -> None:
+    """Remove the launch's folder, which the kernel can do no more: its log, vLLM's sockets."""
+    folder = Path(os.environ.get("VLLM_RPC_BASE_PATH", ""))
+    if folder.name.startswith(FOLDER_PREFIX):
+        shutil.rmtree(folder, ignore_errors=True)
