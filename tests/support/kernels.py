@@ -59,7 +59,16 @@ class Kernel:
     def wait_for_output(self, started: str, text: str, timeout: float = 60) -> None:
         """Return once the running cell has shown `text`; what comes before stays for nobody."""
         until = monotonic() + timeout
-        while text not in str(self._message(started, until)["content"]):
+        while True:
+            message = self._message(started, until)
+            # the kernel echoes the code before it runs: an interrupt then hits no cell
+            if message["msg_type"] != "execute_input" and text in str(message["content"]):
+                return
+
+    def wait_for_update(self, started: str, timeout: float = 60) -> None:
+        """Return once the running cell has redrawn something it displayed."""
+        until = monotonic() + timeout
+        while self._message(started, until)["msg_type"] != "update_display_data":
             pass
 
     def finish(self, started: str, timeout: float = 60) -> Cell:

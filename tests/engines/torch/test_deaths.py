@@ -27,7 +27,17 @@ def make(**options: object) -> TorchEngine:
 
 
 def children() -> list[int]:
-    return [child.pid for child in psutil.Process().children()]
+    """This test's: servers that other tests share may be running too."""
+    return [child.pid for child in psutil.Process().children() if child.pid not in _earlier]
+
+
+_earlier: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def note_children_of_others() -> None:
+    _earlier.clear()
+    _earlier.update(child.pid for child in psutil.Process().children())
 
 
 async def collect(engine: TorchEngine, id: str, max_tokens: int) -> list[Chunk]:
