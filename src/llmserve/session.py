@@ -67,7 +67,7 @@ def serve(
     """Start a server in this process's background and return when it answers.
 
     model: a hub id or a folder; None is the bundled toy storyteller.
-    engine: "torch", "simulator", or "auto" (torch).
+    engine: "torch", "vllm", "simulator", or "auto": vllm where there is a GPU, else torch.
     port: 0 takes a free one; a taken one raises OSError here, in the cell.
     api_key: None makes a random one. It is never printed; read `session.api_key`.
     api_keys: keys of tenants, with their terms: a mapping or a JSON file (`agreements.py`), else
@@ -87,7 +87,7 @@ def serve(
     first.update(knobs or {})
     return Session(
         model=model,
-        engine="torch" if engine == "auto" else engine,
+        engine=engines.default() if engine == "auto" else engine,
         address=(host, port),
         api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
         knobs=Knobs().changed(first),

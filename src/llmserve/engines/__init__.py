@@ -117,6 +117,24 @@ class HasApi(Protocol):
         ...
 
 
+def default() -> str:
+    """What "auto" means here: vllm where it imports and there is a GPU, else torch."""
+    from importlib.util import find_spec
+
+    found = find_spec("vllm")
+    if found is None or found.origin is None:  # a folder of that name is no vLLM
+        return "torch"
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        gpus = int(pynvml.nvmlDeviceGetCount())
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        gpus = 0
+    return "vllm" if gpus else "torch"
+
+
 def create(name: str, *, sink: StepSink, clock: Clock, **options: object) -> Engine:
     """An engine by name, not yet started. Heavy imports happen here, in its own branch.
 
