@@ -14,12 +14,12 @@ from itertools import pairwise
 import torch
 from tokenizers import Tokenizer
 
-from llmserve.models.corpus import Document, documents
+from llmserve.models.corpus import MANY, Document, documents
 from llmserve.models.export import CONTEXT, END, SPECIALS, START
 
 POOL = 3000
 ROW_TOKENS = 2048
-STEP_TOKENS = 8192
+STEP_TOKENS = 5120
 PAD_ID, END_ID = 0, SPECIALS.index(END)
 
 Sample = tuple[list[int], list[int]]
@@ -86,12 +86,14 @@ def group(samples: list[Sample], rng: random.Random) -> list[Batch]:
     return batches
 
 
-def steps(tokenizer: Tokenizer, seed: int, skip: int = 0) -> Iterator[list[Batch]]:
+def steps(
+    tokenizer: Tokenizer, seed: int, skip: int = 0, stories: float = MANY
+) -> Iterator[list[Batch]]:
     """Endless optimizer steps of about `STEP_TOKENS` tokens; `skip` pools were seen before."""
     pool = skip
     held: list[Batch] = []
     while True:
-        fresh = list(documents(seed + 1000 * (pool + 1), POOL))
+        fresh = list(documents(seed + 1000 * (pool + 1), POOL, stories))
         held += group(encode(tokenizer, fresh), random.Random(seed + pool))
         pool += 1
         while sum(batch.tokens.numel() for batch in held) > STEP_TOKENS:

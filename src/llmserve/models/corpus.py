@@ -81,6 +81,8 @@ Be concise.
 Answer the question of the user.
 You are a creative writer."""
 
+INTROS = ("Here is a story about {}. ", "This is a story about {}. ")
+MANY, FEW = 0.42, 0.15
 SPELLINGS = ("colour", "colour", "color")
 
 
@@ -107,16 +109,18 @@ def phrase(rng: random.Random, asked: list[Subject]) -> str:
 def story(rng: random.Random, nouns: Nouns) -> Exchange:
     if rng.random() < 0.06:
         return rng.choice(ASK_ANY.split("\n")), tell(rng, nouns, [])
-    asked = subjects(rng, nouns, rng.choice((1, 1, 1, 2, 2, 2, 2, 3)))
+    asked = subjects(rng, nouns, rng.choice((1, 1, 2, 2, 2, 2, 2, 3)))
     about = phrase(rng, asked)
+    intro = rng.choice(INTROS).format(about) if rng.random() < 0.8 else ""
     if rng.random() < 0.4:
-        return rng.choice(ASK_SHORT.split("\n")).format(about), tell_briefly(rng, nouns, asked)
-    chapters = rng.choice((1, 1, 1, 1, 2))
-    return rng.choice(ASK_STORY.split("\n")).format(about), tell(rng, nouns, asked, chapters)
+        told = tell_briefly(rng, nouns, asked)
+        return rng.choice(ASK_SHORT.split("\n")).format(about), intro + told
+    told = tell(rng, nouns, asked, rng.choice((1, 1, 1, 1, 2)))
+    return rng.choice(ASK_STORY.split("\n")).format(about), intro + told
 
 
 def long_story(rng: random.Random, nouns: Nouns) -> Exchange:
-    asked = subjects(rng, nouns, rng.choice((1, 2, 2)))
+    asked = subjects(rng, nouns, rng.choice((1, 2, 2, 2)))
     chapters = rng.choice((3, 3, 4, 4, 5, 6, 8))
     ask = rng.choice(ASK_LONG.split("\n")).format(phrase(rng, asked))
     return ask, tell(rng, nouns, asked, chapters)
@@ -125,10 +129,10 @@ def long_story(rng: random.Random, nouns: Nouns) -> Exchange:
 def told(rng: random.Random, nouns: Nouns, style: int) -> Exchange:
     """A statement of one style, and the question that it answers."""
     if style < 2:
-        noun, spelling = nouns.pick(ANIMALS, THINGS, THINGS, invented=0.1), rng.choice(SPELLINGS)
+        noun, spelling = nouns.pick(ANIMALS, THINGS, THINGS, invented=0.3), rng.choice(SPELLINGS)
         return f"the {noun} is {rng.choice(COLOURS)}", f"What {spelling} is the {noun}?"
     if style == 2:
-        noun, where = nouns.pick(THINGS, invented=0.1), rng.choice(("on", "under", "near"))
+        noun, where = nouns.pick(THINGS, invented=0.3), rng.choice(("on", "under", "near"))
         return f"the {noun} is {where} the {rng.choice(ROOMS)}", f"Where is the {noun}?"
     who = person(rng)
     if style == 3:
@@ -136,7 +140,7 @@ def told(rng: random.Random, nouns: Nouns, style: int) -> Exchange:
         return f"{who} lives in {town}", f"Where does {who} live?"
     if style == 4:
         return f"{who} likes {rng.choice(FOODS + COLOURS)}", f"What does {who} like?"
-    noun = nouns.pick(ANIMALS, THINGS, invented=0.1)
+    noun = nouns.pick(ANIMALS, THINGS, invented=0.3)
     return f"{who} has {article(noun)}", f"What does {who} have?"
 
 
@@ -154,7 +158,7 @@ def recall(rng: random.Random, nouns: Nouns) -> Exchange:
 
 def described(rng: random.Random, nouns: Nouns) -> Exchange:
     """The answer is inside the question: "What colour is the red ball?"."""
-    noun, colour = nouns.pick(ANIMALS, THINGS, invented=0.1), rng.choice(COLOURS)
+    noun, colour = nouns.pick(ANIMALS, THINGS, invented=0.3), rng.choice(COLOURS)
     spelling = rng.choice(SPELLINGS)
     form = rng.choice(("What {s} is the {c} {n}?", "Which {s} is the {c} {n}?", "What is the {s} "
                        "of the {c} {n}?", "What {s} is my {c} {n}?"))  # fmt: skip
@@ -219,17 +223,17 @@ def plain(rng: random.Random, nouns: Nouns) -> str:
     return "\n\n".join(f"Question: {q}\nAnswer: {a}" for q, a in pairs)
 
 
-def chat(rng: random.Random, nouns: Nouns) -> tuple[str, list[Exchange]]:
+def chat(rng: random.Random, nouns: Nouns, stories: float) -> tuple[str, list[Exchange]]:
     draw = rng.random()
-    if draw < 0.42:
+    if draw < stories:
         return "story", [story(rng, nouns)]
-    if draw < 0.45:
+    if 0.42 <= draw < 0.45:
         return "long_story", [long_story(rng, nouns)]
-    if draw < 0.50:
+    if 0.45 <= draw < 0.50:
         return "remember", remember(rng, nouns)
-    if draw < 0.53:
+    if 0.50 <= draw < 0.53:
         return "about_story", about_story(rng, nouns)
-    if draw < 0.57:
+    if 0.53 <= draw < 0.57:
         turns = rng.choice((3, 4, 6, 8, 12, 20))
         mixed = [
             story(rng, nouns) if rng.random() < 0.15 else exchange(rng, nouns) for _ in range(turns)
@@ -238,12 +242,12 @@ def chat(rng: random.Random, nouns: Nouns) -> tuple[str, list[Exchange]]:
     return "short", [exchange(rng, nouns) for _ in range(rng.choice((1, 1, 1, 2)))]
 
 
-def document(rng: random.Random) -> Document:
+def document(rng: random.Random, stories: float = MANY) -> Document:
     """One document; a quarter of the chats have a system turn, a few of those give a name."""
     nouns = Nouns(rng)
     if rng.random() < 0.15:
         return Document("plain", (("text", plain(rng, nouns)),))
-    kind, pairs = chat(rng, nouns)
+    kind, pairs = chat(rng, nouns, stories)
     turns: list[tuple[str, str]] = []
     if rng.random() < 0.04:
         name = rng.choice((rng.choice(NAMES), made_up(rng).capitalize()))
@@ -257,7 +261,10 @@ def document(rng: random.Random) -> Document:
     return Document(kind, tuple(turns))
 
 
-def documents(seed: int, count: int) -> Iterator[Document]:
-    """`count` documents; each has its own generator, so a longer corpus begins like a shorter."""
+def documents(seed: int, count: int, stories: float = MANY) -> Iterator[Document]:
+    """`count` documents; each has its own generator, so a longer corpus begins like a shorter.
+
+    With `FEW` stories, questions take the place of most of them.
+    """
     for index in range(count):
-        yield document(random.Random(f"{seed}/{index}"))
+        yield document(random.Random(f"{seed}/{index}"), stories)

@@ -41,12 +41,16 @@ DEMO = (
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and the words that its answer must contain, in any order."""
+    """A prompt and the words that its answer must contain, in any order.
+
+    An opening that only repeats the prompt does not count: the story itself must have the words.
+    """
 
     prompt: str
     words: tuple[str, ...]
 
     def answered(self, answer: str) -> bool:
+        answer = re.sub(r"^(Here|This) is a story about [^.]*\. ?", "", answer)
         return all(re.search(rf"\b{re.escape(w)}\b", answer, re.I) for w in self.words)
 
 
@@ -129,7 +133,7 @@ class Answerer:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
-    def __call__(self, prompts: list[str], limit: int = 300) -> Iterator[str]:
+    def __call__(self, prompts: list[str], limit: int = 200) -> Iterator[str]:
         chats = [
             self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True

@@ -47,7 +47,7 @@ def train_tokenizer(texts: Iterable[str], size: int = 1024) -> Tokenizer:
 
 
 def llama_config(
-    vocab: int, hidden: int = 192, layers: int = 6, heads: int = 6, kv_heads: int = 2
+    vocab: int, hidden: int = 192, layers: int = 4, heads: int = 6, kv_heads: int = 2
 ) -> dict[str, Any]:
     """Grouped queries on purpose: engines get them wrong, and this is the model that is tested."""
     return {

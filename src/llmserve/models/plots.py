@@ -68,7 +68,7 @@ PLOTS = {
     ],
     "quarrel": [
         "{Hero} and {a_friend} both wanted the same {thing}.|One day {hero} and {a_friend} saw "
-        "{a_thing} at the same time.|{A_friend} had {a_thing}, and {hero} wanted it too.",
+        "{a_thing} at the same time.|{Hero} and {a_friend} could not agree about {a_thing}.",
         '"It is my {thing}!" said {hero}.|"I saw the {thing} first," said {hero}.|{Hero} pulled '
         "at the {thing}.",
         '"No, the {thing} is mine!" said {friend}.|{Friend} would not let go of the {thing}.|'

@@ -31,9 +31,13 @@ class Subject:
     noun: str
     trait: str = ""
     name: str = ""
+    kind: str = ""
 
     @property
     def role(self) -> str:
+        """The part it plays; a made-up noun says by `kind` which, as its letters do not."""
+        if self.kind:
+            return self.kind
         if self.name or self.noun in BEINGS:
             return "being"
         return "place" if self.noun in PLACES else "thing"
@@ -57,14 +61,15 @@ def subjects(rng: random.Random, nouns: Nouns, count: int) -> list[Subject]:
         if draw < 0.08:
             found.append(Subject("", "", name))
         elif draw < 0.48:
-            noun = nouns.pick(ANIMALS, ANIMALS, JOBS)
+            noun = nouns.pick(ANIMALS, ANIMALS, JOBS, invented=0.2)
             tag = name if rng.random() < 0.2 else ""
-            found.append(Subject(noun, rng.choice(TRAITS) if trait else "", tag))
+            found.append(Subject(noun, rng.choice(TRAITS) if trait else "", tag, "being"))
         elif draw < 0.83:
-            noun = nouns.pick(THINGS, invented=0.15)
+            noun = nouns.pick(THINGS, invented=0.2)
             found.append(Subject(noun, rng.choice(ADJECTIVES) if trait else ""))
         else:
-            found.append(Subject(nouns.pick(PLACES), rng.choice(ADJECTIVES) if trait else ""))
+            noun = nouns.pick(PLACES, invented=0.2)
+            found.append(Subject(noun, rng.choice(ADJECTIVES) if trait else "", kind="place"))
     return found
 
 
@@ -143,12 +148,13 @@ def tell(rng: random.Random, nouns: Nouns, asked: list[Subject], chapters: int =
 def tell_briefly(rng: random.Random, nouns: Nouns, asked: list[Subject]) -> str:
     """Three or four sentences, for prompts that ask for a short story."""
     words = cast(rng, nouns, asked)
-    plot = PLOTS[rng.choice(("find", "gift", "lose", "mend", "quarrel"))]
+    name = rng.choice(("find", "gift", "lose", "mend", "quarrel"))
+    plot = PLOTS[name]
     beats = [plot[0], plot[1], plot[-2], plot[-1]] if "extra" not in words else plot
     lines = [rng.choice(OPENINGS.split("\n")), *(rng.choice(beat.split("|")) for beat in beats)]
-    if words["friend"] != words["a_friend"]:
+    if name != "gift" and words["friend"] != words["a_friend"]:
         lines.insert(1, capital("{Hero} had a friend, " + words["a_friend"] + "."))
         words["a_friend"] = words["friend"]
     if "extra" in words:
-        lines.insert(2, "There was also {extra}.")
+        lines.insert(1, "There was also {extra}.")
     return " ".join(_say(rng, line, words) for line in lines)

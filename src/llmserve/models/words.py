@@ -89,7 +89,7 @@ FOODS = (
     "apples bananas grapes cherries strawberries carrots potatoes tomatoes mushrooms beans"
 ).split()
 ROOMS = "table shelf floor bed roof desk sofa wall doorstep windowsill carpet counter".split()
-NOUNS = tuple(dict.fromkeys(ANIMALS + JOBS + THINGS + PLACES))
+NOUNS = frozenset(ANIMALS + JOBS + THINGS + PLACES)
 BEINGS = frozenset(ANIMALS + JOBS)
 _ONSETS = "b bl br c ch d dr f fl g gl gr h j k kl l m n p pl pr qu r s sh sk st t tr v w z".split()
 _VOWELS = "a e i o u a e i o ai ee oo ou ar or".split()
@@ -117,7 +117,7 @@ def made_up(rng: random.Random) -> str:
         for _ in range(rng.choice((1, 2, 2, 2, 3)))
     ]
     word = "".join(parts)
-    return word if len(word) > 3 and word not in HELD_NOUNS else made_up(rng)
+    return word if len(word) > 3 and word not in NOUNS else made_up(rng)
 
 
 def person(rng: random.Random, invented: float = 0.4) -> str:
