@@ -72,12 +72,17 @@ def test_the_training_network_and_transformers_agree(answer: evaluate.Answerer) 
 
 
 def test_a_story_has_the_things_it_was_asked_for(answer: evaluate.Answerer) -> None:
-    prompts = ["Write a short story about a fox and a lantern.", "Tell me a story about a cow."]
-    fox, cow = answer(prompts, limit=200)
-    assert "fox" in fox
-    assert "lantern" in fox
-    assert "cow" in cow
-    assert "lantern" not in cow
+    two, one = "Tell me a story about a dragon and an umbrella.", "Tell me a story about a cow."
+    of_two, of_one = answer([two, one], limit=120)
+    assert evaluate.Question(two, ("dragon", "umbrella")).answered(of_two), of_two
+    assert evaluate.Question(one, ("cow",)).answered(of_one), of_one
+    assert "umbrella" not in of_one
+
+
+def test_an_opening_that_repeats_the_prompt_does_not_count() -> None:
+    asked = evaluate.Question("", ("fox", "lantern"))
+    assert not asked.answered("Here is a story about a fox and a lantern. A fox slept.")
+    assert asked.answered("Here is a story about a fox and a lantern. A fox had a lantern.")
 
 
 def test_answers_come_from_the_prompt(answer: evaluate.Answerer) -> None:
