@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import pynvml
 import pytest
+
+from llmserve.engines import has_gpu
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanting = [item for item in items if item.get_closest_marker("gpu")]
-    if wanting and not _has_gpu():
+    if wanting and not has_gpu():
         config.hook.pytest_deselected(items=wanting)
         items[:] = [item for item in items if item not in wanting]
-
-
-def _has_gpu() -> bool:
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return False
-    found = bool(pynvml.nvmlDeviceGetCount())
-    pynvml.nvmlShutdown()
-    return found

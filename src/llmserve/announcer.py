@@ -30,16 +30,7 @@ class Announcer:
         self._fairness_told = -math.inf
 
     def submitted(self, request: Request) -> None:
-        self._bus.publish(
-            Submitted(
-                t=request.arrival,
-                request_id=request.id,
-                tenant=request.tenant,
-                priority=request.priority,
-                prompt_tokens=len(request.prompt_ids),
-                max_tokens=request.sampling.max_tokens,
-            )
-        )
+        self._bus.publish(Submitted.of(request))
 
     def refused(self, request: Request, rejected: Rejected) -> None:
         self._bus.publish(

@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from llmserve.core import FinishReason, HoldReason, StepRecord
+from llmserve.core import FinishReason, HoldReason, Request, StepRecord
 from llmserve.knobs import KnobValue
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,17 @@ class Submitted(_Event, frozen=True, kw_only=True):
     priority: int
     prompt_tokens: int
     max_tokens: int
+
+    @classmethod
+    def of(cls, request: Request) -> Submitted:
+        return cls(
+            t=request.arrival,
+            request_id=request.id,
+            tenant=request.tenant,
+            priority=request.priority,
+            prompt_tokens=len(request.prompt_ids),
+            max_tokens=request.sampling.max_tokens,
+        )
 
 
 class Rejection(_Event, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from llmserve.ui.figures import heat, lines
+from llmserve.figures import heat, lines
 
 
 def test_a_figure_is_a_plotly_one_and_a_light_picture() -> None:

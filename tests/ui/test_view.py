@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmserve.ui import Dashboards, dashboard
+from llmserve.ui import Dashboards
 from llmserve.ui.view import ENDED
 from ui.parts import Parts, Wire
 
@@ -37,7 +37,7 @@ def test_closing_the_session_ends_the_thread_and_says_so_on_every_view(parts: Pa
 
 def test_a_dashboard_of_an_ended_session_starts_no_thread_and_says_so(parts: Parts) -> None:
     parts.close()
-    wire = Wire(dashboard(parts).charts)
+    wire = Wire(Dashboards(parts).open().charts)
     assert feeding() == []
     wire.hear({"kind": "hello"})
     content, _ = wire.take()[-1]
@@ -45,7 +45,7 @@ def test_a_dashboard_of_an_ended_session_starts_no_thread_and_says_so(parts: Par
 
 
 def test_moving_a_control_of_an_ended_session_is_answered_in_words(parts: Parts) -> None:
-    view = dashboard(parts)
+    view = Dashboards(parts).open()
     parts.close()
     view.controls.by_name["max_num_seqs"].main.value = 8
     assert view.status == "max_num_seqs stays as it is: the session has ended"
@@ -73,10 +73,10 @@ def test_closing_one_view_leaves_the_other(parts: Parts) -> None:
 
 
 def test_the_view_carries_a_picture_for_readers_without_a_kernel(parts: Parts) -> None:
-    bundle = dashboard(parts)._repr_mimebundle_()
+    bundle = Dashboards(parts).open()._repr_mimebundle_()
     data = bundle[0] if isinstance(bundle, tuple) else bundle
     assert {"application/vnd.jupyter.widget-view+json", "image/png"} <= set(data)
 
 
 def test_a_snapshot_without_a_page_is_drawn_here(parts: Parts) -> None:
-    assert dashboard(parts).snapshot().data.startswith(b"\x89PNG")
+    assert Dashboards(parts).open().snapshot().data.startswith(b"\x89PNG")

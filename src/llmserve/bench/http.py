@@ -149,16 +149,7 @@ class HttpTarget:
         return reason, deliveries if exact is None else exact, "".join(texts)
 
     def _submitted(self, request: Request) -> None:
-        self.bus.publish(
-            Submitted(
-                t=request.arrival,
-                request_id=request.id,
-                tenant=request.tenant,
-                priority=request.priority,
-                prompt_tokens=len(request.prompt_ids),
-                max_tokens=request.sampling.max_tokens,
-            )
-        )
+        self.bus.publish(Submitted.of(request))
         self.bus.publish(Dispatched(t=request.arrival, request_id=request.id))
 
     def _delivered(self, request: Request, *, first: bool) -> None:

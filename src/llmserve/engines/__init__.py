@@ -124,15 +124,20 @@ def default() -> str:
     found = find_spec("vllm")
     if found is None or found.origin is None:  # a folder of that name is no vLLM
         return "torch"
+    return "vllm" if has_gpu() else "torch"
+
+
+def has_gpu() -> bool:
+    """NVML finds one."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
-        gpus = int(pynvml.nvmlDeviceGetCount())
-        pynvml.nvmlShutdown()
     except pynvml.NVMLError:
-        gpus = 0
-    return "vllm" if gpus else "torch"
+        return False
+    found = bool(pynvml.nvmlDeviceGetCount())
+    pynvml.nvmlShutdown()
+    return found
 
 
 def create(name: str, *, sink: StepSink, clock: Clock, **options: object) -> Engine:

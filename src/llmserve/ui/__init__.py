@@ -4,9 +4,4 @@ from __future__ import annotations
 
 from llmserve.ui.view import Dashboards, DashboardView, SessionLike
 
-__all__ = ["DashboardView", "Dashboards", "SessionLike", "dashboard"]
-
-
-def dashboard(session: SessionLike) -> DashboardView:
-    """A live view of `session`, with its own history from now on."""
-    return Dashboards(session).open()
+__all__ = ["DashboardView", "Dashboards", "SessionLike"]
