@@ -7,6 +7,7 @@ while it serves, and removed when it fails.
 from __future__ import annotations
 
 import random
+import traceback
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -69,16 +70,20 @@ class UserPolicy:
         started = self._timer()
         try:
             chosen: Any = self._function(waiting, ledger, knobs)
-        except Exception as error:  # whatever a user's code may raise
-            raise PolicyError(f"{self.name} raised {type(error).__name__}: {error}") from error
+        except BaseException as error:  # whatever a user's code may raise: `exit()` too
+            # a message of its own may fail as well
+            said = "".join(traceback.format_exception_only(error)).strip()
+            raise PolicyError(f"{self.name} raised {said}") from error
         spent = self._timer() - started
         self.picks += 1
         self.seconds += spent
         self.slowest_s = max(self.slowest_s, spent)
-        for request in waiting:
-            if request.id == chosen:
-                return request
-        raise PolicyError(f"{self.name} returned {chosen!r}, which is not the id of who waits")
+        if isinstance(chosen, str):  # an array compared with text is no yes or no
+            for request in waiting:
+                if request.id == chosen:
+                    return request
+        shown = repr(chosen) if isinstance(chosen, str | None) else f"a {type(chosen).__name__}"
+        raise PolicyError(f"{self.name} returned {shown}, which is not the id of who waits")
 
     def __str__(self) -> str:
         mean = self.seconds / self.picks if self.picks else 0.0

@@ -32,6 +32,29 @@ def nobody(waiting: Waiting, ledger: LedgerView, knobs: Knobs) -> Any:
     return None
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def leaves(waiting: Waiting, ledger: LedgerView, knobs: Knobs) -> str:
+    raise SystemExit(3)
+
+
+def raises_the_unspeakable(waiting: Waiting, ledger: LedgerView, knobs: Knobs) -> str:
+    raise Unspeakable
+
+
+class Touchy:
+    """As an array is: compared with text it has no truth."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("neither true nor false")
+
+    def __hash__(self) -> int:
+        return 0
+
+
 def a_stranger(waiting: Waiting, ledger: LedgerView, knobs: Knobs) -> str:
     return "stranger"
 
@@ -53,6 +76,9 @@ def writes(waiting: Waiting, ledger: LedgerView, knobs: Knobs) -> str:
     ("function", "says"),
     [
         (nobody, "returned None"),
+        (lambda waiting, ledger, knobs: waiting[0], "returned a Request, which"),
+        (leaves, "raised SystemExit: 3"),
+        (raises_the_unspeakable, "raised .*<exception str\\(\\) failed>"),
         (a_stranger, "'stranger', which is not the id"),
         (raises_at_five, "raised IndexError: tuple index out of range"),
         (by_mood(itertools.count()), "chose differently when asked again"),
@@ -114,6 +140,34 @@ def test_a_policy_that_names_a_stranger_is_removed_too() -> None:
         await world.service.use_policy(a_stranger)
         assert (await world.submit("a").collect()).text == "hello"
         assert "not the id" in str(world.service.policy_error)
+
+    run(story)
+
+
+@pytest.mark.parametrize("worst", [SystemExit(3), asyncio.CancelledError(), Unspeakable()])
+def test_whatever_a_policy_raises_serving_goes_on(worst: BaseException) -> None:
+    def bad(waiting: Waiting, ledger: LedgerView, knobs: Knobs) -> str:
+        raise worst
+
+    async def story(world: World) -> None:
+        streams = [world.submit(id) for id in "ab"]
+        await world.service.use_policy(bad)
+        outcomes = await asyncio.gather(*(stream.collect() for stream in streams))
+        assert {outcome.text for outcome in outcomes} == {"hello"}
+        assert world.service.board.current.policy == "fifo"
+        assert type(worst).__name__ in str(world.service.policy_error)
+
+    run(story, knobs=ONE)
+
+
+def test_a_policy_that_returns_what_cannot_be_compared_is_removed() -> None:
+    def touchy(waiting: Waiting, ledger: LedgerView, knobs: Knobs) -> Any:
+        return Touchy()
+
+    async def story(world: World) -> None:
+        await world.service.use_policy(touchy)
+        assert (await world.submit("a").collect()).text == "hello"
+        assert "returned a Touchy" in str(world.service.policy_error)
 
     run(story)
 
