@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llmserve.bench.options import add_load, read_load_options
 
 if TYPE_CHECKING:
+    from llmserve.bench.client import Client
     from llmserve.bench.http import HttpTarget
     from llmserve.runtime import Runtime
     from llmserve.session import Session
@@ -157,34 +158,32 @@ def _targets(
     """Clients of these servers on a loop of their own; they are in this process alone."""
     if own["engine"] or own["knob"] or own["option"]:
         raise ValueError("--engine, --knob and --option are of a server to start, not of a --url")
-    import openai
-
+    from llmserve.bench.client import Client, ReplyError
     from llmserve.bench.http import HttpTarget
     from llmserve.clock import MonotonicClock
     from llmserve.runtime import Runtime
 
     key = own["api_key"] or os.environ.get(_KEY) or "none"
+    clients = [Client(url, key) for url in urls]
     runtime = Runtime()
-    clients = [
-        openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=3600) for url in urls
-    ]
     try:
         models = [own["model"] or runtime.call(_first_model(client)) for client in clients]
         clock = MonotonicClock()
         yield runtime, [HttpTarget(c, m, clock) for c, m in zip(clients, models, strict=True)]
-    except openai.APIError as error:
+    except ReplyError as error:
         raise OSError(f"{' and '.join(urls)}: {error}") from error
     finally:
         for client in clients:
-            runtime.call(client.close())
+            runtime.call(client.aclose())
         runtime.close()
 
 
-async def _first_model(client: Any) -> str:
-    models = await client.models.list()
-    if not models.data:
-        raise OSError("the server lists no model: give --model")
-    return str(models.data[0].id)
+async def _first_model(client: Client) -> str:
+    answer = await client.ask("GET", f"{client.url}/models")
+    try:
+        return str(answer["data"][0]["id"])
+    except (KeyError, IndexError, TypeError):
+        raise OSError("the server lists no model: give --model") from None
 
 
 def _tell(found: Measured, own: dict[str, Any]) -> int:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 
+from llmserve.bench.client import Client
 from llmserve.bench.driver import Bench
 from llmserve.bench.http import HttpTarget
 from llmserve.bench.report import Report
 from llmserve.bench.workload import Workload
 from llmserve.clock import MonotonicClock
 from llmserve.events import Submitted
-from support.serving import Serving, serving
+from support.serving import KEY, Serving, serving
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def server() -> Iterator[Serving]:
 
 def bench(server: Serving, *, exact: bool = True, model: str | None = None, **load: Any) -> Report:
     async def main() -> Report:
-        async with server.async_client() as client:
+        async with aclosing(Client(f"{server.root}/v1", KEY)) as client:
             tokenizer = server.service.engine.tokenizer if exact else None
             target = HttpTarget(client, model or server.model, MonotonicClock(), tokenizer)
             return await Bench(target, Workload(**load)).run()

@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, get_args
+from typing import cast, get_args
 
+import msgspec
+
+from llmserve.bench.client import Client, Reply, ReplyError, ReplyTimeout
 from llmserve.bench.driver import Said
 from llmserve.bench.prompts import prompt_of, text_of
 from llmserve.bench.workload import Arrival
@@ -29,25 +32,29 @@ from llmserve.events import (
     TokensEmitted,
 )
 
-if TYPE_CHECKING:
-    from openai import APIError, AsyncOpenAI
-
 _REASONS: dict[str, RejectReason] = {reason: reason for reason in get_args(RejectReason)}
 _REASONS["context_length_exceeded"] = "too_long"
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """A request as it goes out, made ahead."""
+
+    text: str
+    """Its prompt, where that is no list of tokens."""
+    body: bytes
 
 
 class HttpTarget:
     """With the model's `tokenizer` prompts are exact in tokens; without, about as many words.
 
-    `client` does the connecting and knows the key; give it `max_retries=0`, or a retry hides a
-    refusal in a latency. The caller closes it.
+    `client` does the connecting and knows the key. The caller closes it.
     """
 
     sees_cache = False
 
     def __init__(
         self,
-        client: AsyncOpenAI,
+        client: Client,
         model: str,
         clock: Clock,
         tokenizer: Tokenizer | None = None,
@@ -75,6 +82,7 @@ class HttpTarget:
             ids = prompt_of(self._tokenizer, arrival, run_salt, said.ids)
         else:
             text = text_of(arrival, run_salt, said.text)
+        sent = Sent(text or "", self._body(arrival, ids if text is None else text))
         sampling = SamplingParams(max_tokens=arrival.max_tokens, temperature=0.0, ignore_eos=True)
         return lambda when: Request(
             id=f"http-{next(self._ids)}",
@@ -84,69 +92,56 @@ class HttpTarget:
             tenant=arrival.tenant,
             priority=arrival.priority,
             ttft_slo_ms=arrival.ttft_slo_ms,
-            payload=text,
+            payload=sent,
+        )
+
+    def _body(self, arrival: Arrival, prompt: tuple[int, ...] | str) -> bytes:
+        return msgspec.json.encode(
+            {
+                "model": self.model,
+                "prompt": prompt,
+                "max_tokens": arrival.max_tokens,
+                "temperature": 0.0,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+                "ignore_eos": True,
+                "priority": arrival.priority,
+                "tenant": arrival.tenant,
+            }
         )
 
     async def send(self, request: Request) -> Said | None:
-        import openai
-
         self._submitted(request)
-        try:
-            reason, tokens, text = await self._read(request)
-        except openai.APITimeoutError:
-            self._ended(request, "timeout")
-        except openai.APIError as error:
-            if (refusal := _refusal(error)) is not None:
-                self._refused(request, refusal)
-            else:
-                self._ended(request, "error", error=str(error))
-        except asyncio.CancelledError:
-            self._ended(request, "abort")
-            raise
-        else:
-            self._ended(request, reason, tokens)
-            return self._said(request, text, tokens) if reason in ("stop", "length") else None
-        return None
+        sent = cast("Sent", request.payload)
+        deliveries = 0
 
-    def _said(self, request: Request, reply: str, tokens: int) -> Said:
+        def delivered() -> None:
+            nonlocal deliveries
+            deliveries += 1
+            self._delivered(request, first=deliveries == 1)
+
+        try:
+            reply = await self._client.complete(sent.body, delivered, self.clock.now)
+        except ReplyError as error:
+            self._failed(request, error)
+            return None
+        except asyncio.CancelledError:
+            self._ended(request, "abort", self.clock.now())
+            raise
+        reason = cast("FinishReason", reply.reason)
+        self._ended(request, reason, reply.ended, reply.tokens, reply.prompt_tokens)
+        return self._said(request, reply) if reason in ("stop", "length") else None
+
+    def _said(self, request: Request, reply: Reply) -> Said:
         """The reply's own tokens are not told: its text, tokenized again, is near enough."""
         if self._tokenizer is None:
-            text = f"{request.payload}{reply}"
+            text = f"{cast('Sent', request.payload).text}{reply.text}"
             return Said(text=text, tokens=len(text.split()))
-        ids = (*request.prompt_ids, *self._tokenizer.encode(reply)[:tokens])
+        ids = (*request.prompt_ids, *self._tokenizer.encode(reply.text)[: reply.tokens])
         return Said(ids=ids, tokens=len(ids))
 
     async def reset_cache(self) -> None:
         """OpenAI's API has no way to ask: salted prompts must do."""
-
-    async def _read(self, request: Request) -> tuple[FinishReason, int, str]:
-        """Read the stream to its end: why it ended, how many tokens there were, and its text."""
-        stream: Any = await self._client.completions.create(
-            model=self.model,
-            prompt=request.payload if request.payload is not None else list(request.prompt_ids),
-            max_tokens=request.sampling.max_tokens,
-            temperature=0.0,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={
-                "ignore_eos": True,
-                "priority": request.priority,
-                "tenant": request.tenant,
-            },
-        )
-        reason: FinishReason = "error"
-        deliveries, exact, texts = 0, None, list[str]()
-        async with stream:
-            async for chunk in stream:
-                if chunk.usage is not None:
-                    exact = chunk.usage.completion_tokens
-                for choice in chunk.choices:
-                    if choice.text:
-                        deliveries += 1
-                        texts.append(choice.text)
-                        self._delivered(request, first=deliveries == 1)
-                    reason = choice.finish_reason or reason
-        return reason, deliveries if exact is None else exact, "".join(texts)
 
     def _submitted(self, request: Request) -> None:
         self.bus.publish(Submitted.of(request))
@@ -158,15 +153,25 @@ class HttpTarget:
             self.bus.publish(FirstToken(t=now, request_id=request.id))
         self.bus.publish(TokensEmitted(t=now, request_id=request.id, n=1))
 
+    def _failed(self, request: Request, error: ReplyError) -> None:
+        if (refusal := _refusal(error)) is not None:
+            self._refused(request, refusal)
+        elif isinstance(error, ReplyTimeout) or error.code == "request_timeout":
+            self._ended(request, "timeout", self.clock.now())
+        else:
+            self._ended(request, "error", self.clock.now(), error=str(error))
+
     def _ended(
-        self, request: Request, reason: FinishReason, tokens: int = 0, error: str | None = None
-    ) -> None:
+        self, request: Request, reason: FinishReason, t: float, tokens: int = 0,
+        prompt_tokens: int | None = None, error: str | None = None,
+    ) -> None:  # fmt: skip
+        known = len(request.prompt_ids) if prompt_tokens is None else prompt_tokens
         self.bus.publish(
             Finished(
-                t=self.clock.now(),
+                t=t,
                 request_id=request.id,
                 reason=reason,
-                prompt_tokens=len(request.prompt_ids),
+                prompt_tokens=known,
                 completion_tokens=tokens,
                 error=error,
             )
@@ -184,5 +189,6 @@ class HttpTarget:
         )
 
 
-def _refusal(error: APIError) -> RejectReason | None:
-    return _REASONS.get(error.code or "")
+def _refusal(error: ReplyError) -> RejectReason | None:
+    """The server's own reason; of one that tells none, 429 is its limit."""
+    return _REASONS.get(error.code) or ("rate_limit" if error.status == 429 else None)

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from llmserve.bench.client import Client
 from llmserve.bench.driver import Bench, Progress, ServiceTarget, run_salt
 from llmserve.bench.http import HttpTarget
 from llmserve.bench.prompts import prompt_of
@@ -208,16 +209,12 @@ class ProcessBench:
 
 async def drive(line: bytes) -> None:
     """The child's whole life: send, tell how far it is, tell the report."""
-    import openai
-
     task = msgspec.json.decode(line, type=Task)
     loop = asyncio.get_running_loop()
     prompts = {
         arrival.salt: tuple(ids) for arrival, ids in zip(task.made, task.prompts, strict=True)
     }
-    async with openai.AsyncOpenAI(
-        base_url=task.url, api_key=task.key, max_retries=0, timeout=3600
-    ) as client:
+    async with contextlib.aclosing(Client(task.url, task.key)) as client:
         target = HttpTarget(client, task.model, MonotonicClock(), prompts=prompts)
         bench = Bench(target, task, slo=task.slo)
         threading.Thread(

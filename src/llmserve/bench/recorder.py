@@ -157,6 +157,8 @@ class Recorder:
         self._good += 1
         # what was counted by delivery is now known by token
         self._tokens += event.completion_tokens - journey.tokens
+        if journey.first is not None:  # of a prompt sent as text the server counts the tokens
+            self._prompt_tokens += event.prompt_tokens - journey.prompt_tokens
         self._ended = max(self._ended, event.t)
         tpot = journey.tpot_s(event.t, event.completion_tokens)
         slo, e2e = self._slo or _NO_SLO, event.t - journey.submitted
