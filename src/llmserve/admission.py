@@ -53,11 +53,13 @@ class Load:
 
 
 def admit(request: Request, load: Load, knobs: Knobs, now: float) -> Accepted | Rejected:
+    """Both buckets are asked, and neither is drawn from, before all have had their say."""
     verdict = (
         _too_long(request, load)
-        or _rate(request, load, knobs, now)
+        or _request_rate(request, load, knobs, now)
+        or _token_rate(request, load, knobs, now)
         or _place(load, knobs)
-        or _objective(request, load, knobs)
+        or _objective(request, load, knobs, now)
     )
     if verdict is not None:
         return verdict
@@ -66,6 +68,14 @@ def admit(request: Request, load: Load, knobs: Knobs, now: float) -> Accepted | 
     if load.rate_limit_tps is not None:
         load.account.token_bucket.take(footprint(request))
     return Accepted()
+
+
+def admit_kept(request: Request, load: Load, knobs: Knobs, now: float) -> Accepted | Rejected:
+    """Of one whose reply is here already: it takes no place and no tokens, but is a request."""
+    verdict = _request_rate(request, load, knobs, now)
+    if verdict is None and load.rate_limit_rps is not None:
+        load.account.bucket.take()
+    return verdict or Accepted()
 
 
 def _too_long(request: Request, load: Load) -> Rejected | None:
@@ -79,28 +89,33 @@ def _too_long(request: Request, load: Load) -> Rejected | None:
     )
 
 
-def _rate(request: Request, load: Load, knobs: Knobs, now: float) -> Rejected | None:
-    """Both buckets are filled up, and neither is drawn from, before the other has its say."""
-    rps, tps = load.rate_limit_rps, load.rate_limit_tps
-    if rps is not None:
-        level = load.account.bucket.refill(rps, knobs.rate_burst, now)
-        if level < 1:
-            return Rejected(
-                "rate_limit",
-                (1 - level) / rps,
-                f"tenant {request.tenant} sends more than {rps:g} requests/s",
-            )
-    if tps is not None:
-        burst = knobs.rate_burst_tokens
-        level = load.account.token_bucket.refill(tps, burst, now)
-        needed = min(footprint(request), burst)  # a giant needs a full bucket, and overdraws it
-        if level < needed:
-            return Rejected(
-                "rate_limit",
-                (needed - level) / tps,
-                f"tenant {request.tenant} asks for more than {tps:g} tokens/s",
-            )
-    return None
+def _request_rate(request: Request, load: Load, knobs: Knobs, now: float) -> Rejected | None:
+    rps = load.rate_limit_rps
+    if rps is None:
+        return None
+    level = load.account.bucket.refill(rps, knobs.rate_burst, now)
+    if level >= 1:
+        return None
+    return Rejected(
+        "rate_limit",
+        (1 - level) / rps,
+        f"tenant {request.tenant} sends more than {rps:g} requests/s",
+    )
+
+
+def _token_rate(request: Request, load: Load, knobs: Knobs, now: float) -> Rejected | None:
+    tps, burst = load.rate_limit_tps, knobs.rate_burst_tokens
+    if tps is None:
+        return None
+    level = load.account.token_bucket.refill(tps, burst, now)
+    needed = min(footprint(request), burst)  # a giant needs a full bucket, and overdraws it
+    if level >= needed:
+        return None
+    return Rejected(
+        "rate_limit",
+        (needed - level) / tps,
+        f"tenant {request.tenant} asks for more than {tps:g} tokens/s",
+    )
 
 
 def _place(load: Load, knobs: Knobs) -> Rejected | None:
@@ -121,13 +136,13 @@ def _place(load: Load, knobs: Knobs) -> Rejected | None:
     return None
 
 
-def _objective(request: Request, load: Load, knobs: Knobs) -> Rejected | None:
+def _objective(request: Request, load: Load, knobs: Knobs, now: float) -> Rejected | None:
     """Refuse now what would only be served after its TTFT objective, if that is wanted."""
     if knobs.admission_slo == "off":
         return None
     predicted = predicted_ttft_s(load, knobs)
-    if predicted is not None and load.must_wait(knobs):
-        predicted += load.margin_s
+    if predicted is not None:
+        predicted += now - request.arrival + (load.margin_s if load.must_wait(knobs) else 0.0)
     slo_s = (knobs.ttft_slo_ms if request.ttft_slo_ms is None else request.ttft_slo_ms) / 1e3
     if predicted is None or predicted <= slo_s:
         return None

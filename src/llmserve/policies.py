@@ -21,6 +21,8 @@ class Policy(NamedTuple):
     """Order among the requests of one tenant, at a time, given the reply's expected length."""
     across: Callable[[Account], float] | None = None
     """Order among the tenants; None takes their first requests' keys."""
+    lost: Callable[[float], Key] | None = None
+    """Who came with a key below this has by now gone behind all others; None where nobody does."""
 
 
 def fifo(request: Request, knobs: Knobs, now: float, reply: float) -> Key:
@@ -55,6 +57,10 @@ def deadline(request: Request, knobs: Knobs, now: float, reply: float) -> Key:
     return (1.0, request.arrival) if now > due else (0.0, due)
 
 
+def _past(now: float) -> Key:
+    return 0.0, now
+
+
 def _service(account: Account) -> float:
     return account.counter
 
@@ -65,5 +71,5 @@ POLICIES: dict[PolicyName, Policy] = {
     "priority": Policy(priority),
     "fair_share": Policy(priority, across=_service),
     "shortest_first": Policy(shortest_first),
-    "deadline": Policy(deadline),
+    "deadline": Policy(deadline, lost=_past),
 }

@@ -7,20 +7,20 @@ exactly what waits and runs.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from llmserve.admission import Accepted, Load, Rejected, admit, predicted_ttft_s
+from llmserve.admission import Accepted, Load, Rejected, admit, admit_kept, predicted_ttft_s
 from llmserve.core import HoldReason, Request
+from llmserve.holds import Holds
 from llmserve.knobs import Knobs, weights_of
 from llmserve.ledger import Ledger, footprint
 from llmserve.lengths import Lengths
 from llmserve.pace import Pace
 from llmserve.tenants import NONE, Terms
 from llmserve.user_policy import PolicyError, UserPolicy
-from llmserve.waiting_line import ChosenLine, Line, WaitingLine
+from llmserve.waiting_line import ChosenLine, Line, WaitingLine, order_of
 
 
 class Expired(NamedTuple):
@@ -55,13 +55,11 @@ class Scheduler:
         self._lengths = Lengths()
         self._pace = Pace()
         self._weights: dict[str, float] = {}
-        self._line: Line = WaitingLine(self._knobs, self._ledger, self._lengths)
-        self._classes: Counter[int] = Counter()  # waiting, by priority
+        self._line: Line = WaitingLine(self._knobs, self._ledger, self._lengths, self.weight)
         self._emitted: dict[str, int] = {}  # of the active
         self._charged: set[str] = set()  # who drew from a bucket of tokens
         self._broken: PolicyError | None = None
-        self._held: dict[str, HoldReason] = {}
-        self._news: dict[str, HoldReason] = {}
+        self._holds = Holds()
 
     @property
     def waiting(self) -> int:
@@ -82,7 +80,7 @@ class Scheduler:
             len(self._active),
             self.max_model_len,
             self._ledger.account(request.tenant),
-            self._ahead(request, knobs) if knobs.admission_slo != "off" else len(self._waiting),
+            self._line.ahead(request, now),
             self._pace.per_s(now),
             self._pace.first_token_s,
             self._pace.margin_s,
@@ -107,6 +105,13 @@ class Scheduler:
         lightest = min(self.weight(tenant) for tenant in waiting)
         return Fairness(self._ledger.gap(), self._ledger.bound(lightest), len(waiting))
 
+    def agree(self, terms: Mapping[str, Terms], now: float) -> None:
+        """Other terms from now on, for who waits too."""
+        self._terms = terms
+        if self._knobs.policy == "fair_share":
+            self._ledger.level()
+        self._order(now)
+
     def use(self, policy: UserPolicy | None, now: float) -> None:
         """What `policy=custom` means from now on; fifo where it is None."""
         self.user_policy = policy
@@ -121,21 +126,24 @@ class Scheduler:
         """Take the request into the waiting set, or refuse it. ValueError on a live id."""
         if request.id in self._offered:
             raise ValueError(f"request id {request.id} is already here")
+        self._turn(knobs, now)
         load = self.load(request, knobs, now)
         verdict = admit(request, load, knobs, now)
         if isinstance(verdict, Accepted):
-            self._turn(knobs, now)
             if load.rate_limit_tps is not None:
                 self._charged.add(request.id)
             seconds = predicted_ttft_s(load, knobs) if load.must_wait(knobs) else None
             if knobs.admission_slo != "off" and seconds is not None:
                 self._pace.predicted(request.id, now + seconds)
-            self._classes[request.priority] += 1
             self._waiting[request.id] = request
             self._offered[request.id] = self._queue_since[request.id] = now
             self._ledger.arrived(request)
             self._line.add(request, now)
         return verdict
+
+    def offer_kept(self, request: Request, knobs: Knobs, now: float) -> Accepted | Rejected:
+        """A request whose reply is here already: it will not wait, but counts as one."""
+        return admit_kept(request, self.load(request, knobs, now), knobs, now)
 
     def next(self, knobs: Knobs, now: float) -> Request | None:
         """The request to hand to the engine now, moved to active; None when none may go."""
@@ -146,7 +154,7 @@ class Scheduler:
         while (chosen := self._first(now)) is not None:
             if self._tenant_is_full(chosen, knobs):
                 self._line.park(chosen.tenant)
-                self._tell(chosen.id, "tenant_limit")
+                self._holds.tell(chosen.id, "tenant_limit")
                 continue
             if not self._fits(chosen, knobs):
                 self._explain_waiting("token_budget")
@@ -222,8 +230,7 @@ class Scheduler:
 
     def holds(self) -> list[tuple[str, HoldReason]]:
         """Waiting requests whose reason for waiting changed since the last call."""
-        news, self._news = list(self._news.items()), {}
-        return news
+        return self._holds.take()
 
     def check(self) -> None:
         """Assert the invariants above; AssertionError says which is broken."""
@@ -231,14 +238,12 @@ class Scheduler:
         here = self._waiting.keys() | self._active.keys()
         assert self._offered.keys() == here, "a request has no birth time, or a ghost has one"
         assert self._queue_since.keys() == self._waiting.keys(), "queue times and waiting differ"
-        assert self._held.keys() <= self._waiting.keys(), "a hold reason outlived its request"
+        assert self._holds.ids <= self._waiting.keys(), "a hold reason outlived its request"
         counts = Counter(r.tenant for r in self._waiting.values())
         told = {tenant: account.waiting for tenant, account in self._ledger.waiting.items()}
         assert counts == told, "the ledger miscounts who waits"
         assert self._emitted.keys() == self._active.keys(), "emitted tokens of who is not active"
         assert self._charged <= here, "a charge outlived its request"
-        classes = Counter(r.priority for r in self._waiting.values())
-        assert classes == +self._classes, "the classes of who waits are miscounted"
         active = self._active.values()
         held = Counter(r.tenant for r in active)
         for tenant in held:
@@ -249,11 +254,8 @@ class Scheduler:
         request = self._waiting.pop(request_id)
         self._line.remove(request)
         self._ledger.left_queue(request)
-        self._classes[request.priority] -= 1
-        if not self._classes[request.priority]:
-            del self._classes[request.priority]
-        for book in (self._queue_since, self._held, self._news):
-            book.pop(request_id, None)
+        self._holds.forget(request_id)
+        del self._queue_since[request_id]
 
     def _fits(self, request: Request, knobs: Knobs) -> bool:
         """The token budget has room; a request larger than all of it may run alone."""
@@ -274,18 +276,6 @@ class Scheduler:
         held = account.tokens_in_flight + footprint(request)
         return held > share * self.kv_capacity_tokens
 
-    def _ahead(self, request: Request, knobs: Knobs) -> int:
-        """Who waits and would go first. Where that takes more than counting, all who wait."""
-        waiting = len(self._waiting)
-        if knobs.policy == "priority":
-            return sum(n for level, n in self._classes.items() if level <= request.priority)
-        if knobs.policy == "fair_share":
-            tenants = self._ledger.waiting
-            own, weight = self._ledger.account(request.tenant).waiting, self.weight(request.tenant)
-            others = sum(self.weight(t) for t in tenants if t != request.tenant)
-            return min(waiting, own + math.ceil((own + 1) * others / weight))
-        return waiting
-
     def _refund(self, request: Request, tokens: int) -> None:
         """Give back what a request asked for and did not use."""
         if request.id in self._charged:
@@ -302,39 +292,39 @@ class Scheduler:
             return self._line.first(now)
 
     def _turn(self, knobs: Knobs, now: float) -> None:
-        """Order anew when a knob has changed: O(n log n), loses nobody."""
+        """Order anew when a knob of the order has changed: O(n log n), loses nobody."""
         before = self._knobs
         if knobs is before:
             return
         self._knobs = knobs
-        if knobs.policy == "fair_share" != before.policy:
-            self._ledger.level()
+        if order_of(knobs) == order_of(before):
+            self._line.turn(knobs)
+            return
         if knobs.tenant_weights != before.tenant_weights:
             self._weights = weights_of(knobs.tenant_weights)
+        turned = (knobs.policy, knobs.tenant_weights) != (before.policy, before.tenant_weights)
+        if turned and knobs.policy == "fair_share":
+            self._ledger.level()
         self._order(now)
 
     def _order(self, now: float) -> None:
         if self._knobs.policy == "custom" and self.user_policy is not None:
             self._line = ChosenLine(self._knobs, self._ledger, self.user_policy)
         else:
-            self._line = WaitingLine(self._knobs, self._ledger, self._lengths)
+            self._line = WaitingLine(self._knobs, self._ledger, self._lengths, self.weight)
         for request in self._waiting.values():
             self._line.add(request, now)
 
     def _explain_waiting(self, reason: HoldReason) -> None:
         """Those who came last wait for this; walked from the newest, so O(new ones)."""
         for request_id in reversed(self._waiting):
-            if request_id in self._held:
+            if request_id in self._holds:
                 break
-            self._tell(request_id, reason)
+            self._holds.tell(request_id, reason)
 
     def _explain_overtaken(self, chosen: Request) -> None:
         oldest = next(iter(self._waiting.values()), None)
         if oldest is None or self._line.is_parked(oldest.tenant):
             return
         if self._offered[oldest.id] < self._offered[chosen.id]:
-            self._tell(oldest.id, "policy")
-
-    def _tell(self, request_id: str, reason: HoldReason) -> None:
-        if self._held.get(request_id) != reason:
-            self._held[request_id] = self._news[request_id] = reason
+            self._holds.tell(oldest.id, "policy")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmserve.admission import Accepted, Rejected
 from llmserve.core import Request
@@ -21,6 +23,29 @@ def sized(id: str, tokens: int, arrival: float = 0.0, **options: str) -> Request
 def refused(verdict: Accepted | Rejected) -> Rejected:
     assert isinstance(verdict, Rejected)
     return verdict
+
+
+ANYBODY = st.tuples(
+    st.floats(0, 29), st.integers(-2, 2), st.integers(1, 60),
+    st.sampled_from([None, 400.0, 8_000.0, 60_000.0]),
+)  # fmt: skip
+"""Arrival, priority, tokens and objective."""
+
+
+def serve_one(scheduler: Scheduler, knobs: Knobs, now: float) -> str:
+    chosen = scheduler.next(knobs, now)
+    assert chosen is not None
+    scheduler.emitted(chosen.id, chosen.sampling.max_tokens)
+    scheduler.finish(chosen.id, now)
+    scheduler.check()
+    return chosen.id
+
+
+def served_before(id: str, scheduler: Scheduler, knobs: Knobs, now: float) -> int:
+    count = 0
+    while serve_one(scheduler, knobs, now) != id:
+        count += 1
+    return count
 
 
 def test_a_token_rate_is_each_tenants_own_and_tells_when_there_is_enough_again() -> None:
@@ -183,6 +208,81 @@ def test_only_who_would_go_before_counts_under_priority_and_fair_share() -> None
         assert scheduler.offer(request(f"a{n}", 10, tenant="a"), free, 10) == Accepted()
     assert scheduler.offer(request("b", 10, tenant="b"), knobs, 10) == Accepted()
     assert scheduler.offer(request("a9", 10, tenant="a"), knobs, 10) != Accepted()
+
+
+def test_who_has_aged_past_a_newcomers_class_counts_as_before_it() -> None:
+    scheduler, knobs = busy(ttft_slo_ms=3500, policy="priority", priority_aging_s=10)
+    assert scheduler.offer(request("old", -30, priority=2, ttft_slo_ms=60_000), knobs, 10)
+    assert scheduler.load(request("new", 10, priority=0), knobs, 10).ahead == 1
+    assert scheduler.offer(request("new", 10, priority=0), knobs, 10) != Accepted()
+
+
+@pytest.mark.parametrize("policy", ["fifo", "priority", "shortest_first", "deadline"])
+@given(data=st.data())
+def test_the_door_counts_exactly_those_who_would_go_first(policy: str, data: st.DataObject) -> None:
+    knobs = Knobs().changed(
+        {"policy": policy, "max_active": 1, "admission_slo": "refuse", "ttft_slo_ms": 900}
+    )
+    scheduler = Scheduler(1000)
+    crowd = data.draw(st.lists(ANYBODY, max_size=12))
+    now = 30.0
+    for n, (arrival, priority, tokens, slo_ms) in enumerate(sorted(crowd, key=lambda c: c[0])):
+        each = request(
+            str(n), arrival, priority=priority, max_tokens=tokens, ttft_slo_ms=slo_ms,
+            tenant="ab"[n % 2],
+        )  # fmt: skip
+        assert scheduler.offer(each, knobs, arrival) == Accepted()
+    for n in range(data.draw(st.integers(0, len(crowd)))):
+        scheduler.drop(str(n))
+    _, priority, tokens, slo_ms = data.draw(ANYBODY)
+    newcomer = request("new", now, priority=priority, max_tokens=tokens, ttft_slo_ms=slo_ms)
+    told = scheduler.load(newcomer, knobs, now).ahead
+    assert scheduler.offer(newcomer, knobs, now) == Accepted()
+    assert served_before("new", scheduler, knobs, now) == told
+
+
+@given(
+    waiting=st.lists(st.sampled_from("abc"), max_size=30),
+    served=st.lists(st.sampled_from("abc"), max_size=6),
+    weight=st.sampled_from([0.5, 1, 3]),
+)
+def test_under_fair_share_the_count_is_off_by_one_a_tenant_at_most(
+    waiting: list[str], served: list[str], weight: float
+) -> None:
+    """Where all requests are alike; else what they cost is not known before."""
+    knobs = Knobs().changed(
+        {
+            "policy": "fair_share", "max_active": 1, "admission_slo": "refuse",
+            "tenant_weights": f"a:{weight}", "ttft_slo_ms": 1e6,
+        }
+    )  # fmt: skip
+    scheduler = Scheduler(1000)
+    for n, tenant in enumerate([*served, *waiting]):
+        assert scheduler.offer(request(str(n), 0, tenant=tenant), knobs, 0) == Accepted()
+    for _ in served:
+        serve_one(scheduler, knobs, 0)
+    newcomer = request("new", 0, tenant="a")
+    told = scheduler.load(newcomer, knobs, 0).ahead
+    assert scheduler.offer(newcomer, knobs, 0) == Accepted()
+    assert abs(served_before("new", scheduler, knobs, 0) - told) <= 2
+
+
+def test_what_was_lost_before_the_door_counts_too() -> None:
+    knobs = Knobs(admission_slo="refuse", ttft_slo_ms=1000)
+    scheduler = Scheduler(1000)
+    verdict = refused(scheduler.offer(request("a", 0), knobs, 1.5))
+    assert "after 1.50 s, and 1 s are allowed" in verdict.message
+
+
+def test_a_kept_reply_counts_as_a_request_and_not_as_tokens() -> None:
+    knobs = Knobs(rate_limit_rps=1, rate_burst=2, rate_limit_tps=1, rate_burst_tokens=20)
+    scheduler = Scheduler(1000)
+    assert scheduler.offer(sized("a", 20), knobs, 0) == Accepted()
+    assert scheduler.offer_kept(sized("b", 20), knobs, 0) == Accepted()
+    verdict = refused(scheduler.offer_kept(sized("c", 20), knobs, 0.25))
+    assert (verdict.reason, verdict.retry_after_s) == ("rate_limit", 0.75)
+    assert scheduler.waiting == 1
+    scheduler.check()
 
 
 def test_terms_must_be_above_nothing() -> None:

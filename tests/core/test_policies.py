@@ -252,6 +252,35 @@ def test_turning_to_fair_share_forgives_what_was_given_before() -> None:
     assert sum(id[0] == "b" for id in order[:10]) == 5
 
 
+def test_other_weights_forgive_what_was_given_under_the_old() -> None:
+    fair = one("fair_share", tenant_weights="a:0.01")
+    scheduler = filled(
+        fair, *(request(f"{tenant}{n}", n, tenant=tenant) for n in range(9) for tenant in "ab")
+    )
+    for _ in range(3):
+        chosen = scheduler.next(fair, 40)
+        assert chosen is not None
+        scheduler.emitted(chosen.id, 8)
+        scheduler.finish(chosen.id, 40)
+    scheduler.next(even := fair.changed({"tenant_weights": ""}), 40)
+    fairness = scheduler.fairness()
+    assert fairness is not None
+    assert fairness.gap <= fairness.bound
+    scheduler.finish(next(iter(scheduler._active)), 40)
+    order = served(scheduler, even, tokens=8)
+    assert abs(sum(id[0] == "b" for id in order[:8]) - 4) <= 1
+
+
+def test_a_knob_that_is_not_of_the_order_orders_nothing_anew() -> None:
+    knobs = one("priority", max_active_per_tenant=1, max_active=3)
+    scheduler = filled(knobs, *(request(f"a{n}", n, tenant="a", priority=-n) for n in range(3)))
+    assert [r.id for r in iter(lambda: scheduler.next(knobs, 9), None)] == ["a2"]
+    line = scheduler._line
+    wider = knobs.changed({"max_active_per_tenant": 2})
+    assert [r.id for r in iter(lambda: scheduler.next(wider, 9), None)] == ["a1"]
+    assert scheduler._line is line
+
+
 def test_the_gap_is_told_only_under_fair_share_and_while_two_wait() -> None:
     fifo, fair = one("fifo"), one("fair_share", tenant_weights="a:0.5")
     scheduler = filled(fifo, request("a", 0, tenant="a"), request("a2", 0, tenant="a"))
