@@ -13,8 +13,8 @@ SRC = Path(__file__).parents[2] / "src" / "llmserve"
 LAYERS = [
     ("core",), ("knobs",), ("events",), ("clock",), ("runtime",), ("models",), ("tenants",),
     ("agreements",),
-    ("growing_heap",), ("holds",), ("ledger",), ("lengths",), ("pace",), ("policies",), ("user_policy",),
-    ("waiting_line",), ("admission",),
+    ("growing_heap",), ("holds",), ("ledger",), ("lengths",), ("pace",), ("policies",),
+    ("user_policy",), ("waiting_line",), ("admission",),
     ("scheduler",), ("engines",), ("observe",), ("stream",), ("announcer",), ("service",),
     ("endpoint",), ("figures",), ("bench",), ("lab",), ("prompting",), ("accounts",), ("house",),
     ("ui",), ("session",),
