@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmserve.clock import VirtualClock
 from llmserve.core import StepRecord, StepRow
 from llmserve.engines import EngineInfo
+from llmserve.engines.simulator import SimulatorEngine
 from llmserve.events import (
     DeviceSampled,
     Dispatched,
@@ -24,9 +26,11 @@ from llmserve.events import (
 from llmserve.knobs import Applied, KnobBoard, differences
 from llmserve.observe.stats import LiveStats
 from llmserve.observe.why import WhyFold
+from llmserve.service import Service
 from llmserve.ui.charts import Charts
 from llmserve.ui.controls import Controls
 from llmserve.ui.flow import Flow
+from llmserve.ui.playground import Playground
 from llmserve.ui.recorder import Recorder
 
 GIB = 2**30
@@ -52,6 +56,14 @@ class Folds:
     why: WhyFold
 
 
+class NoRuntime:
+    """As a closed session's: whoever submits work to it is told so."""
+
+    def submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        work.close()
+        raise RuntimeError("this session is closed; start a new one")
+
+
 class Parts:
     """Looks like a session to a dashboard; time passes only by `play`."""
 
@@ -67,6 +79,9 @@ class Parts:
         self.bus.attach(self.telemetry.why)
         self.flow = Flow()
         self.bus.attach(self.flow)
+        self.runtime = NoRuntime()
+        engine = SimulatorEngine(sink=lambda _: None, clock=self.clock)  # nobody starts it
+        self.service = Service(engine, self.board, self.bus, self.clock)
         self.closed = False
         self.step = 0
         self.steps = 0
@@ -164,7 +179,7 @@ class Wire:
     def take(self, *kinds: str) -> list[tuple[dict[str, Any], list[bytes]]]:
         """What was sent since: of these kinds, else of all but what goes apart from the charts."""
         sent, self.sent = self.sent, []
-        apart = ("why", "tape")
+        apart = ("why", "tape", "replies")
         return [m for m in sent if (m[0]["kind"] in kinds if kinds else m[0]["kind"] not in apart)]
 
     def take_all(self) -> list[tuple[dict[str, Any], list[bytes]]]:
@@ -188,7 +203,8 @@ class Desk:
         recorder = Recorder(parts.telemetry, parts.board, parts.bus, parts.clock)
         recorder.sample()
         controls = Controls(parts.board, INFO, parts.clock, parts.set)
-        charts = Charts(recorder, parts.board, controls, parts.clock, ABOUT)
+        playground = Playground(parts.service, parts.runtime)
+        charts = Charts(recorder, parts.board, controls, parts.clock, ABOUT, playground)
         return cls(parts, recorder, controls, charts, Wire(charts))
 
     def update(self) -> None:

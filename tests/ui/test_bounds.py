@@ -70,10 +70,12 @@ def test_a_reload_leaves_nothing_of_the_page_before_it() -> None:
 
 def test_two_dashboards_lose_nothing_of_each_other() -> None:
     from llmserve.ui.charts import Charts
+    from llmserve.ui.playground import Playground
     from ui.parts import ABOUT
 
     desk = Desk.lay()
-    other = Charts(desk.recorder, desk.parts.board, desk.controls, desk.parts.clock, ABOUT)
+    parts, idle = desk.parts, Playground(desk.parts.service, desk.parts.runtime)
+    other = Charts(desk.recorder, parts.board, desk.controls, parts.clock, ABOUT, idle)
     wires = (desk.wire, Wire(other))
     for wire in wires:
         wire.hear({"kind": "hello"})

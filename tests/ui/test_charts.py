@@ -141,11 +141,13 @@ def test_unknown_and_untimely_messages_do_no_harm(desk: Desk, caplog: Any) -> No
 def test_two_dashboards_of_one_recorder_number_their_messages_apart(desk: Desk) -> None:
     from llmserve.ui.charts import Charts
     from llmserve.ui.controls import Controls
+    from llmserve.ui.playground import Playground
     from ui.parts import ABOUT, INFO, Wire
 
     parts = desk.parts
     controls = Controls(parts.board, INFO, parts.clock, parts.set)
-    other = Charts(desk.recorder, parts.board, controls, parts.clock, ABOUT)
+    idle = Playground(parts.service, parts.runtime)
+    other = Charts(desk.recorder, parts.board, controls, parts.clock, ABOUT, idle)
     wire = Wire(other)
     hello(desk)
     delta(desk)

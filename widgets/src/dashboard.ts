@@ -6,6 +6,7 @@ import { showKnobs } from "./controls.ts";
 import { Feed } from "./feed.ts";
 import type { ControlPlace, Delta, FromKernel, Mark, Panel, Snapshot, TapeMessage, ToKernel } from "./messages.ts";
 import { Page } from "./page.ts";
+import { Playground } from "./playground.ts";
 import { Requests } from "./requests.ts";
 import { Rows } from "./rows.ts";
 import { Tape } from "./tape.ts";
@@ -27,6 +28,7 @@ class Dashboard {
   readonly #tape = new Tape();
   readonly #tapeView: TapeView;
   readonly #requests: Requests;
+  readonly #playground = new Playground((message) => this.#say(message));
   #rows = new Rows(0, 1);
   #columns: string[] = [];
   #panels: Panel[] = [];
@@ -40,7 +42,7 @@ class Dashboard {
     const select = (number: number | undefined) => this.#select(number);
     this.#tapeView = new TapeView(this.#tape, this.#page.probe, select);
     this.#requests = new Requests(this.#tape, select);
-    this.#page.place([this.#why.el], [this.#tapeView.el, this.#requests.el]);
+    this.#page.place([this.#why.el], [this.#tapeView.el, this.#requests.el, this.#playground.el]);
     this.#page.onPause = (paused) => {
       this.#charts.pause(paused);
       this.#tapeView.pause(paused);
@@ -66,6 +68,7 @@ class Dashboard {
     const message = content as FromKernel;
     if (message.kind === "picture") void this.#draw(message.id);
     if (message.kind === "why") this.#why.show(message);
+    if (message.kind === "replies" && !this.#playground.take(message)) this.#say({ kind: "replies" });
     if (message.kind === "tape") this.#takeTape(message, asView(buffers[0]!), asView(buffers[1]!));
     if (message.kind !== "snapshot" && message.kind !== "delta") return;
     const { take, reply } = this.#feed.accept(message, performance.now());
@@ -81,6 +84,7 @@ class Dashboard {
     if (message.status !== undefined) this.#page.setStatus(message.status);
     if (message.empty !== undefined) this.#page.setEmpty(message.empty);
     if (message.ended !== undefined) this.#ended = message.ended;
+    if (this.#ended) this.#playground.end();
     if (message.knobs) void showKnobs(this.#model, this.#controls, message.knobs);
     this.#page.setState(this.#ended ? "ended" : "live");
     this.#page.setCounts(this.#rows.length, this.#marks.size, message.seq);

@@ -97,7 +97,54 @@ export interface WhyMessage {
   bars: WhyBar[];
 }
 
-export type FromKernel = Delta | Snapshot | TapeMessage | WhyMessage | PictureWanted | { kind: "module" };
+/** number, text to add, tokens, TTFT in ms, tokens/s, state */
+export type CopyJson = [number, string, number, number | null, number | null, string];
+
+export interface LoadState {
+  rate: number;
+  sent: number;
+  failed: number;
+  under_way: number;
+  left_s: number;
+}
+
+export interface PlayLimits {
+  text: number;
+  copies: number;
+  max_tokens: number;
+  rate: number;
+  load_s: number;
+}
+
+export interface RepliesMessage {
+  kind: "replies";
+  seq: number;
+  /** All there is, for a page that has nothing. */
+  whole: boolean;
+  /** Copies of a run that the page knows nothing of. */
+  fresh: boolean;
+  run: number;
+  count: number;
+  copies: CopyJson[];
+  words: string;
+  load: LoadState | null;
+  limits?: PlayLimits;
+}
+
+export type FromKernel =
+  | Delta
+  | Snapshot
+  | TapeMessage
+  | WhyMessage
+  | RepliesMessage
+  | PictureWanted
+  | { kind: "module" };
+
+export type PlayAct =
+  | { act: "send"; text: string; copies: number; max_tokens: number }
+  | { act: "stop" }
+  | { act: "load"; rate: number }
+  | { act: "unload" };
 
 export type ToKernel =
   | { kind: "hello" }
@@ -105,4 +152,6 @@ export type ToKernel =
   | { kind: "bye" }
   | { kind: "module" }
   | { kind: "tape" }
+  | { kind: "replies" }
+  | ({ kind: "play" } & PlayAct)
   | { kind: "picture"; id: number };

@@ -61,6 +61,16 @@ const CSS = `
 .llmserve-dash .fall-bar span { position: absolute; top: 0; height: 18px; min-width: 1px; }
 .llmserve-dash .fall-bar span.thin { top: 5px; height: 8px; }
 .llmserve-dash .fall-ends { display: flex; justify-content: space-between; font-size: 11px; }
+.llmserve-dash .playground > h3 { margin-bottom: 2px; }
+.llmserve-dash textarea, .llmserve-dash input { font: inherit; color: inherit; background: transparent; border: 1px solid var(--jp-border-color1, #bdbdbd); border-radius: 3px; padding: 1px 6px; box-sizing: border-box; }
+.llmserve-dash textarea { display: block; width: 100%; resize: vertical; margin-bottom: 4px; }
+.llmserve-dash input { width: 74px; }
+.llmserve-dash .unit { white-space: nowrap; }
+.llmserve-dash .replies { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(250px, 100%), 1fr)); gap: 6px; margin: 4px 0 6px; }
+.llmserve-dash .reply { border: 1px solid var(--jp-border-color2, #e0e0e0); border-radius: 3px; padding: 4px 8px; min-width: 0; font-size: 12px; }
+.llmserve-dash .reply-text { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 110px; overflow: auto; min-height: 1.4em; }
+.llmserve-dash .reply > .faint { font-size: 11px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.llmserve-dash :disabled { opacity: .5; cursor: default; }
 .llmserve-dash button { font: inherit; color: inherit; background: transparent; border: 1px solid var(--jp-border-color1, #bdbdbd); border-radius: 3px; padding: 0 10px; cursor: pointer; }
 .llmserve-dash button:hover { background: var(--jp-layout-color2, #eee); }
 .llmserve-dash button[aria-pressed="true"] { background: #1668b3; color: #fff; }

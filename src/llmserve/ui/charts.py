@@ -22,6 +22,7 @@ from llmserve.ui.controls import Controls
 from llmserve.ui.link import Link
 from llmserve.ui.look import pin_comm
 from llmserve.ui.outbox import PERIOD_S, Message, Outbox
+from llmserve.ui.playground import Playground
 from llmserve.ui.recorder import Recorder
 
 log = logging.getLogger(__name__)
@@ -53,28 +54,33 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
         controls: Controls,
         clock: Clock,
         about: Mapping[str, str],
+        playground: Playground,
     ) -> None:
         super().__init__(_esm=static("loader.js").decode())
         self._recorder = recorder
         self._clock = clock
+        self.playground = playground
         self._guard = threading.RLock()
         self._link = Link()
-        self._outbox = Outbox(recorder, board, controls, about, self._link)
+        self._outbox = Outbox(recorder, board, controls, about, self._link, playground)
         self._pictures: dict[int, tuple[threading.Event, list[bytes]]] = {}
         self._picture_ids = itertools.count(1)
         pin_comm(self)
         self.on_msg(self._heard)
 
     def push(self) -> None:
-        """Send the page what it lacks, if a page listens."""
+        """Send the page what it lacks, if a page listens; else end what it began."""
         with self._guard:
             due = self._link.due(self._recorder.oldest, self._clock.now())
-            if due != "nothing":
+            if due == "nothing":
+                self.playground.abandon()
+            else:
                 for content, buffers in self._outbox.messages(whole=due == "snapshot"):
                     self.send(content, buffers=buffers)
 
     def end(self, why: str) -> None:
         """Say for good that no more rows will come; a page that reloads is told so too."""
+        self.playground.close()
         with self._guard:
             self._outbox.ended = why
         self.push()
@@ -117,6 +123,16 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
             case "bye":
                 with self._guard:
                     self._link.bye()
+                    self.playground.abandon()
+            case "play":
+                with self._guard:
+                    if not self._link.listening(now):
+                        self._link.hello(now)  # who asks for something is there
+                    self.playground.hear(content)
+                    self.push()
+            case "replies":
+                with self._guard:
+                    self._outbox.forget_replies()
             case "picture":
                 with self._guard:
                     waiting = self._pictures.get(int(content["id"]))

@@ -1,7 +1,7 @@
 """What one page lacks, as messages: content and buffers. It sends nothing itself.
 
-The charts, why it is slow, and the tape are three kinds of message, so that a fat tape never
-delays a chart. A saved report is the same messages, all at once.
+The charts, why it is slow, the tape and the playground are kinds of message apart, so that a fat
+tape never delays a chart. A saved report is the same messages, all at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from llmserve.ui.controls import Controls
 from llmserve.ui.explained import Explained
 from llmserve.ui.link import Link
 from llmserve.ui.panels import COLUMNS, WINDOW_S
+from llmserve.ui.playground import Playground
 from llmserve.ui.recorder import Recorder
+from llmserve.ui.replies import Told
 from llmserve.ui.series import CAPACITY
 from llmserve.ui.tape import KINDS, STEPS, UPDATE_BYTES, Cursor
 
@@ -33,15 +35,17 @@ class Outbox:
         controls: Controls,
         about: Mapping[str, str],
         link: Link,
-        live: bool = True,
+        playground: Playground | None,
     ) -> None:
-        """`live`: a page with controls, which are to hear of what it is told."""
+        """`playground`: of a live page; one without it has no controls either that would have to
+        hear of what it is told."""
         self._recorder = recorder
         self._board = board
         self._controls = controls
         self._about = about
         self._link = link
-        self._live = live
+        self._playground = playground
+        self._live = playground is not None
         self.ended = ""
         """Why no more will come, once that is so."""
         self._marks_sent = 0
@@ -50,23 +54,31 @@ class Outbox:
         self._tape_sent: Cursor | None = None
         """None: the page has nothing of the tape, or has lost some."""
         self._tape_seq = 0
+        self._replies_sent: Told | None = None
+        self._replies_seq = 0
 
     def messages(self, whole: bool) -> Iterator[Message]:
         """All there is for a page that has nothing, else what is new."""
         if whole:
             self.forget_tape()
+            self.forget_replies()
             self._explained_sent = Explained()
         yield from self._rows(whole)
         yield from self._why()
         yield from self._tape()
+        yield from self._replies()
 
     def copy(self) -> Outbox:
         """Of the same session, for a page that has nothing."""
-        return Outbox(self._recorder, self._board, self._controls, self._about, Link(), live=False)
+        return Outbox(self._recorder, self._board, self._controls, self._about, Link(), None)
 
     def forget_tape(self) -> None:
         """The page has lost some of it: send it whole."""
         self._tape_sent = None
+
+    def forget_replies(self) -> None:
+        """The page has lost some of them: send them whole."""
+        self._replies_sent = None
 
     def _rows(self, whole: bool) -> Iterator[Message]:
         position, times, values = self._recorder.rows(0 if whole else self._link.position)
@@ -101,6 +113,16 @@ class Outbox:
         if whole:
             content |= {"kinds": KINDS, "capacity": STEPS}
         yield content, [news.steps, news.segments]
+
+    def _replies(self) -> Iterator[Message]:
+        """Numbered on their own, as the tape is."""
+        if self._playground is None:
+            return
+        whole = self._replies_sent is None
+        content, self._replies_sent = self._playground.news(self._replies_sent)
+        if content is not None:
+            self._replies_seq += 1
+            yield {"kind": "replies", "seq": self._replies_seq, "whole": whole, **content}, []
 
     def _news(self, whole: bool) -> dict[str, object]:
         """What changed besides the rows; all there is for a snapshot."""

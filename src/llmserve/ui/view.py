@@ -18,9 +18,11 @@ from llmserve.clock import Clock
 from llmserve.engines import EngineInfo
 from llmserve.events import EventBus
 from llmserve.knobs import Applied, KnobBoard
+from llmserve.service import Service
 from llmserve.ui.charts import PERIOD_S, Charts, static
 from llmserve.ui.controls import Controls
 from llmserve.ui.picture import lighten, to_png
+from llmserve.ui.playground import Playground, RuntimeLike
 from llmserve.ui.recorder import Recorder, TelemetryLike
 
 if TYPE_CHECKING:
@@ -45,6 +47,10 @@ class SessionLike(Protocol):
     @property
     def info(self) -> EngineInfo: ...
     @property
+    def service(self) -> Service: ...
+    @property
+    def runtime(self) -> RuntimeLike: ...
+    @property
     def url(self) -> str: ...
     @property
     def closed(self) -> bool: ...
@@ -63,6 +69,8 @@ class Dashboards:
         self._clock = session.clock
         self._board = session.board
         self._info = session.info
+        self._service = session.service
+        self._runtime = session.runtime
         self._about = {
             "model": session.info.model_id,
             "engine": session.info.engine,
@@ -85,7 +93,10 @@ class Dashboards:
 
     def open(self) -> DashboardView:
         controls = Controls(self._board, self._info, self._clock, self._set)
-        charts = Charts(self._recorder, self._board, controls, self._clock, self._about)
+        playground = Playground(self._service, self._runtime)
+        charts = Charts(
+            self._recorder, self._board, controls, self._clock, self._about, playground
+        )
         view = DashboardView(charts, controls, self._recorder, self._forget)
         with self._lock:
             self._views.append(view)
@@ -187,6 +198,7 @@ class DashboardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no
     def close(self) -> None:
         """Take this dashboard off the page; the session goes on."""
         self._forget(self)
+        self.charts.playground.close()
         self.charts.close()
         self.controls.close()
         super().close()
