@@ -40,8 +40,11 @@ def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -
     options = dict(options)
     raw = bool(options.pop("raw", False))
     priority, tenant = options.pop("priority", 0), options.pop("tenant", "default")
+    slo_ms = options.pop("ttft_slo_ms", None)
+    if slo_ms is not None and not 0 < float(slo_ms) < 1e9:
+        raise ParamError("ttft_slo_ms", f"ttft_slo_ms must be above 0, not {slo_ms}")
     if unknown := options.keys() - _FIELDS:
-        known = ", ".join(sorted(_FIELDS | {"priority", "tenant", "raw"}))
+        known = ", ".join(sorted(_FIELDS | {"priority", "tenant", "ttft_slo_ms", "raw"}))
         raise ParamError(min(unknown), f"unknown option {min(unknown)!r}; options: {known}")
     ids = _encode(service, prompt, raw)
     left = service.engine.info.max_model_len - len(ids)
@@ -74,6 +77,7 @@ def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -
         arrival=service.clock.now(),
         priority=int(priority),
         tenant=str(tenant),
+        ttft_slo_ms=None if slo_ms is None else float(slo_ms),
     )
 
 

@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import msgspec
 
-from llmserve.admission import Rejected
+from llmserve.admission import Accepted, Rejected
 from llmserve.announcer import Announcer
 from llmserve.clock import Clock
 from llmserve.core import Chunk, FinishReason, ParamError, Request, StepRecord
@@ -126,18 +126,10 @@ class Service:
 
     def submit(self, request: Request) -> Stream:
         """Take the request in; Refused where the door says no. Its tokens come by the Stream."""
-        now, knobs = self.clock.now(), self.board.current
         terms = self.terms.get(request.tenant)
         if terms is not None and request.ttft_slo_ms is None:
             request = msgspec.structs.replace(request, ttft_slo_ms=terms.ttft_slo_ms)
-        verdict = (
-            Rejected("stopping", message="the server is stopping")
-            if self._stopping
-            else self._scheduler.offer(request, knobs, now)
-        )
-        if isinstance(verdict, Rejected):
-            self._tell.refused(request, verdict)
-            raise Refused(verdict)
+        self._admit(request, self._scheduler.offer)
         stream = Stream(request, lambda: self._cancel(request.id))
         self._queued[request.id] = stream
         self._tell.submitted(request)
@@ -145,6 +137,10 @@ class Service:
             self._revive()
         self._pump()
         return stream
+
+    def admit_kept(self, request: Request) -> None:
+        """Refused where its tenant's rate of requests says no to one whose reply is here."""
+        self._admit(request, self._scheduler.offer_kept)
 
     async def set_knobs(self, changes: Mapping[str, object], source: str = "code") -> Applied:
         """Change knobs, all or none (KnobError); return once the engine has adopted them."""
@@ -184,11 +180,31 @@ class Service:
         self._scheduler.use(policy, self.clock.now())
         return await self.set_knobs({"policy": "custom"}, source=f"policy {policy.name}")
 
+    def agree(self, terms: Mapping[str, Terms]) -> None:
+        """Other terms with tenants from now on, for who waits already too."""
+        self.terms = terms
+        self._scheduler.agree(terms, self.clock.now())
+        self._pump()
+
     def find(self, request_id: str) -> Request | None:
         """A request that waits or runs."""
         running = self._running.get(request_id)
         stream = self._queued.get(request_id) if running is None else running.stream
         return None if stream is None else stream.request
+
+    def _admit(
+        self,
+        request: Request,
+        offer: Callable[[Request, Knobs, float], Accepted | Rejected],
+    ) -> None:
+        verdict = (
+            Rejected("stopping", message="the server is stopping")
+            if self._stopping
+            else offer(request, self.board.current, self.clock.now())
+        )
+        if isinstance(verdict, Rejected):
+            self._tell.refused(request, verdict)
+            raise Refused(verdict)
 
     def _pump(self) -> None:
         """Hand over whoever may go, expire whoever may not, and set the next alarm."""

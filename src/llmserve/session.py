@@ -184,7 +184,8 @@ class Session:
         """The whole reply, a str that also carries `outcome`. An interrupt cancels only this.
 
         prompt: text (a user's turn where the model has a chat template) or a list of messages.
-        sampling: the fields of SamplingParams, and `priority`, `tenant`, `raw` (no template).
+        sampling: the fields of SamplingParams, and `priority`, `tenant`, `ttft_slo_ms`, `raw` (no
+            template).
         """
         return Reply.of(self.runtime.call(self._collect(prompt, sampling)))
 

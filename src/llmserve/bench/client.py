@@ -137,9 +137,9 @@ class Client:
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                headers={
+                headers={  # a reply that a server has kept is no measurement: no-store
                     "Authorization": f"Bearer {self._key}", "Content-Type": "application/json",
-                    "Accept-Encoding": "identity",
+                    "Accept-Encoding": "identity", "Cache-Control": "no-store",
                 },
                 trust_env=not self._loopback,  # a proxy is no way to one's own machine
             )  # fmt: skip

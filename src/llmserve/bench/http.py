@@ -96,8 +96,9 @@ class HttpTarget:
         )
 
     def _body(self, arrival: Arrival, prompt: tuple[int, ...] | str) -> bytes:
+        own = {} if arrival.ttft_slo_ms is None else {"ttft_slo_ms": arrival.ttft_slo_ms}
         return msgspec.json.encode(
-            {
+            own | {
                 "model": self.model,
                 "prompt": prompt,
                 "max_tokens": arrival.max_tokens,

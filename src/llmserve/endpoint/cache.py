@@ -1,8 +1,8 @@
 """Replies kept for requests that must get the same one: off unless asked for.
 
 Only requests whose reply is certain (temperature 0, or a seed), only replies that came to their
-end. Whoever asks for what is being generated waits for that and computes nothing. Tenants share
-it: how soon a reply comes can tell one that another asked the same.
+end. Whoever asks for what is being generated waits for that and computes nothing. Each tenant has
+its own, unless told otherwise: how soon a reply comes would tell one that another asked the same.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 from cachetools import TTLCache
+from starlette.types import Scope
 
 from llmserve.core import Chunk, Outcome, Request
 from llmserve.events import CacheLooked
@@ -28,6 +29,8 @@ class CacheOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a reply is kept."""
     max_entries: int = 1000
     """Replies kept; the least recently used goes first."""
+    shared: bool = False
+    """Whether one tenant may be given what another's request computed."""
 
     def __post_init__(self) -> None:
         if not (0 < self.ttl_s < 1e9 and 0 < self.max_entries <= 1_000_000):
@@ -59,6 +62,7 @@ class ReplyCache:
 
     def __init__(self, service: Service, options: CacheOptions | None) -> None:
         self._service = service
+        self._shared = options is not None and options.shared
         self._flights: dict[Hashable, _Flight] = {}
         self._kept: TTLCache[Hashable, Outcome] | None = (
             None
@@ -66,13 +70,21 @@ class ReplyCache:
             else TTLCache(options.max_entries, options.ttl_s, timer=service.clock.now)
         )
 
-    def submit(self, request: Request) -> tuple[Stream, Found | None]:
-        """As `Service.submit`; whether the reply was here, None where it may not be kept."""
-        if self._kept is None or not _is_certain(request):
+    def submit(self, request: Request, *, anew: bool = False) -> tuple[Stream, Found | None]:
+        """As `Service.submit`; whether the reply was here, None where it may not be kept.
+
+        `anew`: compute it whatever is here, and keep nothing. A hit counts against its tenant's
+        rate of requests, and is Refused where that is used up.
+        """
+        if self._kept is None or anew or not _is_certain(request):
             return self._service.submit(request), None
-        key = (self._service.engine.info.model_id, request.prompt_ids, request.sampling)
+        whose = None if self._shared else request.tenant
+        key = (whose, self._service.engine.info.model_id, request.prompt_ids, request.sampling)
         outcome, flight = self._kept.get(key), self._flights.get(key)
-        self._tell(request, hit=outcome is not None or flight is not None)
+        hit = outcome is not None or flight is not None
+        if hit:
+            self._service.admit_kept(request)
+        self._tell(request, hit)
         if outcome is not None:
             stream = Stream(request, lambda: None)
             self._replay(stream, outcome)
@@ -141,3 +153,9 @@ class ReplyCache:
 def _is_certain(request: Request) -> bool:
     sampling = request.sampling
     return sampling.temperature == 0 or sampling.seed is not None
+
+
+def asks_anew(scope: Scope) -> bool:
+    """`Cache-Control: no-cache` or `no-store`, as HTTP has it."""
+    told = b",".join(value for name, value in scope["headers"] if name == b"cache-control")
+    return not {b"no-cache", b"no-store"}.isdisjoint(w.strip() for w in told.lower().split(b","))

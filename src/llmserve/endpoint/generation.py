@@ -18,6 +18,7 @@ from llmserve.core import Outcome, Request, SamplingParams, Usage
 from llmserve.endpoint import openai, prompts
 from llmserve.endpoint.answers import DONE, Answer, read_json, unless_gone
 from llmserve.endpoint.arrivals import arrivals
+from llmserve.endpoint.cache import asks_anew
 from llmserve.endpoint.errors import SERVING_ERRORS, ClientGone, aborted, as_api_error, stopping
 from llmserve.endpoint.openai import ChatBody, CompletionBody
 from llmserve.endpoint.replies import ChatReply, CompletionReply, Head, Reply
@@ -39,6 +40,8 @@ class Call(msgspec.Struct, frozen=True):
     body: ChatBody | CompletionBody
     sender: Sender
     arrival: float
+    anew: bool
+    """No reply that is kept will do."""
 
     @property
     def choices(self) -> int:
@@ -54,6 +57,7 @@ class Call(msgspec.Struct, frozen=True):
             arrival=self.arrival,
             priority=self.sender.priority,
             tenant=self.sender.tenant,
+            ttft_slo_ms=self.sender.ttft_slo_ms,
         )
 
     def usage(self, streams: Sequence[Stream]) -> Usage:
@@ -90,7 +94,7 @@ class Generation:
         streams: list[Stream] = []
         try:
             for choice in range(call.choices):
-                stream, found = self._served.cache.submit(call.request(choice))
+                stream, found = self._served.cache.submit(call.request(choice), anew=call.anew)
                 streams.append(stream)
                 if found is not None and answer.headers.get(CACHE_HEADER) != "miss":
                     answer.headers[CACHE_HEADER] = found
@@ -122,7 +126,7 @@ class Generation:
         prefix = "chatcmpl" if isinstance(body, ChatBody) else "cmpl"
         return Call(
             self._served.service.new_id(prefix), tuple(ids), sampling, body,
-            sender(scope, body.priority, body.tenant), arrival,
+            sender(scope, body), arrival, asks_anew(scope),
         )  # fmt: skip
 
     def _reply(self, call: Call) -> Reply:

@@ -13,6 +13,7 @@ import msgspec
 
 from llmserve.core import SamplingParams
 from llmserve.endpoint.errors import ApiError
+from llmserve.endpoint.sender import Claims
 from llmserve.endpoint.structured import structured
 
 MAX_CHOICES = 128
@@ -29,7 +30,7 @@ class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
 
 
-class SamplingBody(msgspec.Struct, kw_only=True):
+class SamplingBody(Claims, kw_only=True):
     """What both generation routes take; the second half are vLLM's names and our own."""
 
     model: str | None = None
@@ -56,8 +57,6 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
-    priority: int | None = None
-    tenant: str | None = None
 
     @property
     def choices(self) -> int:
@@ -180,6 +179,11 @@ def decode(raw: bytes, kind: type[Body]) -> Body:
         raise ApiError(400, "the body must be a JSON object", code="invalid_type")
     for name in _NOT_HERE.keys() & fields.keys():
         _refuse_unless_neutral(name, fields)
+    return understood(fields, kind)
+
+
+def understood(fields: dict[str, Any], kind: type[Body]) -> Body:
+    """The fields that `kind` has, of its types, or ApiError 400 that names the wrong one."""
     try:
         return msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:

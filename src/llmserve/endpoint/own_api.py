@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,12 +25,11 @@ from llmserve.endpoint.errors import (
     starting,
 )
 from llmserve.endpoint.held import Call, Held
-from llmserve.endpoint.sender import Sender, sender
+from llmserve.endpoint.openai import understood
+from llmserve.endpoint.sender import Claims, Sender, sender
 from llmserve.engines import HasApi
 from llmserve.service import Service
 from llmserve.stream import Stream
-
-T = TypeVar("T")
 
 
 class _Asked(NamedTuple):
@@ -69,7 +68,7 @@ class OwnApi:
         body = await read_json(scope, receive) if posted else b""
         fields = _fields(body) if posted else {}
         call = Call(scope["path"], fields)
-        who = sender(scope, _of(int, fields, "priority"), _of(str, fields, "tenant"))
+        who = sender(scope, understood(fields, Claims))
         own_id = any(name == b"x-request-id" for name, _ in scope["headers"])
         engine = cast("HasApi", self._service.engine)
         app = await engine.api(self._submit)
@@ -100,6 +99,7 @@ class OwnApi:
             arrival=self._service.clock.now(),
             priority=who.priority if priority is None else priority,
             tenant=who.tenant,
+            ttft_slo_ms=who.ttft_slo_ms,
             payload=payload,
         )
         try:
@@ -127,21 +127,15 @@ class _Submitted:
             raise
 
 
-def _fields(body: bytes) -> dict[str, object]:
+def _fields(body: bytes) -> dict[str, Any]:
     """ApiError 400 where the body is no JSON object; vLLM would answer 500 to some of those."""
     try:
-        found: object = msgspec.json.decode(body)
+        found: Any = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(found, dict):
         raise ApiError(400, "send a JSON object", code="invalid_json")
     return found
-
-
-def _of(kind: type[T], fields: Mapping[str, object], name: str) -> T | None:
-    """A field of the right kind; of any other the application will complain."""
-    value = fields.get(name)
-    return value if isinstance(value, kind) and not isinstance(value, bool) else None
 
 
 def _replay(body: bytes, receive: Receive) -> Any:
