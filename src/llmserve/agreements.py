@@ -46,15 +46,21 @@ class Holder(NamedTuple):
 class Keyring:
     """Looks a key up in time that tells nothing of which one was nearly right."""
 
-    __slots__ = ("_holders",)
+    __slots__ = ("_holders", "_own")
 
     def __init__(self, own: str | None, agreements: Mapping[str, Agreement]) -> None:
-        self._holders: dict[bytes, Holder] = {} if own is None else {digest(own): Holder(None)}
+        self._own: dict[bytes, Holder] = {} if own is None else {digest(own): Holder(None)}
+        self.replace(agreements)
+
+    def replace(self, agreements: Mapping[str, Agreement]) -> None:
+        """Other tenants' keys from now on; on ValueError none of them."""
+        holders = dict(self._own)
         for tenant, agreement in agreements.items():
             for one in agreement.digests:
-                if one in self._holders:
+                if one in holders:
                     raise ValueError(f"the key of tenant {tenant!r} is another's too")
-                self._holders[one] = Holder(tenant)
+                holders[one] = Holder(tenant)
+        self._holders = holders
 
     def __repr__(self) -> str:
         return f"Keyring({len(self._holders)} keys, hidden)"

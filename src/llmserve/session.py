@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from llmserve import engines
 from llmserve.accounts import standings, tenants_frame
-from llmserve.agreements import Agreement, Source, read_agreements, terms_of
+from llmserve.agreements import Agreement, Keyring, Source, read_agreements, terms_of
 from llmserve.clock import MonotonicClock
 from llmserve.core import Outcome
 from llmserve.endpoint.app import build_app
@@ -127,11 +127,10 @@ class Session:
             options = {"model": model, **options}
         sink = partial(publish_step, self.bus)
         made = engines.create(engine, sink=sink, clock=self.clock, **options)
+        self._keyring = Keyring(api_key, agreements)
         terms = terms_of(agreements)
         self.service = Service(made, self.board, self.bus, self.clock, terms)
-        app = build_app(
-            self.service, self.telemetry, api_key=api_key, agreements=agreements, cache=cache
-        )
+        app = build_app(self.service, self.telemetry, self._keyring, cache)
         sock = bind(*address)
         self.host, self.port = sock.getsockname()[:2]
         self.runtime = Runtime()
@@ -242,6 +241,15 @@ class Session:
         standing = self.runtime.call(standings(self.service))
         return tenants_frame(standing, self.telemetry.requests.rows())
 
+    def tenants_from(self, source: Source) -> None:
+        """Other tenants' keys and terms from now on, as `serve(api_keys=…)` takes them.
+
+        On ValueError nothing has changed. Requests that are here go on, under their tenant's new
+        terms; a key that is left out opens no more.
+        """
+        agreements = read_agreements(source)
+        self.runtime.call(self._agree(agreements))
+
     def stats(self) -> Snapshot:
         return self.telemetry.stats.snapshot(self.clock.now())
 
@@ -342,6 +350,10 @@ class Session:
 
     async def _collect(self, prompt: Prompt, sampling: Mapping[str, Any]) -> Outcome:
         return await self.service.submit(make_request(self.service, prompt, sampling)).collect()
+
+    async def _agree(self, agreements: Mapping[str, Agreement]) -> None:
+        self._keyring.replace(agreements)
+        self.service.agree(terms_of(agreements))
 
     async def _pieces(self, prompt: Prompt, sampling: Mapping[str, Any]) -> Any:
         stream = self.service.submit(make_request(self.service, prompt, sampling))

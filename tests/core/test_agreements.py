@@ -78,3 +78,16 @@ def test_one_key_cannot_be_two_tenants() -> None:
         Keyring(None, read_agreements({"a": GOLD, "b": GOLD}))
     with pytest.raises(ValueError, match="'a' is another's too"):
         Keyring(GOLD, read_agreements({"a": GOLD}))
+
+
+def test_other_keys_take_the_place_of_the_old_or_none_of_them_does() -> None:
+    ring = Keyring("sk-own", read_agreements({"a": GOLD}))
+    with pytest.raises(ValueError, match="'b' is another's too"):
+        ring.replace(read_agreements({"c": "sk-c-0123456789", "b": "sk-own-but-longer", "d": FREE})
+                     | read_agreements({"b": "sk-c-0123456789"}))  # fmt: skip
+    assert ring.holder(f"Bearer {GOLD}".encode()) == Holder("a")
+    assert ring.holder(f"Bearer {FREE}".encode()) is None
+    ring.replace(read_agreements({"b": FREE}))
+    assert ring.holder(f"Bearer {GOLD}".encode()) is None
+    assert ring.holder(f"Bearer {FREE}".encode()) == Holder("b")
+    assert ring.holder(b"Bearer sk-own") == Holder(None)

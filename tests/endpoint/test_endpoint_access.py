@@ -69,6 +69,6 @@ def test_the_key_is_in_no_log_and_no_repr(
             http.post("/v1/chat/completions", content=b"{")
     served = [record for record in caplog.records if not record.name.startswith("http")]
     assert KEY not in " ".join(record.getMessage() for record in served)
-    app = build_app(server.service, server.telemetry, api_key=key)
+    app = build_app(server.service, server.telemetry, Keyring(key, {}))
     shown = [app, app.user_middleware, app.router.routes, vars(app), Keyring(key, {}), app.state]
     assert key not in " ".join(f"{thing!r} {thing!s}" for thing in shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +128,16 @@ def test_requests_and_steps_are_frames_of_what_ran(served: Shell) -> None:
     assert len(served.ip.user_ns["frame"]) == len(served.ip.user_ns["session"].tape())
 
 
+def test_tenants_is_a_frame_and_a_file_puts_other_terms_in_force(
+    served: Shell, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text('{"gold": {"key": "sk-gold-0123456789", "weight": 3}}')
+    assert list(served.ok("%llmserve tenants").result.index) == []
+    table = served.ok(f"%llmserve tenants {keys}").result
+    assert table.weight.to_dict() == {"gold": 3}
+
+
 def test_status_tells_address_and_figures(served: Shell) -> None:
     served.ok("%llmserve ask --max-tokens 3 one")
     text = served.ok("%llmserve status").text
@@ -203,6 +214,7 @@ def test_a_mistake_is_one_red_line_that_helps(ip: Shell, line: str, word: str) -
         ("%llmserve ask --temperature nan hello", "temperature"),
         ("%llmserve ask --max-tokens 0 hello", "max_tokens"),
         ("%llmserve ask --max-tokens 99999 hello", "context"),
+        ("%llmserve tenants /nowhere.json", "No such file"),
     ],
 )
 def test_a_mistake_while_serving_changes_nothing(served: Shell, line: str, word: str) -> None:

@@ -48,6 +48,28 @@ def test_keys_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
         assert client.models.list().data
 
 
+def test_keys_and_terms_change_while_it_serves(tmp_path: Path) -> None:
+    other = tmp_path / "keys.json"
+    other.write_text(json.dumps({"free": {"key": FREE, "rate_limit_rps": 0.01, "weight": 5}}))
+    with llmserve.serve(**FAST, api_keys=KEYS, rate_burst=1) as session:
+
+        def ask(key: str) -> int:
+            with openai.OpenAI(base_url=session.url, api_key=key, max_retries=0) as client:
+                try:
+                    client.completions.create(model="simulator", prompt="hello", max_tokens=2)
+                except openai.APIStatusError as error:
+                    return error.status_code
+            return 200
+
+        assert [ask(GOLD), ask(FREE), ask(FREE)] == [200, 200, 200]
+        with pytest.raises(ValueError, match="is another's too"):
+            session.tenants_from({"a": FREE, "b": FREE})
+        assert ask(GOLD) == 200
+        session.tenants_from(other)
+        assert [ask(GOLD), ask(FREE), ask(FREE)] == [401, 200, 429]
+        assert session.tenants().weight["free"] == 5
+
+
 def test_a_tenants_key_cannot_be_the_sessions_own() -> None:
     with pytest.raises(ValueError, match="'free' is another's too"):
         llmserve.serve(**FAST, api_key=FREE, api_keys=KEYS)

@@ -15,7 +15,7 @@ import httpx
 import openai
 
 from llmserve import engines
-from llmserve.agreements import Agreement, terms_of
+from llmserve.agreements import Agreement, Keyring, terms_of
 from llmserve.clock import MonotonicClock
 from llmserve.endpoint.app import build_app
 from llmserve.endpoint.cache import CacheOptions
@@ -129,7 +129,7 @@ def serving(
     telemetry = Telemetry(bus, clock)
     made: Engine = engines.create(engine, sink=partial(publish_step, bus), clock=clock, **options)
     service = Service(made, KnobBoard(), bus, clock, terms_of(agreements or {}))
-    app = build_app(service, telemetry, api_key=KEY, agreements=agreements, cache=cache)
+    app = build_app(service, telemetry, Keyring(KEY, agreements or {}), cache)
     server = Server(app, bind("127.0.0.1", 0))
     with ExitStack() as stack:
         runtime = Runtime()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llmserve.agreements import Agreement, Keyring
+from llmserve.agreements import Keyring
 from llmserve.endpoint.access import KeyGate
 from llmserve.endpoint.cache import CacheOptions
 from llmserve.endpoint.errors import SERVING_ERRORS, ApiError, ClientGone, as_api_error
@@ -32,17 +31,11 @@ log = logging.getLogger(__name__)
 def build_app(
     service: Service,
     telemetry: Telemetry,
-    *,
-    api_key: str | None,
-    agreements: Mapping[str, Agreement] | None = None,
+    keyring: Keyring,
     cache: CacheOptions | None = None,
 ) -> Starlette:
-    """The application of one session. Without an `api_key` whoever reaches the port may use it.
-
-    `agreements` are tenants with keys of their own, `cache` keeps replies.
-    """
+    """The application of one session, for who has a key on the ring; `cache` keeps replies."""
     served = Served(service, cache)
-    keyring = None if api_key is None else Keyring(api_key, agreements or {})
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", Generation(served, ChatBody), methods=["POST"]),
@@ -52,7 +45,7 @@ def build_app(
             *knob_routes(served),
         ],
         middleware=[
-            *([] if keyring is None else [Middleware(KeyGate, keyring)]),
+            Middleware(KeyGate, keyring),
             Middleware(OwnApi, service),
         ],
         exception_handlers={

@@ -125,7 +125,10 @@ class Face:
         return table if args.all else table.tail(args.last)
 
     def _do_tenants(self, args: argparse.Namespace) -> Any:
-        return self._need().tenants()
+        session = self._need()
+        if args.source is not None:
+            session.tenants_from(args.source)
+        return session.tenants()
 
     def _do_steps(self, args: argparse.Namespace) -> Any:
         table = self._need().tape()

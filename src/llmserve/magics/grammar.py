@@ -94,6 +94,9 @@ def build_parsers() -> dict[str, Parser]:
     for table in ("requests", "steps"):
         parsers[table].add_argument("--last", type=int, default=20, metavar="N", help="rows")
         parsers[table].add_argument("--all", action="store_true", help="every row that is kept")
+    parsers["tenants"].add_argument(
+        "source", nargs="?", metavar="FILE", help="first read keys and terms anew from this JSON"
+    )
     _bench(parsers["bench"])
     _sweep(parsers["sweep"])
     _compare(parsers["compare"])
