@@ -6,13 +6,15 @@ Only Jupyter is left out between the two: the loader, the module, the codec and 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from playwright.sync_api import Page, sync_playwright
 
-from ui.parts import Desk
+from llmserve.ui.charts import Charts
+from llmserve.ui.controls import Controls
+from ui.parts import Wire
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
@@ -68,10 +70,25 @@ async (loader) => {
 """
 
 
-class Screen:
+class DeskLike(Protocol):
+    """The kernel's side: one dashboard, and its wire."""
+
+    @property
+    def controls(self) -> Controls: ...
+    @property
+    def charts(self) -> Charts: ...
+    @property
+    def wire(self) -> Wire: ...
+    def update(self) -> None: ...
+
+
+D = TypeVar("D", bound=DeskLike)
+
+
+class Screen(Generic[D]):
     """The page and the desk. Messages of the page wait here until `pump` hands them over."""
 
-    def __init__(self, page: Page, desk: Desk) -> None:
+    def __init__(self, page: Page, desk: D) -> None:
         self.page = page
         self.desk = desk
         self.heard: list[dict[str, Any]] = []
@@ -98,6 +115,19 @@ class Screen:
                 return
             self.page.wait_for_timeout(20)
         raise AssertionError(f"the page never said {kind}")
+
+    def until_true(self, done: Callable[[], bool]) -> None:
+        """Hand messages over until it is so."""
+        for _ in range(500):
+            self.pump()
+            if done():
+                return
+            self.page.wait_for_timeout(20)
+        raise AssertionError("it never came so far")
+
+    def wait(self, holds: str, argument: object = None) -> None:
+        """Until this function in the page is true of the argument."""
+        self.until_true(lambda: bool(self.page.evaluate(holds, argument)))
 
     def pump(self) -> list[str]:
         """Hand over what each side said; the kinds of the page's messages."""
@@ -132,7 +162,7 @@ class Screen:
 
 
 @contextmanager
-def screen(desk: Desk, width: int = 1280, height: int = 1300) -> Iterator[Screen]:
+def screen(desk: D, width: int = 1280, height: int = 1300) -> Iterator[Screen[D]]:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:

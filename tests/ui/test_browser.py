@@ -11,6 +11,7 @@ from ui.browser import Screen, screen
 from ui.parts import Desk
 
 pytestmark = pytest.mark.browser
+Shown = Screen[Desk]
 PANELS = (
     "ttft", "itl", "e2e", "throughput", "goodput", "requests", "waiting", "batch", "step", "kv",
     "memory", "device",
@@ -18,19 +19,19 @@ PANELS = (
 
 
 @pytest.fixture
-def shown() -> Iterator[Screen]:
+def shown() -> Iterator[Shown]:
     with screen(Desk.lay()) as page:
         page.start()
         yield page
 
 
-def play(shown: Screen, rows: int) -> None:
+def play(shown: Shown, rows: int) -> None:
     for _ in range(rows):
         shown.desk.parts.play(0.2, ttft_s=0.1)
         shown.update()
 
 
-def test_every_panel_is_drawn_and_moves_with_every_update(shown: Screen) -> None:
+def test_every_panel_is_drawn_and_moves_with_every_update(shown: Shown) -> None:
     shown.desk.parts.sample_host(1.0)
     play(shown, 5)
     assert shown.data("points") == 6
@@ -48,7 +49,7 @@ def test_every_panel_is_drawn_and_moves_with_every_update(shown: Screen) -> None
         )
 
 
-def test_a_knob_change_is_a_line_on_every_panel_and_tells_itself_on_hover(shown: Screen) -> None:
+def test_a_knob_change_is_a_line_on_every_panel_and_tells_itself_on_hover(shown: Shown) -> None:
     play(shown, 3)
     shown.desk.parts.change({"max_num_seqs": 8}, "http")
     play(shown, 3)
@@ -63,7 +64,7 @@ def test_a_knob_change_is_a_line_on_every_panel_and_tells_itself_on_hover(shown:
     assert "32 → 8" in (hover.text_content() or "")
 
 
-def test_a_lost_update_is_noticed_and_a_snapshot_heals_it(shown: Screen) -> None:
+def test_a_lost_update_is_noticed_and_a_snapshot_heals_it(shown: Shown) -> None:
     play(shown, 2)
     shown.desk.parts.play(0.2, ttft_s=0.1)
     shown.desk.update()
@@ -74,7 +75,7 @@ def test_a_lost_update_is_noticed_and_a_snapshot_heals_it(shown: Screen) -> None
     assert shown.data("seq") == shown.desk.charts._link.seq
 
 
-def test_the_page_acknowledges_and_says_when_it_leaves(shown: Screen) -> None:
+def test_the_page_acknowledges_and_says_when_it_leaves(shown: Shown) -> None:
     play(shown, 1)
     assert {"kind": "ack", "seq": 1} in shown.heard
     shown.page.evaluate("() => window.harness.leave()")
@@ -83,7 +84,7 @@ def test_the_page_acknowledges_and_says_when_it_leaves(shown: Screen) -> None:
     assert shown.desk.wire.take() == []
 
 
-def test_a_knob_changed_elsewhere_moves_its_control_in_the_browser(shown: Screen) -> None:
+def test_a_knob_changed_elsewhere_moves_its_control_in_the_browser(shown: Shown) -> None:
     places = shown.desk.controls.places()
     shown.desk.parts.change({"max_num_seqs": 8, "policy": "priority"}, "magic")
     play(shown, 1)
@@ -92,7 +93,7 @@ def test_a_knob_changed_elsewhere_moves_its_control_in_the_browser(shown: Screen
     shown.page.wait_for_function(holds, arg=[places["policy"]["value"], "index", 1])
 
 
-def test_an_empty_session_says_what_to_do_and_an_ended_one_that_it_ended(shown: Screen) -> None:
+def test_an_empty_session_says_what_to_do_and_an_ended_one_that_it_ended(shown: Shown) -> None:
     hint = shown.page.locator("[data-llmserve=empty]")
     assert hint.is_visible()
     assert "%%llmserve" in (hint.text_content() or "")
@@ -104,7 +105,7 @@ def test_an_empty_session_says_what_to_do_and_an_ended_one_that_it_ended(shown: 
     assert shown.page.locator("[data-llmserve=status]").text_content() == "This session has ended."
 
 
-def test_the_page_draws_the_picture_that_stays_in_the_notebook(shown: Screen) -> None:
+def test_the_page_draws_the_picture_that_stays_in_the_notebook(shown: Shown) -> None:
     play(shown, 5)
     drawn: list[bytes | None] = []
     asking = threading.Thread(target=lambda: drawn.append(shown.desk.charts.picture(30)))
@@ -138,7 +139,7 @@ def test_panels_fill_the_width_without_overlap_in_both_themes(width: int, dark: 
         assert ink == ("rgb(255, 255, 255)" if dark else "rgb(33, 33, 33)")
 
 
-def test_a_long_recording_is_drawn_by_at_most_a_few_hundred_points(shown: Screen) -> None:
+def test_a_long_recording_is_drawn_by_at_most_a_few_hundred_points(shown: Shown) -> None:
     for _ in range(3000):
         shown.desk.parts.clock.advance(0.2)
         shown.desk.recorder.sample()
@@ -155,7 +156,7 @@ def test_a_long_recording_is_drawn_by_at_most_a_few_hundred_points(shown: Screen
     assert 100 < count <= 400
 
 
-def record(shown: Screen, rows: int) -> None:
+def record(shown: Shown, rows: int) -> None:
     """So many rows while the page is away, and then it comes back."""
     for _ in range(rows):
         shown.desk.parts.play(0.2, ttft_s=0.1)
@@ -164,14 +165,14 @@ def record(shown: Screen, rows: int) -> None:
     shown.pump()
 
 
-def axis(shown: Screen, panel: str = "ttft") -> list[float]:
+def axis(shown: Shown, panel: str = "ttft") -> list[float]:
     ends: list[float] = shown.page.evaluate(
         "id => document.querySelector(`[data-llmserve=panel-${id}]`).layout.xaxis.range", panel
     )
     return ends
 
 
-def test_a_paused_page_stands_still_and_loses_nothing(shown: Screen) -> None:
+def test_a_paused_page_stands_still_and_loses_nothing(shown: Shown) -> None:
     record(shown, 60)
     shown.page.wait_for_function(
         "() => document.querySelector('[data-llmserve=panel-ttft]').layout?.xaxis.range[1] > 12"
@@ -190,7 +191,7 @@ def test_a_paused_page_stands_still_and_loses_nothing(shown: Screen) -> None:
     )
 
 
-def test_one_cursor_stands_at_the_same_time_on_every_panel(shown: Screen) -> None:
+def test_one_cursor_stands_at_the_same_time_on_every_panel(shown: Shown) -> None:
     play(shown, 5)
     box = shown.page.locator("[data-llmserve=panel-itl]").bounding_box()
     assert box is not None
@@ -201,7 +202,7 @@ def test_one_cursor_stands_at_the_same_time_on_every_panel(shown: Screen) -> Non
     assert len(places) == 1
 
 
-def test_dragging_over_a_panel_zooms_all_of_them_and_a_button_undoes_it(shown: Screen) -> None:
+def test_dragging_over_a_panel_zooms_all_of_them_and_a_button_undoes_it(shown: Shown) -> None:
     record(shown, 100)
     shown.page.wait_for_timeout(500)
     box = shown.page.locator("[data-llmserve=panel-itl]").bounding_box()
@@ -220,7 +221,7 @@ def test_dragging_over_a_panel_zooms_all_of_them_and_a_button_undoes_it(shown: S
     )
 
 
-def test_a_line_that_was_switched_off_in_the_legend_stays_off(shown: Screen) -> None:
+def test_a_line_that_was_switched_off_in_the_legend_stays_off(shown: Shown) -> None:
     play(shown, 5)
     toggle = shown.page.locator("[data-llmserve=panel-ttft] .legendtoggle").first
     toggle.wait_for(state="attached")

@@ -13,6 +13,7 @@ from ui.parts import Desk
 from ui.story import burst
 
 pytestmark = pytest.mark.browser
+Shown = Screen[Desk]
 
 
 @pytest.fixture(scope="module")
@@ -23,24 +24,24 @@ def told() -> Desk:
 
 
 @pytest.fixture
-def shown(told: Desk) -> Iterator[Screen]:
+def shown(told: Desk) -> Iterator[Shown]:
     with screen(told, 1280, 1400) as page:
         page.start()
         page.page.wait_for_selector("[data-llmserve=tape-canvas][data-steps]")
         yield page
 
 
-def canvas(shown: Screen, name: str) -> int:
+def canvas(shown: Shown, name: str) -> int:
     return int(
         shown.page.locator("[data-llmserve=tape-canvas]").get_attribute(f"data-{name}") or -1
     )
 
 
-def lines(shown: Screen) -> int:
+def lines(shown: Shown) -> int:
     return shown.page.locator("[data-llmserve=requests] tbody tr").count()
 
 
-def test_why_it_is_slow_stands_above_the_charts_in_words_and_bars(shown: Screen) -> None:
+def test_why_it_is_slow_stands_above_the_charts_in_words_and_bars(shown: Shown) -> None:
     why = shown.page.locator("[data-llmserve=why]")
     text = why.inner_text()
     assert "waiting for a place" in text
@@ -51,7 +52,7 @@ def test_why_it_is_slow_stands_above_the_charts_in_words_and_bars(shown: Screen)
     assert bar.locator("span").first.evaluate(width) > 0.9 * bar.evaluate(width)
 
 
-def test_hovering_a_cell_tells_tokens_kv_and_why_it_waited(shown: Screen) -> None:
+def test_hovering_a_cell_tells_tokens_kv_and_why_it_waited(shown: Shown) -> None:
     place = shown.page.locator("[data-llmserve=tape-canvas]")
     place.scroll_into_view_if_needed()
     place.focus()
@@ -70,7 +71,7 @@ def test_hovering_a_cell_tells_tokens_kv_and_why_it_waited(shown: Screen) -> Non
     assert any("waiting, cap: at most so many run at once" in text for text in seen)
 
 
-def test_a_click_on_the_tape_selects_and_shows_the_waterfall(shown: Screen) -> None:
+def test_a_click_on_the_tape_selects_and_shows_the_waterfall(shown: Shown) -> None:
     place = shown.page.locator("[data-llmserve=tape-canvas]")
     place.scroll_into_view_if_needed()
     assert "Click a request" in shown.page.locator("[data-llmserve=waterfall]").inner_text()
@@ -84,7 +85,7 @@ def test_a_click_on_the_tape_selects_and_shows_the_waterfall(shown: Screen) -> N
     assert "decode" in fall
 
 
-def test_a_click_in_the_table_selects_on_the_tape_and_moves_it_there(shown: Screen) -> None:
+def test_a_click_in_the_table_selects_on_the_tape_and_moves_it_there(shown: Shown) -> None:
     line = shown.page.locator("tr[data-request]").last
     number = line.get_attribute("data-request")
     before = canvas(shown, "from")
@@ -95,7 +96,7 @@ def test_a_click_in_the_table_selects_on_the_tape_and_moves_it_there(shown: Scre
     )
 
 
-def test_the_table_is_filtered_by_tenant_class_and_state(shown: Screen) -> None:
+def test_the_table_is_filtered_by_tenant_class_and_state(shown: Shown) -> None:
     every = lines(shown)
     shown.page.locator("[data-llmserve=filter-tenant]").select_option("gold")
     gold = lines(shown)
@@ -108,7 +109,7 @@ def test_the_table_is_filtered_by_tenant_class_and_state(shown: Screen) -> None:
     assert "0 of " in shown.page.locator("[data-llmserve=requests-count]").inner_text()
 
 
-def test_keys_move_zoom_and_select(shown: Screen) -> None:
+def test_keys_move_zoom_and_select(shown: Shown) -> None:
     shown.page.locator("[data-llmserve=tape-canvas]").focus()
     start, end = canvas(shown, "from"), canvas(shown, "to")
     shown.page.keyboard.press("ArrowLeft")

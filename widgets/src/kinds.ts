@@ -19,6 +19,7 @@ const KINDS: Record<string, Kind> = {
   policy: { label: "policy", color: "#8a4fbf", works: false, why: "another went first by policy" },
   tenant_limit: { label: "tenant limit", color: "#b5838d", works: false, why: "its tenant is at its limit" },
   batch: { label: "batch", color: "#a1754f", works: false, why: "a closed batch runs" },
+  prefix: { label: "prefix", color: "#5c9ead", works: false, why: "another computes most of its prompt, which it then copies" },
 };
 
 export function kindOf(name: string | undefined): Kind {

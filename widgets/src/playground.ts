@@ -108,7 +108,7 @@ export class Playground {
 
 function card(): HTMLElement {
   const el = element("div", "reply", "reply");
-  el.append(element("div", "reply-text"), element("div", "faint", "reply-figures"));
+  el.append(element("div", "reply-text", "reply-text"), element("div", "faint", "reply-figures"));
   return el;
 }
 
