@@ -13,9 +13,10 @@ import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
 RowKind = Literal["prefill", "decode"]
-HoldReason = Literal["cap", "token_budget", "kv", "policy", "tenant_limit", "batch"]
+HoldReason = Literal["cap", "token_budget", "kv", "policy", "tenant_limit", "batch", "prefix"]
 """Why a request waits: at most so many at once (cap), no room in the step's token budget, no free
-KV block, another goes first by policy, its tenant's limit, or a static batch that is closed."""
+KV block, another goes first by policy, its tenant's limit, a static batch that is closed, or
+another computes most of its prompt just now, which it then copies (prefix)."""
 
 
 class ParamError(ValueError):

@@ -1,12 +1,15 @@
 """KV memory in blocks of a fixed number of tokens: who holds which, and how many are free.
 
-Invariant: every block is either free or held by exactly one owner. Sharing (prefix reuse, forks)
-would add a count of holders per block here, and nowhere else.
+Invariants (`check` asserts them):
+- every block is plain free, shelved, or held by exactly one owner;
+- a shelved block keeps the KV of one finished stretch under its key, no two the same, and is free
+  all the same: `take` hands it out when no plain one is left, the least recently used first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, KeysView
 
 
 class BlockPool:
@@ -18,14 +21,20 @@ class BlockPool:
         self.blocks = blocks
         self.block_size = block_size
         self._free = list(range(blocks - 1, -1, -1))
+        self._shelf: OrderedDict[bytes, int] = OrderedDict()  # least recently used first
 
     @property
     def free(self) -> int:
-        return len(self._free)
+        return len(self._free) + len(self._shelf)
 
     @property
     def used(self) -> int:
-        return self.blocks - len(self._free)
+        return self.blocks - self.free
+
+    @property
+    def shelved(self) -> KeysView[bytes]:
+        """The least recently used first."""
+        return self._shelf.keys()
 
     @property
     def capacity_tokens(self) -> int:
@@ -35,11 +44,20 @@ class BlockPool:
         """How many blocks hold `tokens` tokens of one sequence."""
         return -(-tokens // self.block_size)
 
-    def take(self, held: list[int], count: int) -> None:
-        """Append `count` free blocks to `held` (none if below 1); that many must be free."""
+    def take(self, held: list[int], count: int) -> list[bytes]:
+        """Append `count` free blocks to `held` (none if below 1); that many must be free.
+
+        Returns the keys of those that were shelved: their KV is gone.
+        """
+        lost: list[bytes] = []
+        for _ in range(count - len(self._free)):
+            key, block = self._shelf.popitem(last=False)
+            lost.append(key)
+            self._free.append(block)
         if count > 0:
             held += self._free[: -count - 1 : -1]
             del self._free[-count:]
+        return lost
 
     def give_back(self, held: list[int]) -> None:
         """Free all blocks in `held`, and empty it."""
@@ -47,7 +65,24 @@ class BlockPool:
         self._free += held
         held.clear()
 
+    def shelve(self, key: bytes, block: int) -> None:
+        """Free a held block, keeping its KV under a new key, now the most recently used."""
+        assert key not in self._shelf, "shelved twice"
+        self._shelf[key] = block
+
+    def touch(self, key: bytes) -> bool:
+        """This key is now the most recently used; False where it is not shelved."""
+        if key not in self._shelf:
+            return False
+        self._shelf.move_to_end(key)
+        return True
+
+    def clear_shelf(self) -> None:
+        self._free += self._shelf.values()
+        self._shelf.clear()
+
     def check(self, held: Iterable[list[int]]) -> None:
         """Assert that the blocks in `held`, all there are, and the free ones are the pool."""
         everything = [block for blocks in held for block in blocks] + self._free
+        everything += self._shelf.values()
         assert sorted(everything) == list(range(self.blocks)), "a KV block is lost or held twice"

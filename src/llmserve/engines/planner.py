@@ -10,15 +10,17 @@
 Invariants (`check` asserts them):
 - every sequence is in exactly one of waiting and running; a waiting one holds no KV;
 - every KV block is free or held by one running sequence, which holds just what `computed` needs;
+- a sequence starts with a copy of what is known of its tokens (`prefix.py`), but never of the last;
 - the sequence that has run longest never loses its KV, so some request always advances.
 
 The rules. Running sequences go first, decodes before prefills, each group by admission; what is
 left of the token budget admits from the line, first come first served, and nobody overtakes.
 One is admitted only when the free blocks cover all its known tokens beside those that the running
 still have to store; with `min_decode_slots`, only while fewer prefill than the other places are,
-or none does. When a running one needs a block and none is free, the most recently admitted
-(perhaps itself) is preempted: it loses its KV, goes to the front of the line and later recomputes
-prompt and reply so far as prefill. No one is admitted in a step that preempts. Should more be
+or none does; and not while others are computing most of what it would compute, which it then
+copies. When a running one needs a block and none is free, the most recently admitted (perhaps
+itself) is preempted: it loses its KV, goes to the front of the line and later recomputes prompt
+and reply so far as prefill. No one is admitted in a step that preempts. Should more be
 running than the token budget has tokens, the least recently served go first, one token each, so
 that n running with a budget of b are each served at least once in ceil(n / b) steps.
 
@@ -35,6 +37,8 @@ from itertools import islice
 
 from llmserve.core import HoldReason, Request, StepRecord, StepRow
 from llmserve.engines.blocks import BlockPool
+from llmserve.engines.caps import CapWatch
+from llmserve.engines.prefix import Match, Move, PrefixCache
 from llmserve.engines.sequence import Draft, Plan, Sequence
 from llmserve.knobs import Knobs
 
@@ -45,8 +49,11 @@ EARLY_S = 1e-6
 class StepPlanner:
     """Plans steps for one engine. `plan` and `commit` alternate; the rest may come in between."""
 
-    def __init__(self, *, kv_blocks: int, block_size: int, max_model_len: int) -> None:
+    def __init__(
+        self, *, kv_blocks: int, block_size: int, max_model_len: int, prefix_caching: bool = False
+    ) -> None:
         self.pool = BlockPool(kv_blocks, block_size)
+        self._cache = PrefixCache(self.pool, enabled=prefix_caching)
         self.max_model_len = max_model_len
         self._waiting: OrderedDict[str, Sequence] = OrderedDict()
         self._running: dict[str, Sequence] = {}  # in order of admission
@@ -92,13 +99,28 @@ class StepPlanner:
         self._untold.append(seq)
         return seq
 
-    def remove(self, request_id: str) -> Sequence | None:
-        """Forget a request, finished or given up; its blocks are free at once. None: not here."""
-        seq = self._running.pop(request_id, None) or self._waiting.pop(request_id, None)
+    def remove(self, request_id: str, *, keep: bool = True) -> Sequence | None:
+        """Forget a request, finished or given up; its blocks are free at once. None: not here.
+
+        Not `keep` where what it computed cannot be trusted.
+        """
+        seq = self._running.pop(request_id, None)
         if seq:
-            self.pool.give_back(seq.blocks)
-            self._batch.discard(request_id)
+            self._cache.leave(seq, keep=keep)
+        else:
+            seq = self._waiting.pop(request_id, None)
+        self._batch.discard(request_id)
         return seq
+
+    def take_moves(self) -> list[Move]:
+        """What must be done to stored KV, in order: ask after each plan and removal, and do it
+        before slots are freed or rows run."""
+        moves, self._cache.moves = self._cache.moves, []
+        return moves
+
+    def reset_cache(self) -> None:
+        """Forget the KV of all who left, and moves not yet made."""
+        self._cache.clear()
 
     def plan(self, knobs: Knobs, now: float) -> Plan | None:
         """The next step; None when there is nothing to do now (`wake_at` tells until when)."""
@@ -116,6 +138,7 @@ class StepPlanner:
             max_num_seqs=knobs.max_num_seqs,
             max_num_batched_tokens=knobs.max_num_batched_tokens,
             preempted=draft.preempted,
+            cached_tokens=draft.cached,
             held=self._tell(reason),
             satisfied=self._caps.met(knobs, len(self._running)),
         )
@@ -130,6 +153,7 @@ class StepPlanner:
         for seq, _, tokens, _, samples in plan.rows:
             if self._running.get(seq.id) is seq:
                 seq.computed += tokens
+                self._cache.grow(seq)
                 if samples:
                     seq.tokens.append(sampled[seq.id])
 
@@ -149,6 +173,7 @@ class StepPlanner:
             preempted=tuple(seq.id for seq in plan.preempted),
             held=tuple(plan.held),
             satisfied=tuple(plan.satisfied),
+            cached_tokens=plan.cached_tokens,
         )
 
     def check(self) -> None:
@@ -161,6 +186,7 @@ class StepPlanner:
             assert 0 < seq.computed <= len(seq.tokens) <= seq.limit, seq
             assert len(seq.blocks) == self.pool.needed(seq.computed), seq
         self.pool.check(seq.blocks for seq in self._running.values())
+        self._cache.check(self._running.values())
 
     def _plan_running(self, draft: Draft) -> None:
         if len(self._running) > draft.budget:
@@ -186,14 +212,14 @@ class StepPlanner:
             self._preempt(draft, victim)
             if victim is seq:
                 return
-        self.pool.take(seq.blocks, missing)
+        self._cache.take(seq, missing)
         draft.put(seq, tokens)
 
     def _preempt(self, draft: Draft, seq: Sequence) -> None:
         del self._running[seq.id]
         draft.drop(seq)
         draft.preempted.append(seq)
-        self.pool.give_back(seq.blocks)
+        self._cache.leave(seq, keep=True)
         seq.computed = 0
         seq.preemptions += 1
         self._waiting[seq.id] = seq
@@ -215,15 +241,23 @@ class StepPlanner:
             reason = self._obstacle(draft, knobs, seq, needed + promised)
             if reason:
                 return reason
-            del self._waiting[seq.id]
-            self._running[seq.id] = seq
-            seq.held = None
-            seq.prefill_end = len(seq.tokens)
-            tokens = draft.chunk(seq, draft.budget)
-            self.pool.take(seq.blocks, self.pool.needed(tokens))
+            match = self._cache.match(seq)
+            if match.worth_waiting:
+                return "prefix"
+            self._let_in(draft, seq, match)
             promised += needed - len(seq.blocks)
-            draft.put(seq, tokens)
         return None
+
+    def _let_in(self, draft: Draft, seq: Sequence, match: Match) -> None:
+        del self._waiting[seq.id]
+        self._running[seq.id] = seq
+        seq.held = None
+        seq.prefill_end = len(seq.tokens)
+        self._cache.enter(seq, match)
+        draft.cached += seq.computed
+        tokens = draft.chunk(seq, draft.budget)
+        self._cache.take(seq, self.pool.needed(seq.computed + tokens))
+        draft.put(seq, tokens)
 
     def _obstacle(
         self, draft: Draft, knobs: Knobs, seq: Sequence, blocks: int
@@ -273,24 +307,3 @@ class StepPlanner:
                     told.append((seq.id, reason))
         self._untold.clear()
         return told
-
-
-class CapWatch:
-    """Notices when a lowered cap is first kept by all that runs."""
-
-    def __init__(self) -> None:
-        self._seqs = 0
-        self._tokens = 0
-        self._draining = False
-
-    def met(self, knobs: Knobs, running: int) -> list[str]:
-        """Names of lowered caps that are met in this plan for the first time."""
-        names: list[str] = []
-        if knobs.max_num_batched_tokens < self._tokens:
-            names.append("max_num_batched_tokens")
-        lowered = knobs.max_num_seqs < self._seqs
-        if (lowered or self._draining) and running <= knobs.max_num_seqs:
-            names.append("max_num_seqs")
-        self._draining = (lowered or self._draining) and running > knobs.max_num_seqs
-        self._seqs, self._tokens = knobs.max_num_seqs, knobs.max_num_batched_tokens
-        return names

@@ -16,8 +16,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "added_s", "blocks", "computed", "held", "limit", "preemptions", "prefill_end",
-        "prompt_tokens", "request", "served", "tokens",
+        "added_s", "blocks", "cached", "computed", "held", "keys", "limit", "preemptions",
+        "prefill_end", "prompt_tokens", "request", "served", "tokens",
     )
 
     def __init__(self, request: Request, added_s: float, limit: int) -> None:
@@ -32,6 +32,10 @@ class Sequence:
         """Tokens known when it was last admitted: up to here its rows are prefill."""
         self.blocks: list[int] = []
         """The KV blocks it holds, in order: token i is in blocks[i // block_size]."""
+        self.keys: list[bytes] = []
+        """Of its full blocks, as far as they are reckoned (`prefix.py`)."""
+        self.cached: int | None = None
+        """Prompt tokens that needed no computation when it was first admitted."""
         self.preemptions = 0
         self.served = 0
         """Number of the last plan with a row of this sequence."""
@@ -75,8 +79,11 @@ class Plan:
     max_num_batched_tokens: int
     preempted: list[Sequence] = field(default_factory=list)
     """These lost their KV in this plan: free their storage before the rows run."""
+    cached_tokens: int = 0
+    """Tokens of those admitted in this step that start with a copy of known KV."""
     held: list[tuple[str, HoldReason]] = field(default_factory=list)
     satisfied: list[str] = field(default_factory=list)
+
 
 class Draft:
     """A plan in the making: its rows and what is left of the token budget."""
@@ -85,6 +92,7 @@ class Draft:
         self.rows: dict[str, PlannedRow] = {}
         self.preempted: list[Sequence] = []
         self.budget = budget
+        self.cached = 0
         self._threshold = threshold
 
     def chunk(self, seq: Sequence, most: int) -> int:

@@ -55,6 +55,7 @@ class SimulatorEngine:
         kv_capacity_tokens: int = 131_072,
         block_size: int = 16,
         max_model_len: int = 8192,
+        enable_prefix_caching: bool = True,
         max_num_seqs_ceiling: int = 256,
         max_num_batched_tokens_ceiling: int = 16_384,
     ) -> None:
@@ -72,6 +73,7 @@ class SimulatorEngine:
         self._jitter, self._seed = jitter, seed
         self._kv_blocks, self._block_size = kv_capacity_tokens // block_size, block_size
         self._max_model_len = max_model_len
+        self._prefix_caching = enable_prefix_caching
         self._ceilings = {
             "max_num_seqs": max_num_seqs_ceiling,
             "max_num_batched_tokens": max_num_batched_tokens_ceiling,
@@ -110,6 +112,10 @@ class SimulatorEngine:
             ms=(self._clock.now() - asked_at) * 1e3,
         )
 
+    async def reset_cache(self) -> None:
+        """Forget all cached prefixes that no running request holds."""
+        self._planner.reset_cache()
+
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """Its queue of chunks is bounded by the request's max_tokens: one chunk per token."""
         if self._task is None:
@@ -134,6 +140,7 @@ class SimulatorEngine:
             kv_blocks=self._kv_blocks,
             block_size=self._block_size,
             max_model_len=self._max_model_len,
+            prefix_caching=self._prefix_caching,
         )
         self._random = random.Random(self._seed)
         self._replies: dict[str, _Reply] = {}
@@ -150,6 +157,7 @@ class SimulatorEngine:
             kv_capacity_tokens=self._planner.pool.capacity_tokens,
             vocab_size=VOCABULARY,
             ceilings=self._ceilings,
+            supports=frozenset({"reset_cache"}),
             device="simulated",
             details={name: f"{ms:g}" for name, ms in asdict(self._cost).items()}
             | {"jitter": f"{self._jitter:g}", "seed": str(self._seed)},
@@ -170,6 +178,7 @@ class SimulatorEngine:
             start = now if end is None else max(end, now - MAX_LATE_S)
             await self._settle(start)
             self._adopt()
+            self._planner.take_moves()  # there is no KV to move
             plan = self._planner.plan(self._knobs, self._clock.now())
             if plan is None:
                 end = None
@@ -295,4 +304,5 @@ class _Reply:
             logprobs=None if sampling.logprobs is None else sure,
             finish_reason=finish,
             stop_reason=stop_reason,
+            cached_tokens=(self.seq.cached or 0) if self.seq.generated == 1 else 0,
         )

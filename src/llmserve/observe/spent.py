@@ -20,7 +20,7 @@ import msgspec
 from llmserve.core import HoldReason, RowKind, StepRecord
 
 Cause = Literal[
-    "cap", "policy", "in_flight", "token_budget", "kv", "tenant_limit", "batch",
+    "cap", "policy", "in_flight", "token_budget", "kv", "tenant_limit", "batch", "prefix",
     "prefill", "interference", "preemption", "decode", "other",
 ]
 CAUSES: Final[tuple[Cause, ...]] = get_args(Cause)

@@ -16,6 +16,7 @@ LABELS: Final[dict[Cause, str]] = {
     "kv": "waiting for free KV blocks",
     "tenant_limit": "waiting for its tenant's limit",
     "batch": "waiting for a closed batch",
+    "prefix": "waiting for a prompt part that another computes",
     "prefill": "computing its own prompt",
     "interference": "others' prompts in the same steps",
     "preemption": "preempted, and computing again",
@@ -24,7 +25,8 @@ LABELS: Final[dict[Cause, str]] = {
 }
 COLOURS: Final[dict[Cause, str]] = {
     "cap": "#d1495b", "policy": "#8a4fbf", "in_flight": "#e07b00", "token_budget": "#edae49",
-    "kv": "#00798c", "tenant_limit": "#b5838d", "batch": "#a1754f", "prefill": "#1f77b4",
+    "kv": "#00798c", "tenant_limit": "#b5838d", "batch": "#a1754f", "prefix": "#5c9ead",
+    "prefill": "#1f77b4",
     "interference": "#66a5d9", "preemption": "#e91e8c", "decode": "#2e9e44", "other": "#9e9e9e",
 }
 _ADVICE: Final[dict[str, str]] = {

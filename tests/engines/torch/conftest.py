@@ -54,6 +54,7 @@ def drive() -> Drive:
         kv_blocks: int = 4096,
         block_size: int = 4,
         forward: str = "auto",
+        prefix_caching: bool = True,
         **knobs: object,
     ) -> Driven:
         if (folder, forward) not in loaded:
@@ -62,7 +63,8 @@ def drive() -> Drive:
             )
         model = loaded[folder, forward]
         planner = StepPlanner(
-            kv_blocks=kv_blocks, block_size=block_size, max_model_len=model.max_model_len
+            kv_blocks=kv_blocks, block_size=block_size, max_model_len=model.max_model_len,
+            prefix_caching=prefix_caching,
         )
         detokenizer = Detokenizer(open_tokenizer(folder).backend)
         return Driven(Runner(model, detokenizer, planner, Knobs().changed(knobs), seed=1))

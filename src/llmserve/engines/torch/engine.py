@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from itertools import count
 from pathlib import Path
 
 from llmserve.clock import Clock
@@ -11,7 +12,7 @@ from llmserve.core import Chunk, ParamError, Request
 from llmserve.engines import EngineError, EngineInfo, StepSink, Tokenizer
 from llmserve.engines.ceilings import clamp
 from llmserve.engines.torch.lifetime import Lifetime
-from llmserve.engines.torch.messages import Load, Ready, Retune
+from llmserve.engines.torch.messages import Load, Ready, ResetCache, Retune
 from llmserve.engines.torch.options import parse
 from llmserve.engines.torch.tokenizer import ModelTokenizer, open_tokenizer
 from llmserve.knobs import Applied, Knobs, differences
@@ -51,7 +52,7 @@ class TorchEngine:
         self._info: EngineInfo | None = None
         self._tokenizer: ModelTokenizer | None = None
         self._vocab_size = 0
-        self._retunes = 0
+        self._questions = count(1)
 
     @property
     def info(self) -> EngineInfo:
@@ -95,8 +96,7 @@ class TorchEngine:
         asked_at = self._clock.now()
         run = self._running()
         before, (values, clamps) = self._knobs, clamp(knobs, self._ceilings)
-        self._retunes += 1
-        step = await run.ask(Retune(self._retunes, values.as_dict()))
+        step = await run.ask(Retune(next(self._questions), values.as_dict()))
         self._knobs = values
         return Applied(
             values=values,
@@ -105,6 +105,10 @@ class TorchEngine:
             adopted_step=step,
             ms=(self._clock.now() - asked_at) * 1e3,
         )
+
+    async def reset_cache(self) -> None:
+        """Forget all cached prefixes that no running request holds."""
+        await self._running().ask(ResetCache(next(self._questions)))
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """Chunks; those that wait to be read are bounded by the request's max_tokens.
@@ -164,7 +168,9 @@ class TorchEngine:
             supports=frozenset(
                 name
                 for name, has in (
-                    ("chat", has_chat), ("structured_outputs", ready.structured_outputs)
+                    ("chat", has_chat),
+                    ("reset_cache", True),
+                    ("structured_outputs", ready.structured_outputs),
                 )
                 if has
             ),

@@ -8,12 +8,17 @@ Invariants (`check` asserts them):
 - a sequence has exactly one slot, and the sequences of a slab fill its first slots without a gap;
 - a slab with no sequence does not exist.
 
+Beside them is a shelf of single blocks whose sequences are gone, each in memory of its own, so that
+forgetting one gives its memory back.
+
 The planner accounts for blocks and decides who may have KV; this only stores it.
 """
 
 from __future__ import annotations
 
+from collections.abc import KeysView, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -59,9 +64,9 @@ class Slab:
         self.keys[:, :used] = old_keys[:, :used]
         self.values[:, :used] = old_values[:, :used]
 
-    def copy(self, slot: int, source: Slab, source_slot: int, tokens: int) -> None:
-        self.keys[:, slot, :, :tokens] = source.keys[:, source_slot, :, :tokens]
-        self.values[:, slot, :, :tokens] = source.values[:, source_slot, :, :tokens]
+    def copy(self, slot: int, source: Slab, source_slot: int, start: int, end: int) -> None:
+        self.keys[:, slot, :, start:end] = source.keys[:, source_slot, :, start:end]
+        self.values[:, slot, :, start:end] = source.values[:, source_slot, :, start:end]
 
     def _allocate(self, slots: int) -> tuple[Tensor, Tensor]:
         g = self.geometry
@@ -86,6 +91,7 @@ class KvStore:
         self.geometry = geometry
         self._slabs: dict[int, Slab] = {}
         self._places: dict[str, Place] = {}
+        self._shelf: dict[bytes, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -103,7 +109,7 @@ class KvStore:
             slab.resize(slab.slots + max(FEWEST_SLOTS, slab.slots // 4))
         slot = len(slab.owners)
         if place is not None:
-            slab.copy(slot, place.slab, place.slot, stored)
+            slab.copy(slot, place.slab, place.slot, 0, stored)
             self.release(owner)
         slab.owners.append(owner)
         self._places[owner] = Place(slab, slot)
@@ -116,13 +122,46 @@ class KvStore:
         slab, last = place.slab, len(place.slab.owners) - 1
         mover = slab.owners.pop()
         if place.slot != last:
-            slab.copy(place.slot, slab, last, slab.length)
+            slab.copy(place.slot, slab, last, 0, slab.length)
             slab.owners[place.slot] = mover
             self._places[mover].slot = place.slot
         if not slab.owners:
             del self._slabs[slab.length]
         elif slab.slots // 2 > FEWEST_SLOTS and last < slab.slots // 4:
             slab.resize(slab.slots // 2)
+
+    @property
+    def shelved(self) -> KeysView[bytes]:
+        return self._shelf.keys()
+
+    def shelve(self, key: bytes, owner: str, start: int, tokens: int) -> None:
+        """Keep a copy of a stretch of `owner`'s KV, in the same place of whoever takes it."""
+        place = self._places[owner]
+        stretch = (slice(None), place.slot, slice(None), slice(start, start + tokens))
+        self._shelf[key] = place.slab.keys[stretch].clone(), place.slab.values[stretch].clone()
+
+    def forget(self, key: bytes) -> None:
+        del self._shelf[key]
+
+    def clear_shelf(self) -> None:
+        self._shelf.clear()
+
+    def fill(self, owner: str, sources: Sequence[str | bytes], tokens: int) -> None:
+        """Copy into `owner`'s slot its first blocks of `tokens` each: from the slot of another,
+        named by its id, or from the shelf, by key."""
+        place = self._places[owner]
+        start = 0
+        for source, same in groupby(sources):
+            if isinstance(source, str):
+                end = start + tokens * sum(1 for _ in same)
+                other = self._places[source]
+                place.slab.copy(place.slot, other.slab, other.slot, start, end)
+            else:
+                end = start + tokens
+                keys, values = self._shelf[source]
+                place.slab.keys[:, place.slot, :, start:end] = keys
+                place.slab.values[:, place.slot, :, start:end] = values
+            start = end
 
     def check(self) -> None:
         """Assert the invariants."""

@@ -18,6 +18,7 @@ from llmserve.engines.torch.messages import (
     Failed,
     FromChild,
     Ready,
+    ResetCache,
     Retune,
     Stepped,
     Submit,
@@ -76,6 +77,7 @@ class Inbox:
             logprobs=logprobs,
             finish_reason=last.finish_reason,
             stop_reason=last.stop_reason,
+            cached_tokens=deltas[0].cached_tokens,
         )
 
 
@@ -100,7 +102,7 @@ class Lifetime:
     def say(self, message: ToChild) -> None:
         self.child.send(self._encode(message))
 
-    async def ask(self, message: Retune) -> int:
+    async def ask(self, message: Retune | ResetCache) -> int:
         self._refuse_when_over()
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._asked[message.number] = answer

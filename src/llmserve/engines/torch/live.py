@@ -52,4 +52,5 @@ class Live:
             logprobs=None if logprob is None else (logprob,),
             finish_reason=finish,
             stop_reason=stop_reason,
+            cached_tokens=(self.seq.cached or 0) if self.seq.generated == 1 else 0,
         )

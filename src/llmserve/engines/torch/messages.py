@@ -36,7 +36,13 @@ class Retune(msgspec.Struct, frozen=True, tag=True):
     knobs: dict[str, KnobValue]
 
 
-ToChild = Load | Submit | Abort | Retune
+class ResetCache(msgspec.Struct, frozen=True, tag=True):
+    """Forget cached prefixes; answered by `Adopted` with the same number."""
+
+    number: int
+
+
+ToChild = Load | Submit | Abort | Retune | ResetCache
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -60,7 +66,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 class Adopted(msgspec.Struct, frozen=True, tag=True):
     number: int
     step: int
-    """The first step planned under the new knobs."""
+    """The first step planned after it."""
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
@@ -74,6 +80,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     stop_reason: str | int | None = None
     error: str | None = None
     """Why this request failed, where finish_reason is "error"."""
+    cached_tokens: int = 0
+    """Told once, with the first token."""
 
 
 class Stepped(msgspec.Struct, frozen=True, tag=True):

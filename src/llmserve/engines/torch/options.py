@@ -34,6 +34,8 @@ class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of KV instead of bytes."""
     max_num_seqs_ceiling: int = 256
     max_num_batched_tokens_ceiling: int = 8192
+    enable_prefix_caching: bool = True
+    """Prompts that begin as another did copy that part's keys and values."""
     threads: int | None = None
     """None for all cores but one, at least one."""
     omp_wait_policy: Literal["passive", "active"] = "passive"

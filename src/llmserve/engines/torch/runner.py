@@ -1,6 +1,7 @@
 """The engine without its process: messages in, one `Stepped` per step out.
 
-Invariant: a request has a place in the KV store only while the planner has it running.
+Invariants: a request has a place in the KV store only while the planner has it running, and what
+the planner's pool has shelved is on the store's shelf.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import random
 import time
 import traceback
+from collections.abc import Iterable
 
 import torch
 
 from llmserve.core import Request, Structured, TokenLogprob
 from llmserve.engines.planner import StepPlanner
-from llmserve.engines.sequence import Plan
+from llmserve.engines.prefix import Drop, Keep, Reuse
+from llmserve.engines.sequence import Plan, Sequence
 from llmserve.engines.torch.attention import Part, layout
 from llmserve.engines.torch.detokenize import Detokenizer
 from llmserve.engines.torch.grammar import Grammars, Matcher
@@ -25,6 +28,7 @@ from llmserve.engines.torch.messages import (
     Delta,
     FromChild,
     Load,
+    ResetCache,
     Retune,
     Stepped,
     Submit,
@@ -66,6 +70,9 @@ class Runner:
             case Retune():
                 self._knobs = Knobs().changed(message.knobs)
                 return Adopted(message.number, self._index)
+            case ResetCache():
+                self._clear_cache()
+                return Adopted(message.number, self._index)
             case Load():
                 raise AssertionError("a model is loaded once")
 
@@ -81,13 +88,15 @@ class Runner:
         plan = self.planner.plan(self._knobs, start)
         if plan is None:
             return None
-        for seq in plan.preempted:
-            self.kv.release(seq.id)
         try:
+            self._move()
+            self._release(plan.preempted)
             drawn = self._run(plan)
         except Exception as error:
             traceback.print_exc()
             torch.zeros(1, device=self._model.geometry.device).item()  # a dead device raises here
+            self._clear_cache()  # moves were left half made, and memory may be short
+            self._release(plan.preempted)
             deltas = self._fail(plan, f"the engine failed in its step: {error!r}")
         else:
             self.planner.commit(plan, {live.seq.id: token for live, token, _ in drawn})
@@ -104,6 +113,7 @@ class Runner:
         waiting = {seq.id for seq in self.planner.waiting}
         assert self._live.keys() == running | waiting
         assert len(self.kv) == len(running), "KV without a running request, or the reverse"
+        assert self.kv.shelved == self.planner.pool.shelved, "the shelf is not what is counted"
 
     def _submit(self, message: Submit) -> Stepped | None:
         sampling = message.sampling
@@ -162,14 +172,39 @@ class Runner:
         """A step that raised may be any of its members' doing: all of them end, no other."""
         failed = [row.seq.id for row in plan.rows]
         for request_id in failed:
-            self._forget(request_id)
+            self._forget(request_id, keep=False)
         self.planner.commit(plan, {})
         return [_failed(request_id, message) for request_id in failed]
 
-    def _forget(self, request_id: str) -> None:
+    def _forget(self, request_id: str, *, keep: bool = True) -> None:
         self._live.pop(request_id, None)
-        self.planner.remove(request_id)
+        self.planner.remove(request_id, keep=keep)
+        try:
+            self._move()
+        except RuntimeError:  # out of memory: what is cached is worth no request
+            self._clear_cache()
         self.kv.release(request_id)
+
+    def _release(self, seqs: Iterable[Sequence]) -> None:
+        for seq in seqs:
+            self.kv.release(seq.id)
+
+    def _move(self) -> None:
+        """Copy and forget stored KV as the planner's prefix cache says."""
+        size = self.planner.pool.block_size
+        for move in self.planner.take_moves():
+            match move:
+                case Keep(key, owner, number):
+                    self.kv.shelve(key, owner, number * size, size)
+                case Drop(key):
+                    self.kv.forget(key)
+                case Reuse(owner, sources):
+                    self.kv.reserve(owner, len(self._live[owner].seq.tokens), 0)
+                    self.kv.fill(owner, sources, size)
+
+    def _clear_cache(self) -> None:
+        self.planner.reset_cache()
+        self.kv.clear_shelf()
 
 
 def _failed(request_id: str, message: str) -> Delta:

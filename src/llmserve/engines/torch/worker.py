@@ -74,6 +74,7 @@ def prepare(message: Load) -> tuple[Runner, Ready]:
         kv_blocks=capacity // options.block_size,
         block_size=options.block_size,
         max_model_len=model.max_model_len,
+        prefix_caching=options.enable_prefix_caching,
     )
     knobs = Knobs().changed(message.knobs)
     try:
@@ -120,6 +121,7 @@ def describe(model: FlatModel, options: TorchOptions) -> dict[str, str]:
         "attention": "sdpa over KV slabs, ragged batch in one row",
         "threads": str(options.thread_count),
         "omp_wait_policy": options.omp_wait_policy,
+        "prefix caching": str(options.enable_prefix_caching),
         "kv_bytes_per_token": str(model.geometry.token_bytes),
     }
 

@@ -20,7 +20,7 @@ from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import RequestStatus
 
 from llmserve.core import HoldReason
-from llmserve.engines.planner import CapWatch
+from llmserve.engines.caps import CapWatch
 from llmserve.engines.vllm.wire import ID_TAIL, KEY, StepNote
 from llmserve.knobs import Knobs
 
