@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmserve.lab.remote import connect
     from llmserve.magics import load_ipython_extension, unload_ipython_extension
     from llmserve.nested import allow_nested
     from llmserve.session import Session, serve
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Session",
     "allow_nested",
+    "connect",
     "load_ipython_extension",
     "serve",
     "unload_ipython_extension",
@@ -25,6 +27,7 @@ __all__ = [
 _HOMES = {
     "Session": "llmserve.session",
     "serve": "llmserve.session",
+    "connect": "llmserve.lab.remote",
     "allow_nested": "llmserve.nested",
     "load_ipython_extension": "llmserve.magics",
     "unload_ipython_extension": "llmserve.magics",

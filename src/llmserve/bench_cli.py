@@ -7,18 +7,13 @@ come with a warning (the client was the limit, a contaminated cache, an interrup
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from llmserve.bench.options import add_load, read_load_options
+from llmserve.bench.options import add_bench, add_load, read_load_options
 
 if TYPE_CHECKING:
-    from llmserve.bench.client import Client
-    from llmserve.bench.http import HttpTarget
-    from llmserve.runtime import Runtime
+    from llmserve.lab.remote import Remote
     from llmserve.session import Session
 
 _KEY = "LLMSERVE_API_KEY"
@@ -36,9 +31,10 @@ def add_commands(commands: Any) -> None:
     bench = commands.add_parser("bench", help="put a load on a server and report the figures")
     bench.set_defaults(run=_bench)
     bench.add_argument("--url", help="of an OpenAI endpoint (…/v1); none: start a server here")
-    bench.add_argument("--repeats", type=int, metavar="N", help="runs; 3 unless told")
+    add_bench(bench)
     sweep = commands.add_parser("sweep", help="measure every combination of knobs and loads")
     sweep.set_defaults(run=_sweep)
+    sweep.add_argument("--url", help="of a server; its knobs are turned where it is an llmserve")
     sweep.add_argument("axes", nargs="+", metavar="name=value,value,…")
     sweep.add_argument("--rounds", type=int, metavar="N", help="runs of each point; 3 unless told")
     sweep.add_argument("--path", metavar="FILE", help="keep each run, and go on from there")
@@ -46,7 +42,7 @@ def add_commands(commands: Any) -> None:
     compare.set_defaults(run=_compare)
     compare.add_argument("sides", nargs="*", metavar="name=value,name=value | POLICY | .")
     compare.add_argument(
-        "--url", action="append", help="twice: compare these servers in place of settings"
+        "--url", action="append", help="of an llmserve; twice: two servers in place of settings"
     )
     compare.add_argument("--pairs", type=int, metavar="N", help="runs of each side; 6 unless told")
     for parser in (bench, sweep, compare):
@@ -68,22 +64,10 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
 
 def _bench(args: argparse.Namespace) -> int:
     own, options = _split(args)
-    if not own["url"]:
-        with _session(own) as session:
-            return _tell(session.bench(progress=not own["quiet"], **options), own)
-    from llmserve.bench.cell import make_load, run_job
-    from llmserve.bench.repeats import Repeats
-    from llmserve.bench.slo import parse_slo
-
-    slo = parse_slo(options.pop("slo", None))
-    settings = {n: options.pop(n) for n in ("repeats", "warmup") if n in options}
-    load = make_load(options.pop("load", None), options)
-    with _targets([own["url"]], own) as (runtime, (target,)):
-        job = Repeats(
-            target, load, slo=slo, engine="http", model=target.model,
-            seed=getattr(load, "seed", 0), **settings,
-        )  # fmt: skip
-        return _tell(run_job(runtime, job, progress=not own["quiet"]), own)
+    if own["url"] and "own_process" in options:
+        raise ValueError("--own-process and --here are of a server to start, not of a --url")
+    with _server(own) as server:
+        return _tell(server.bench(progress=not own["quiet"], **options), own)
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -91,8 +75,8 @@ def _sweep(args: argparse.Namespace) -> int:
 
     axes: dict[str, Any] = dict(read_axes(vars(args).pop("axes")))
     own, options = _split(args)
-    with _session(own) as session:
-        return _tell(session.sweep(progress=not own["quiet"], **axes, **options), own)
+    with _server(own) as server:
+        return _tell(server.sweep(progress=not own["quiet"], **axes, **options), own)
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -100,29 +84,17 @@ def _compare(args: argparse.Namespace) -> int:
 
     sides = [read_setting(text) for text in vars(args).pop("sides")]
     own, options = _split(args)
-    urls = own["url"] or []
-    if len(sides) + len(urls) != 2 or len(urls) == 1:
+    one, *others = own["url"] or [None]
+    if (len(sides), len(others)) not in ((2, 0), (0, 1)):
         raise ValueError("compare takes two settings, or --url twice")
-    if sides:
-        with _session(own) as session:
-            first, second = sides
-            found = session.compare(first, second, progress=not own["quiet"], **options)
-            return _tell(found, own)
-    from llmserve.bench.cell import make_load, run_job
-    from llmserve.bench.slo import parse_slo
-    from llmserve.lab.compare import Comparing
-    from llmserve.lab.sides import Side
-
-    async def nothing() -> None:
-        """A server at an address is entered by asking it."""
-
-    slo = parse_slo(options.pop("slo", None))
-    settings = {n: options.pop(n) for n in ("pairs", "warmup") if n in options}
-    load = make_load(options.pop("load", None), options)
-    with _targets(urls, own) as (runtime, targets):
-        a, b = (Side(url, t, nothing) for url, t in zip(urls, targets, strict=True))
-        job = Comparing(a, b, load, slo=slo, seed=getattr(load, "seed", 0), **settings)
-        return _tell(run_job(runtime, job, progress=not own["quiet"]), own)
+    shown = not own["quiet"]
+    with _server(own | {"url": one}) as server:
+        if sides:
+            a, b = sides
+            return _tell(server.compare(a, b, progress=shown, **options), own)
+        remote = cast("Remote", server)  # there is a --url
+        found = remote.against(others[0], model=own["model"], progress=shown, **options)
+        return _tell(found, own)
 
 
 _OWN = ("url", "model", "engine", "knob", "option", "api_key", "json", "markdown", "quiet")
@@ -136,8 +108,16 @@ def _split(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     return own, read_load_options(args)
 
 
-@contextlib.contextmanager
-def _session(own: dict[str, Any]) -> Iterator[Session]:
+def _server(own: dict[str, Any]) -> Session | Remote:
+    """The one at --url, or one that is started here."""
+    if own["url"]:
+        if own["engine"] or own["knob"] or own["option"]:
+            raise ValueError(
+                "--engine, --knob and --option are of a server to start, not of a --url"
+            )
+        from llmserve.lab.remote import Remote
+
+        return Remote(own["url"], api_key=own["api_key"], model=own["model"])
     from llmserve.lab.options import read_setting
     from llmserve.session import serve
 
@@ -147,43 +127,7 @@ def _session(own: dict[str, Any]) -> Iterator[Session]:
         if isinstance(setting, str):
             raise ValueError(f"--knob and --option take NAME=VALUE, not {text!r}")
         options |= setting
-    with serve(own["model"], own["engine"] or "auto", **options) as session:
-        yield session
-
-
-@contextlib.contextmanager
-def _targets(
-    urls: list[str], own: dict[str, Any]
-) -> Iterator[tuple[Runtime, list[HttpTarget]]]:
-    """Clients of these servers on a loop of their own; they are in this process alone."""
-    if own["engine"] or own["knob"] or own["option"]:
-        raise ValueError("--engine, --knob and --option are of a server to start, not of a --url")
-    from llmserve.bench.client import Client, ReplyError
-    from llmserve.bench.http import HttpTarget
-    from llmserve.clock import MonotonicClock
-    from llmserve.runtime import Runtime
-
-    key = own["api_key"] or os.environ.get(_KEY) or "none"
-    clients = [Client(url, key) for url in urls]
-    runtime = Runtime()
-    try:
-        models = [own["model"] or runtime.call(_first_model(client)) for client in clients]
-        clock = MonotonicClock()
-        yield runtime, [HttpTarget(c, m, clock) for c, m in zip(clients, models, strict=True)]
-    except ReplyError as error:
-        raise OSError(f"{' and '.join(urls)}: {error}") from error
-    finally:
-        for client in clients:
-            runtime.call(client.aclose())
-        runtime.close()
-
-
-async def _first_model(client: Client) -> str:
-    answer = await client.ask("GET", f"{client.url}/models")
-    try:
-        return str(answer["data"][0]["id"])
-    except (KeyError, IndexError, TypeError):
-        raise OSError("the server lists no model: give --model") from None
+    return serve(own["model"], own["engine"] or "auto", **options)
 
 
 def _tell(found: Measured, own: dict[str, Any]) -> int:

@@ -314,16 +314,18 @@ class Session:
         """Two settings (knobs by name, or a policy) in turns on identical arrivals; the verdict
         names a better one only where it is shown. pairs=6; the rest as for `bench`."""
         from llmserve.lab.compare import compare
+        from llmserve.lab.sides import here
 
-        return compare(self.runtime, self.service, self.bus, a, b, load, **options)
+        return compare(self.runtime, here(self.service, self.bus), a, b, load, **options)
 
     def sweep(self, load: Load | None = None, **axes: Any) -> Sweep:
         """Every combination of the axes given as lists, knobs and fields of Workload, without a
         restart: sweep(max_num_seqs=[1, 8, 32], rate=20). rounds=3; path= keeps each run, and
         the same call goes on from there; the rest as for `bench`."""
+        from llmserve.lab.sides import here
         from llmserve.lab.sweep import sweep
 
-        return sweep(self.runtime, self.service, self.bus, load, **axes)
+        return sweep(self.runtime, here(self.service, self.bus), load, **axes)
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Call `callback` when the session closes, in the closing thread."""

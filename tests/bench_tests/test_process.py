@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 import llmserve
-from llmserve.bench.process import Address, suits
-from llmserve.bench.workload import Workload
+from llmserve.bench.process import Address, asks_for_process, suits
+from llmserve.bench.traces import Replay
+from llmserve.bench.workload import Arrival, Workload
 from llmserve.engines import EngineError
 from llmserve.events import Event, Finished
 from llmserve.session import Session
@@ -102,6 +103,39 @@ def test_a_load_suits_where_it_can_be_made_ahead() -> None:
     assert suits(Workload(rate=60, requests=5)) is None
     assert "no end but time" in (suits(Workload(concurrency=1, duration_s=5)) or "")
     assert "chats" in (suits(Workload(rate=60, requests=5, turns=3)) or "")
+
+
+@pytest.mark.parametrize(
+    ("load", "cores", "asked"),
+    [
+        (Workload(rate=100, requests=9), 4, True),
+        (Workload(rate=1, rate_to=100, process="ramp", requests=9), 4, True),
+        (Workload(rate=99, requests=9), 4, False),
+        (Workload(rate=1000, requests=9), 3, False),
+        (Workload(rate=1000, requests=9, turns=2), 4, False),
+        (Workload(concurrency=1000), 64, False),
+    ],
+)
+def test_a_fast_open_loop_asks_for_a_process_where_there_are_cores(
+    load: Workload, cores: int, asked: bool
+) -> None:
+    assert asks_for_process(load, cores) is asked
+
+
+def test_a_replay_asks_by_its_fullest_second() -> None:
+    times = [*(i / 100 for i in range(100)), 50.0]
+    recorded = tuple(Arrival(at_s, 8, 8, 0) for at_s in times)
+    load = Replay(source="x", recorded=recorded)
+    assert asks_for_process(load, 4)
+    assert not asks_for_process(Replay(source="x", recorded=recorded[1:]), 4)
+
+
+def test_nobody_need_ask_for_the_process_and_anybody_may_refuse_it(session: Session) -> None:
+    load: dict[str, Any] = {"rate": 200, "requests": 20, "warmup": False}
+    for cores, own, expected in ((4, None, True), (2, None, False), (4, False, False)):
+        (run,) = session.bench(**load, **ONE, cores=cores, own_process=own).runs
+        assert ("from a process of its own" in run.workload) is expected
+        assert run.n == 20
 
 
 def test_a_load_that_must_stay_here_is_refused_in_words(session: Session) -> None:

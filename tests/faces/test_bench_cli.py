@@ -67,6 +67,17 @@ def test_two_servers_are_compared_by_address(
     assert "2 pairs on identical arrivals, in the order ABBA" in capsys.readouterr().out
 
 
+def test_an_llmserve_is_swept_and_compared_at_its_address(
+    server: Serving, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = ["--url", f"{server.root}/v1", "--api-key", KEY, "--quiet", "--json", "-"]
+    assert main(["sweep", "max_num_seqs=1,2", *url, *LOAD, "--rounds", "1"]) in MEASURED
+    swept = Sweep.from_json(capsys.readouterr().out)
+    assert [len(point.runs) for point in swept.points] == [1, 1]
+    assert main(["compare", "fifo", "priority", *url, *LOAD, "--pairs", "2"]) in MEASURED
+    assert Comparison.from_json(capsys.readouterr().out).b == "policy=priority"
+
+
 def test_a_warning_has_an_exit_status_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["sweep", "max_num_seqs=1,999", *FAST, *LOAD, "--rounds", "1"]
     assert main(words) == 3

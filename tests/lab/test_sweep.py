@@ -14,6 +14,7 @@ from llmserve.clock import VirtualClock
 from llmserve.events import Event, EventBus, KnobsChanged, Submitted
 from llmserve.knobs import KnobError
 from llmserve.lab.points import Sweep, combinations
+from llmserve.lab.sides import here
 from llmserve.lab.sweep import Sweeping
 from llmserve.service import Service
 
@@ -34,7 +35,7 @@ def swept(
     async def main() -> Sweep:
         async with simulated(clock, **(engine or {})) as (service, bus):
             bus.attach(heard)
-            found = await Sweeping(service, bus, grid, load, **options).run()
+            found = await Sweeping(here(service, bus), grid, load, **options).run()
             after(service)
             return found
 
@@ -126,7 +127,7 @@ def test_a_stopped_sweep_goes_on_from_its_file(tmp_path: Path) -> None:
             submitted.append(event)
 
     async def stopped(service: Service, bus: EventBus) -> Sweep:
-        job = Sweeping(service, bus, grid, LOAD, rounds=2, warmup=False, path=path)
+        job = Sweeping(here(service, bus), grid, LOAD, rounds=2, warmup=False, path=path)
 
         def stop(event: Event) -> None:
             if isinstance(event, Submitted) and len(submitted) == 2 * 16 + 5:

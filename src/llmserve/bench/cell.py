@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from llmserve.bench.driver import ServiceTarget
 from llmserve.bench.job import Job, State
-from llmserve.bench.process import Address, ProcessTarget, suits
+from llmserve.bench.process import Address, ProcessTarget, asks_for_process, suits, usable_cores
 from llmserve.bench.repeats import REPEATS, Repeats
 from llmserve.bench.result import Result
 from llmserve.bench.slo import Slo, parse_slo
@@ -33,15 +33,20 @@ def bench(
     slo: Slo | str | None = None,
     progress: bool = True,
     address: Address | None = None,
-    own_process: bool = False,
+    own_process: bool | None = None,
+    cores: int | None = None,
     **workload: Any,
 ) -> Result:
     """Run to the end; an interrupt ends it and gives what was measured until then.
 
-    own_process: drive over HTTP from a process of its own. It is as a client of another machine
-    would be, and it takes a core: where there are few, the driver in this process sends faster.
+    own_process: drive over HTTP from a process of its own, as a client of another machine would.
+    None: where an open loop has 100 requests/s or more and there are 4 cores or more (of the
+    machine, unless `cores` says), for it takes a core.
     """
     load = make_load(load, workload)
+    if own_process is None:
+        found = usable_cores() if cores is None else cores
+        own_process = address is not None and asks_for_process(load, found)
     info = service.engine.info
     job = Repeats(
         _target(service, bus, load, address, own_process),

@@ -70,6 +70,10 @@ class HttpTarget:
         self._prompts = prompts
         self._ids = itertools.count(1)
 
+    @property
+    def url(self) -> str:
+        return self._client.url
+
     def prepare(
         self, arrival: Arrival, run_salt: int, said: Said | None = None
     ) -> Callable[[float], Request]:

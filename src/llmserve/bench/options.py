@@ -42,6 +42,18 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     add("--no-warmup", dest="warmup", action="store_false", default=None, help="count all")
 
 
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """What only a bench has."""
+    add = parser.add_argument
+    add("--repeats", type=int, metavar="N", help="runs; 3 unless told")
+    add(
+        "--own-process", action="store_true", default=None,
+        help="send over HTTP from a process of its own; unless told, from 100 requests/s and 4 "
+        "cores up",
+    )  # fmt: skip
+    add("--here", dest="own_process", action="store_false", help="send from the server's own loop")
+
+
 def read_load_options(args: argparse.Namespace) -> dict[str, Any]:
     """What was typed, as arguments of `Session.bench`. ValueError where options contradict."""
     given = {name: value for name, value in vars(args).items() if value is not None}
@@ -53,7 +65,7 @@ def read_load_options(args: argparse.Namespace) -> dict[str, Any]:
     from llmserve.bench.traces import read_load
 
     asked = {n: given.pop(n) for n in (*_REPLAY, *_SHARED_WITH_REPLAY) if n in given}
-    own = ("slo", "warmup", "repeats", "rounds", "pairs", "progress", "path")
+    own = ("own_process", "slo", "warmup", "repeats", "rounds", "pairs", "progress", "path")
     if wrong := [name for name in given if name not in own]:
         name = wrong[0].removesuffix("_s").replace("_", "-")
         raise ValueError(f"--{name} has no meaning in a --replay")

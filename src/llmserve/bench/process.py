@@ -34,6 +34,11 @@ from llmserve.service import Service
 
 MOST = 100_000
 """Requests whose prompts are made ahead."""
+ASKING_RATE = 100.0
+"""Requests per second from which an open loop asks for a process of its own, or making and reading
+them would take from the loop that serves."""
+ENOUGH_CORES = 4
+"""Where there are fewer, the driver's process would take its core from the server's."""
 _LINE = 2**28
 _TICK_S = 0.2
 _END_S = 5.0
@@ -56,6 +61,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def about(self) -> int:
         return len(self.made)
+
+    @property
+    def peak_rate(self) -> None:
+        return None  # nobody decides anything by it any more
 
     def arrivals(self) -> Any:
         return iter(self.made)
@@ -91,6 +100,20 @@ def suits(load: Load) -> str | None:
     if any(arrival.later for arrival in itertools.islice(load.arrivals(), MOST)):
         return "its chats answer to replies"
     return None
+
+
+def usable_cores() -> int:
+    """By this process; macOS has no affinity to ask for."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def asks_for_process(load: Load, cores: int) -> bool:
+    """The rule of `own_process=None`."""
+    rate = load.peak_rate
+    fast = rate is not None and rate >= ASKING_RATE
+    return fast and cores >= ENOUGH_CORES and suits(load) is None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import csv
 import itertools
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -49,6 +50,13 @@ class Replay:
     @property
     def about(self) -> int | None:
         return len(self.recorded)
+
+    @property
+    def peak_rate(self) -> float | None:
+        """Of the fullest second."""
+        if self.concurrency is not None:
+            return None
+        return max(Counter(int(a.at_s) for a in self.recorded).values())
 
     def arrivals(self) -> Iterator[Arrival]:
         return iter(self.recorded)

@@ -76,6 +76,11 @@ class Load(Protocol):
         ...
 
     @property
+    def peak_rate(self) -> float | None:
+        """The most requests per second to expect of an open loop; None of a closed one."""
+        ...
+
+    @property
     def same_prompts(self) -> bool:
         """Whether every run sends the very prompts of the run before."""
         ...
@@ -175,6 +180,10 @@ class Workload:
     def limit_s(self) -> float | None:
         open_ended = self.rate is not None and self.requests is None
         return DEFAULT_DURATION_S if self.duration_s is None and open_ended else self.duration_s
+
+    @property
+    def peak_rate(self) -> float | None:
+        return None if self.rate is None else max(self.rate, self.rate_to or 0.0)
 
     @property
     def limit(self) -> int | None:

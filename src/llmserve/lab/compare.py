@@ -8,16 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from llmserve.bench.cell import make_load, run_job
-from llmserve.bench.driver import ServiceTarget
 from llmserve.bench.job import Job
 from llmserve.bench.report import Report
 from llmserve.bench.slo import Slo, parse_slo
 from llmserve.bench.workload import Load, Workload
-from llmserve.events import EventBus
-from llmserve.lab.sides import Setting, Side, Switch
+from llmserve.lab.sides import Setting, Side, Stage, Switch
 from llmserve.lab.verdict import Comparison
 from llmserve.runtime import Runtime
-from llmserve.service import Service
 
 PAIRS = 6
 
@@ -81,8 +78,7 @@ class Comparing(Job[Comparison]):
 
 def compare(
     runtime: Runtime,
-    service: Service,
-    bus: EventBus,
+    stage: Stage,
     a: Setting,
     b: Setting,
     load: Load | None = None,
@@ -96,10 +92,9 @@ def compare(
     """As a cell calls it: waits, shows progress; an interrupt keeps the pairs that ended."""
     load = make_load(load, workload)
     seed = load.seed if isinstance(load, Workload) else 0
-    switch = Switch(service)
-    target = ServiceTarget(service, bus)
+    switch = Switch(stage.panel)
     job = Comparing(
-        switch.side(a, target), switch.side(b, target), load,
+        switch.side(a, stage.target), switch.side(b, stage.target), load,
         pairs=pairs, warmup=warmup, slo=parse_slo(slo), seed=seed,
     )  # fmt: skip
     try:

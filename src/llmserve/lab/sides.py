@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from llmserve.bench.driver import Target
-from llmserve.knobs import Knobs
+from llmserve.bench.driver import ServiceTarget, Target
+from llmserve.events import EventBus
+from llmserve.knobs import Clamp, KnobError, Knobs
 from llmserve.service import Service
 
 Setting = Mapping[str, object] | str
@@ -34,12 +36,60 @@ def label_of(setting: Setting) -> str:
     return text or "as it is"
 
 
-class Switch:
-    """Turns a service's knobs from setting to setting, and back to what they were."""
+class Panel(Protocol):
+    """A server's knobs, wherever it runs."""
+
+    @property
+    def knobs(self) -> Knobs: ...
+
+    def lacks(self, name: str) -> str | None:
+        """Why turning this knob would change nothing; None where it does."""
+        ...
+
+    async def turn(self, changes: Mapping[str, object]) -> Sequence[Clamp]:
+        """Return once the engine has adopted them: what it could not take."""
+        ...
+
+
+class ServicePanel:
+    """Of the service in this process."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._before: Knobs = service.board.current
+
+    @property
+    def knobs(self) -> Knobs:
+        return self._service.board.current
+
+    def lacks(self, name: str) -> str | None:
+        return self._service.engine.info.unsupported.get(name)
+
+    async def turn(self, changes: Mapping[str, object]) -> Sequence[Clamp]:
+        return (await self._service.set_knobs(changes, source="lab")).clamped
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A server to be measured: where requests go, and what can be turned."""
+
+    target: Target
+    panel: Panel
+    engine: str
+    model: str
+
+
+def here(service: Service, bus: EventBus) -> Stage:
+    info = service.engine.info
+    target = ServiceTarget(service, bus)
+    return Stage(target, ServicePanel(service), info.engine, info.model_id)
+
+
+class Switch:
+    """Turns a server's knobs from setting to setting, and back to what they were."""
+
+    def __init__(self, panel: Panel) -> None:
+        self._panel = panel
+        self._before = panel.knobs
         self._touched: set[str] = set()
 
     async def to(self, setting: Setting) -> None:
@@ -50,8 +100,7 @@ class Switch:
         self._touched |= changes.keys()
         if not whole:
             return
-        applied = await self._service.set_knobs(whole, source="lab")
-        for clamp in applied.clamped:
+        for clamp in await self._panel.turn(whole):
             if clamp.name in changes:
                 raise NeedsRestart(
                     f"{clamp.name}={clamp.asked} is above what this server was started for "
@@ -61,7 +110,15 @@ class Switch:
     async def back(self) -> None:
         await self.to({})
 
+    def check(self, setting: Setting) -> None:
+        """KnobError where a setting is wrong, or where it would change nothing here."""
+        changes = changes_of(setting)
+        self._before.changed(changes)
+        for name in changes:
+            if (why := self._panel.lacks(name)) is not None:
+                raise KnobError(name, f"{name} cannot be tried here: {why}")
+
     def side(self, setting: Setting, target: Target) -> Side:
         """KnobError here where the setting is wrong, before anything runs."""
-        self._before.changed(changes_of(setting))
+        self.check(setting)
         return Side(label_of(setting), target, lambda: self.to(setting))

@@ -14,17 +14,14 @@ from typing import Any
 import msgspec
 
 from llmserve.bench.cell import make_load, run_job
-from llmserve.bench.driver import ServiceTarget
 from llmserve.bench.job import Job
 from llmserve.bench.report import Report
 from llmserve.bench.slo import Slo, parse_slo
 from llmserve.bench.workload import Load, Workload
-from llmserve.events import EventBus
 from llmserve.knobs import SPECS, KnobError
 from llmserve.lab.points import Point, Sweep, combinations
-from llmserve.lab.sides import NeedsRestart, Switch
+from llmserve.lab.sides import NeedsRestart, Stage, Switch
 from llmserve.runtime import Runtime
-from llmserve.service import Service
 
 ROUNDS = 3
 _LOADS = frozenset(field.name for field in fields(Workload))
@@ -91,12 +88,11 @@ def key(values: Mapping[str, Any]) -> str:
 
 
 class Sweeping(Job[Sweep]):
-    """Axes are knobs (of the service) and fields of Workload (of the load), by name."""
+    """Axes are knobs (of the server) and fields of Workload (of the load), by name."""
 
     def __init__(
         self,
-        service: Service,
-        bus: EventBus,
+        stage: Stage,
         grid: Mapping[str, Sequence[Any]],
         load: Load,
         *,
@@ -108,15 +104,14 @@ class Sweeping(Job[Sweep]):
         """KnobError or ValueError for what no point of the grid may be, before anything runs."""
         if rounds < 1 or not grid:
             raise ValueError("a sweep needs an axis (max_num_seqs=[1, 8]) and 1 round or more")
-        self._switch, self._target = Switch(service), ServiceTarget(service, bus)
+        self._switch, self._target = Switch(stage.panel), stage.target
         self._load, self._slo = load, slo
         self._rounds, self._warmup = rounds, warmup
         self._points = combinations({name: list(values) for name, values in grid.items()})
         for values in self._points:
             knobs, _ = self._split(values)
-            self._switch.side(knobs, self._target)  # raises what is wrong
-        info = service.engine.info
-        header = Header(str(load), info.engine, info.model_id, slo)
+            self._switch.check(knobs)
+        header = Header(str(load), stage.engine, stage.model, slo)
         self._journal = Journal(None if path is None else Path(path), header)
         self._skipped: dict[str, str] = {}
         super().__init__(rounds * len(self._points), load.about)
@@ -191,8 +186,7 @@ class Sweeping(Job[Sweep]):
 
 def sweep(
     runtime: Runtime,
-    service: Service,
-    bus: EventBus,
+    stage: Stage,
     load: Load | None = None,
     *,
     rounds: int = ROUNDS,
@@ -210,7 +204,7 @@ def sweep(
     grid = {name: value for name, value in axes.items() if isinstance(value, list)}
     rest = {name: value for name, value in axes.items() if name not in grid}
     job = Sweeping(
-        service, bus, grid, make_load(load, rest), rounds=rounds, warmup=warmup,
+        stage, grid, make_load(load, rest), rounds=rounds, warmup=warmup,
         slo=parse_slo(slo), path=path,
     )  # fmt: skip
     return run_job(runtime, job, progress=progress, watch=_live(job) if progress else _nothing)

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from llmserve.bench.options import add_load
+from llmserve.bench.options import add_bench, add_load
 from llmserve.knobs import SPECS
 from llmserve.magics.problems import Problem, nearest
 
@@ -133,7 +133,7 @@ def _ask(parser: Parser) -> None:
 
 
 def _bench(parser: Parser) -> None:
-    parser.add_argument("--repeats", type=int, metavar="N", help="runs; 3 unless told")
+    add_bench(parser)
     add_load(parser)
 
 

@@ -1,0 +1,221 @@
+"""Measure a server at an address, in the words of a Session: bench, sweep, compare.
+
+Any OpenAI endpoint can be benched, two can be compared, and the load can be swept. Knobs can be
+turned where the server is an llmserve, through its own /llmserve/knobs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from llmserve.bench.cell import make_load, run_job
+from llmserve.bench.client import Client, ReplyError
+from llmserve.bench.http import HttpTarget
+from llmserve.bench.repeats import Repeats
+from llmserve.bench.slo import parse_slo
+from llmserve.clock import MonotonicClock
+from llmserve.knobs import Clamp, KnobError, Knobs
+from llmserve.lab.sides import Setting, Side, Stage
+from llmserve.runtime import Runtime
+
+if TYPE_CHECKING:
+    from llmserve.bench.result import Result
+    from llmserve.bench.workload import Load
+    from llmserve.engines import Tokenizer
+    from llmserve.lab.points import Sweep
+    from llmserve.lab.verdict import Comparison
+
+KEY = "LLMSERVE_API_KEY"
+
+
+class RemoteError(OSError):
+    """Nobody answers at the address, or not as a server would."""
+
+
+class Remote:
+    """A server at an address; `with llmserve.connect(url) as server:` gives its thread back."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        model: str | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        """api_key: else of LLMSERVE_API_KEY. model: else the first that the server lists.
+        tokenizer: the model's, and prompts are exact in tokens; else about as many words."""
+        self._key = api_key or os.environ.get(KEY) or "none"
+        self._client = Client(url, self._key)
+        self.url = self._client.url
+        self._tokenizer = tokenizer
+        self._runtime = Runtime()
+        self._others: list[Client] = []
+        try:
+            self.model = model or self._runtime.call(_first_model(self._client))
+        except BaseException:
+            self.close()
+            raise
+
+    def bench(
+        self, load: Load | None = None, *, repeats: int = 3, warmup: bool = True,
+        slo: str | None = None, progress: bool = True, **workload: Any,
+    ) -> Result:  # fmt: skip
+        """As Session.bench; what only the server sees (its queue, batches, cache) is not in it."""
+        load = make_load(load, workload)
+        job = Repeats(
+            self._target(self._client, self.model), load, repeats=repeats, warmup=warmup,
+            slo=parse_slo(slo), engine="http", model=self.model, seed=getattr(load, "seed", 0),
+        )  # fmt: skip
+        return run_job(self._runtime, job, progress=progress)
+
+    def sweep(self, load: Load | None = None, **axes: Any) -> Sweep:
+        """As Session.sweep: fields of the load of any server, and an llmserve's knobs."""
+        from llmserve.lab.sweep import sweep
+
+        return sweep(self._runtime, self._stage(), load, **axes)
+
+    def compare(
+        self, a: Setting, b: Setting, load: Load | None = None, **options: Any
+    ) -> Comparison:
+        """As Session.compare; the server is an llmserve."""
+        from llmserve.lab.compare import compare
+
+        return compare(self._runtime, self._stage(), a, b, load, **options)
+
+    def against(
+        self, url: str, load: Load | None = None, *, api_key: str | None = None,
+        model: str | None = None, pairs: int = 6, warmup: bool = True, slo: str | None = None,
+        progress: bool = True, **workload: Any,
+    ) -> Comparison:  # fmt: skip
+        """Compare this server (A) with another one (B), on identical arrivals."""
+        from llmserve.lab.compare import Comparing
+
+        load = make_load(load, workload)
+        other = Client(url, api_key or self._key)
+        self._others.append(other)
+        targets = (
+            self._target(self._client, self.model),
+            self._target(other, model or self._runtime.call(_first_model(other))),
+        )
+        a, b = (Side(t.url, t, _nothing) for t in targets)
+        job = Comparing(
+            a, b, load, pairs=pairs, warmup=warmup, slo=parse_slo(slo),
+            seed=getattr(load, "seed", 0),
+        )  # fmt: skip
+        return run_job(self._runtime, job, progress=progress)
+
+    def close(self) -> None:
+        if self._runtime.alive:
+            for client in (self._client, *self._others):
+                self._runtime.call(client.aclose())
+            self._runtime.close()
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{self.model} at {self.url}>"  # not the key
+
+    def _target(self, client: Client, model: str) -> HttpTarget:
+        return HttpTarget(client, model, MonotonicClock(), self._tokenizer)
+
+    def _stage(self) -> Stage:
+        panel = self._runtime.call(_panel(self._client))
+        return Stage(self._target(self._client, self.model), panel, "http", self.model)
+
+
+def connect(url: str, **options: Any) -> Remote:
+    """A server at an address (http://host:8000/v1), to bench, sweep and compare. Options: api_key,
+    model, tokenizer."""
+    return Remote(url, **options)
+
+
+async def _nothing() -> None:
+    """A server at an address is entered by asking it."""
+
+
+async def _first_model(client: Client) -> str:
+    try:
+        answer = await client.ask("GET", f"{client.url}/models")
+        return str(answer["data"][0]["id"])
+    except ReplyError as error:
+        hint = f" (give the key, or set {KEY})" if error.status == 401 else ""
+        raise RemoteError(f"{client.url}: {error}{hint}") from error
+    except (KeyError, IndexError, TypeError):
+        raise RemoteError(f"{client.url} lists no model: name one") from None
+
+
+class _Described(msgspec.Struct):
+    """A knob, as GET /llmserve/knobs tells it."""
+
+    value: Any
+    disabled: str | None = None
+
+
+class _Told(msgspec.Struct):
+    knobs: dict[str, _Described]
+
+
+class _Answer(msgspec.Struct):
+    clamped: tuple[Clamp, ...] = ()
+
+
+class RemotePanel:
+    """The knobs of an llmserve at an address."""
+
+    def __init__(self, client: Client, told: _Told) -> None:
+        self._client = client
+        self._told = told.knobs
+        self.knobs = Knobs().changed({name: knob.value for name, knob in told.knobs.items()})
+
+    def lacks(self, name: str) -> str | None:
+        return self._told[name].disabled if name in self._told else "the server has no such knob"
+
+    async def turn(self, changes: Mapping[str, object]) -> Sequence[Clamp]:
+        try:
+            answer = await self._client.ask("PATCH", _knobs_url(self._client), dict(changes))
+        except ReplyError as error:
+            raise RemoteError(f"{self._client.url}: {error}") from error
+        return msgspec.convert(answer, _Answer).clamped
+
+
+class ForeignPanel:
+    """Of a server that is no llmserve."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.knobs = Knobs()
+
+    def lacks(self, name: str) -> str | None:
+        return (
+            f"{self._url} is no llmserve, and its knobs cannot be turned from here; sweep the load "
+            "(rate, concurrency, prompt_tokens, max_tokens), or compare two addresses"
+        )
+
+    async def turn(self, changes: Mapping[str, object]) -> Sequence[Clamp]:
+        name = next(iter(changes))
+        raise KnobError(name, str(self.lacks(name)))
+
+
+async def _panel(client: Client) -> RemotePanel | ForeignPanel:
+    try:
+        answer = await client.ask("GET", _knobs_url(client))
+        return RemotePanel(client, msgspec.convert(answer, _Told))
+    except ReplyError as error:
+        if error.status in (0, 401, 403):
+            raise RemoteError(f"{client.url}: {error}") from error
+    except (msgspec.ValidationError, KnobError):
+        pass  # it answers anything, or is an llmserve of another time
+    return ForeignPanel(client.url)
+
+
+def _knobs_url(client: Client) -> str:
+    return client.url.removesuffix("/v1") + "/llmserve/knobs"
