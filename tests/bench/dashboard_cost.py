@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import llmserve
@@ -40,45 +41,75 @@ def percentile(values: list[float], rank: float) -> float:
 
 
 def line(name: str, *figures: str) -> None:
-    print(f"{name:<34}" + "   ".join(figures), flush=True)
+    print(f"{name:<37}" + "   ".join(figures), flush=True)
+
+
+class Timed:
+    """CPU time of this thread in each call of a method, in ms; of a generator's whole run too."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.ms: list[float] = []
+        real = getattr(owner, name)
+
+        def timed(*args: Any, **options: Any) -> Any:
+            began = time.thread_time()
+            made = real(*args, **options)
+            made = list(made) if isinstance(made, Iterator) else made
+            self.ms.append(1e3 * (time.thread_time() - began))
+            return made
+
+        setattr(owner, name, timed)
 
 
 def updates(seconds: float = 120.0) -> None:
-    """40 requests a second, about 90 steps a second; a page that listens all the while."""
+    """40 requests a second, about 90 steps a second; a page that listens all the while.
+
+    A chart update is a sample of all figures and the message with its row; what goes with it
+    apart (the tape, why it is slow) is timed apart.
+    """
     desk = Desk.lay()
     desk.parts.board.update({"max_num_seqs": 64})
     sizes: dict[str, list[int]] = {"delta": [], "why": [], "tape": []}
-    cpu: list[float] = []
+    panel_lists = 0
+    outbox = desk.charts._outbox
+    sample, rows = Timed(desk.recorder, "sample"), Timed(outbox, "_rows")
+    apart = {name: Timed(outbox, f"_{name}") for name in ("why", "tape", "replies")}
+    whole = Timed(desk.charts, "push")
     desk.wire.hear({"kind": "hello"})
-    began = [time.thread_time()]
+    for timed in (sample, rows, whole, *apart.values()):
+        timed.ms.clear()
 
     def push() -> None:
+        nonlocal panel_lists
         desk.charts.push()
-        cpu.append(time.thread_time() - began[0])
         for message in desk.wire.take_all():
-            if message[0]["kind"] in sizes:
-                sizes[message[0]["kind"]].append(size(message))
+            kind = message[0]["kind"]
+            if "panels" in message[0]:
+                panel_lists += 1  # a panel has come: told once, and left out of the sizes
+            elif kind in sizes:
+                sizes[kind].append(size(message))
         desk.wire.hear({"kind": "ack", "seq": desk.charts._link.seq})
 
-    sample = desk.recorder.sample
-
-    def timed() -> None:
-        began[0] = time.thread_time()
-        sample()
-
-    desk.recorder.sample = timed  # type: ignore[method-assign]  # the clock starts with it
     tell(desk, [MIXED], seconds, each=push)
-    ms = [1e3 * value for value in cpu]
-    line(
-        "kernel CPU per update (ms)", f"p50 {statistics.median(ms):.2f}",
-        f"mean {statistics.fmean(ms):.2f}", f"p95 {percentile(ms, 95):.2f}", f"n {len(ms)}",
-    )
+    charts = [a + b for a, b in zip(sample.ms, rows.ms, strict=True)]
+    everything = [a + b for a, b in zip(sample.ms, whole.ms, strict=True)]
+    figures("kernel CPU per chart update (ms)", charts)
+    for name, timed in apart.items():
+        figures(f"kernel CPU per look at {name} (ms)", timed.ms)
+    figures("kernel CPU, all of it (ms)", everything)
     for kind, found in sizes.items():
-        if found:
-            line(
-                f"bytes per {kind} message", f"p50 {statistics.median(found):,.0f}",
-                f"max {max(found):,}", f"n {len(found)}",
-            )
+        line(
+            f"bytes per {kind} message", f"p50 {statistics.median(found):,.0f}",
+            f"max {max(found):,}", f"n {len(found)}",
+        )
+    line("deltas with a new list of panels", str(panel_lists))
+
+
+def figures(name: str, ms: list[float]) -> None:
+    line(
+        name, f"p50 {statistics.median(ms):.2f}", f"mean {statistics.fmean(ms):.2f}",
+        f"p95 {percentile(ms, 95):.2f}", f"n {len(ms)}",
+    )
 
 
 def frames(seconds: float = 20.0) -> None:

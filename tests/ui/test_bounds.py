@@ -38,8 +38,8 @@ def test_half_an_hour_grows_nothing_that_has_an_end_and_nothing_beyond_its_bound
         "steps": STEPS, "rows": REQUESTS, "open": 0, "running": 0, "waiting": 0, "born": 0,
         "first tokens": 0, "unfinished": 0, "series": CAPACITY,
     }  # fmt: skip
-    bounded = (tape._closed, tape._steps, flow._ended, flow._refused, flow._steps)
-    assert all(kept.maxlen is not None and len(kept) <= kept.maxlen for kept in bounded)
+    assert all(len(kept) <= (kept.maxlen or 0) for kept in (tape._closed, tape._steps))
+    assert all(len(kept) <= kept.capacity for kept in (flow._ended, flow._refused, flow._steps))
 
 
 def test_a_closed_lid_is_sent_nothing_and_misses_nothing_that_is_kept() -> None:

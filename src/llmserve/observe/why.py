@@ -28,7 +28,7 @@ from llmserve.events import (
     TokensEmitted,
 )
 from llmserve.knobs import Knobs, KnobValue
-from llmserve.observe.samples import Samples
+from llmserve.observe.samples import Samples, Summary, between
 from llmserve.observe.spent import CAUSES, Cause, Spending
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class _Measured:
         self._window_s = window_s
 
     def breakdown(self, metric: Literal["TTFT", "ITL"]) -> Breakdown | None:
-        rows = _between(self._spans[metric], self._until - self._window_s, self._until)
+        rows = between(self._spans[metric], self._until - self._window_s, self._until)
         p95 = _p95(rows)
         if p95 is None:
             return None
@@ -254,7 +254,7 @@ class _Measured:
     def _relieved(self, knob: str, rows: NDArray[np.float64]) -> bool:
         """Whether what it rules has become small since its last change, in the same window."""
         change = self._last_change(knob)
-        since = rows[:0] if change is None else _between(rows, change.t, self._until)
+        since = rows[:0] if change is None else between(rows, change.t, self._until)
         if not _ENOUGH <= len(since) < len(rows):
             return False
         ruled = [p for p in _parts(since, 1.0) if ruling_knob(p.cause, self._knobs) == knob]
@@ -265,13 +265,13 @@ class _Measured:
         if change is None:
             return None
         sides = ((change.t - self._window_s, change.t), (change.t, self._until))
-        if any(len(_between(self._spans["TTFT"], *side)) < _ENOUGH for side in sides):
+        if any(len(between(self._spans["TTFT"], *side)) < _ENOUGH for side in sides):
             return None
         ttft, itl = (
-            tuple(_p95(_between(self._spans[metric], *side)) for side in sides)
+            tuple(_p95(between(self._spans[metric], *side)) for side in sides)
             for metric in ("TTFT", "ITL")
         )
-        rates = [_between(self._tokens, *side) for side in sides]
+        rates = [between(self._tokens, *side) for side in sides]
         spans = [_span(rows, side) for rows, side in zip(rates, sides, strict=True)]
         before, after = change.changed[knob]
         return Effect(
@@ -288,11 +288,6 @@ class _Measured:
         )
 
 
-def _between(rows: NDArray[np.float64], after: float, until: float) -> NDArray[np.float64]:
-    inside = (rows[:, 0] > after) & (rows[:, 0] <= until)
-    return rows if inside.all() else rows[inside]
-
-
 def _span(rows: NDArray[np.float64], side: tuple[float, float]) -> float:
     """Seconds to divide by: a session younger than the window has not had all of it."""
     start = max(side[0], float(rows[:, 0].min())) if len(rows) else side[0]
@@ -300,9 +295,7 @@ def _span(rows: NDArray[np.float64], side: tuple[float, float]) -> float:
 
 
 def _p95(rows: NDArray[np.float64]) -> float | None:
-    import numpy as np
-
-    return float(np.percentile(rows[:, 1], 95)) if len(rows) else None
+    return Summary.of(rows[:, 1]).p95
 
 
 def _parts(rows: NDArray[np.float64], p95: float) -> tuple[Part, ...]:

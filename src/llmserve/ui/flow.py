@@ -6,8 +6,9 @@ classes seen have a column of their own; what comes later has none, and is in th
 
 from __future__ import annotations
 
+import math
 import threading
-from collections import Counter, deque
+from collections import Counter
 from typing import Final, get_args
 
 from llmserve.events import (
@@ -20,10 +21,11 @@ from llmserve.events import (
     StepRecorded,
     Submitted,
 )
+from llmserve.observe.samples import Samples
 
 SLOTS: Final = 4
 REASONS: Final[tuple[RejectReason, ...]] = get_args(RejectReason)
-_KEPT = 20_000
+_KEPT = 20_480
 
 
 class Flow:
@@ -34,9 +36,9 @@ class Flow:
         self._waiting: dict[str, tuple[str, int]] = {}  # request to tenant and class
         self._born: dict[str, float] = {}
         self._ttft: dict[str, float] = {}
-        self._ended: deque[tuple[float, float]] = deque(maxlen=_KEPT)  # end, TTFT; by stop, length
-        self._refused: deque[tuple[float, str]] = deque(maxlen=_KEPT)
-        self._steps: deque[tuple[float, int, int, int, int]] = deque(maxlen=_KEPT)
+        self._ended = Samples(2, _KEPT)  # t, TTFT; of those that ended by stop or length
+        self._refused = Samples(2, _KEPT)  # t, place of the reason in REASONS
+        self._steps = Samples(5, _KEPT)  # t, cached, prefilled, drafted, accepted
         self.tenants: list[str] = []
         self.classes: list[int] = []
         self.reasons: set[str] = set()
@@ -49,9 +51,8 @@ class Flow:
                 record = event.record
                 cached, drafts = record.cached_tokens, record.draft_tokens
                 self.speculates = self.speculates or drafts > 0
-                self._steps.append(
-                    (event.t, cached, record.prefill_tokens, drafts, record.accepted_tokens)
-                )
+                accepted = record.accepted_tokens
+                self._steps.append(event.t, cached, record.prefill_tokens, drafts, accepted)
             elif isinstance(event, Submitted):
                 self._submit(event)
             elif isinstance(event, Dispatched):
@@ -66,21 +67,23 @@ class Flow:
         """By column of `panels.COLUMNS`. Rates are over the window, or the time since its start."""
         after = now - window_s
         with self._lock:
-            ended = [ttft for t, ttft in self._ended if t > after]
-            refused = Counter(reason for t, reason in self._refused if t > after)
-            steps = [step for step in self._steps if step[0] > after]
+            ended, refused, steps = (
+                kept.window(after, math.inf) for kept in (self._ended, self._refused, self._steps)
+            )
             tenants = Counter(tenant for tenant, _ in self._waiting.values())
             classes = Counter(level for _, level in self._waiting.values())
             figures = {f"waiting_t{i}": float(tenants[t]) for i, t in enumerate(self.tenants)}
             figures |= {f"waiting_c{i}": float(classes[c]) for i, c in enumerate(self.classes)}
-        figures |= {f"refused_{reason}": refused[reason] / window_s for reason in REASONS}
+        reasons = Counter(refused[:, 1].tolist())
+        for i, reason in enumerate(REASONS):
+            figures[f"refused_{reason}"] = reasons[i] / window_s
         figures["finished"] = len(ended) / window_s
-        figures["goodput"] = sum(ttft <= slo_s for ttft in ended) / window_s
-        cached, computed = sum(s[1] for s in steps), sum(s[2] for s in steps)
+        figures["goodput"] = float((ended[:, 1] <= slo_s).sum()) / window_s
+        _, cached, computed, drafts, accepted = steps.sum(axis=0).tolist()
         if cached + computed:
             figures["prefix_hits"] = 100 * cached / (cached + computed)
-        if drafts := sum(s[3] for s in steps):
-            figures["accepted"] = 100 * sum(s[4] for s in steps) / drafts
+        if drafts:
+            figures["accepted"] = 100 * accepted / drafts
         return figures
 
     def _submit(self, event: Submitted) -> None:
@@ -96,7 +99,7 @@ class Flow:
         self._born.pop(event.request_id, None)
         ttft = self._ttft.pop(event.request_id, None)
         if isinstance(event, Rejection):
-            self._refused.append((event.t, event.reason))
+            self._refused.append(event.t, REASONS.index(event.reason))
             self.reasons.add(event.reason)
         elif ttft is not None and event.reason in ("stop", "length"):
-            self._ended.append((event.t, ttft))
+            self._ended.append(event.t, ttft)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
-from llmserve.knobs import KnobBoard
+from llmserve.knobs import KnobBoard, Knobs, KnobValue
 from llmserve.ui.codec import Frame, encode
 from llmserve.ui.controls import Controls
 from llmserve.ui.explained import Explained
@@ -49,6 +49,7 @@ class Outbox:
         self.ended = ""
         """Why no more will come, once that is so."""
         self._marks_sent = 0
+        self._knobs: tuple[Knobs | None, dict[str, KnobValue]] = (None, {})
         self._state_sent: dict[str, object] = {}
         self._explained_sent = Explained()
         self._tape_sent: Cursor | None = None
@@ -128,7 +129,9 @@ class Outbox:
         """What changed besides the rows; all there is for a snapshot."""
         revision, marks = self._recorder.marks(0 if whole else self._marks_sent)
         self._marks_sent = revision
-        knobs = self._board.current.as_dict()
+        if self._knobs[0] is not self._board.current:
+            self._knobs = (self._board.current, self._board.current.as_dict())
+        knobs = self._knobs[1]
         state: dict[str, object] = {
             "knobs": knobs,
             "panels": self._recorder.panels(),

@@ -49,6 +49,7 @@ class Recorder:
         self._marks = Marks()
         self._events: deque[Event] = deque(maxlen=1000)  # knob changes only, so it never fills
         self._devices: tuple[DeviceSampled, ...] = ()
+        self._panels: tuple[object, tuple[Panel, ...]] = (None, ())
         self._explained = (-math.inf, Explained())
         self.requests_seen = 0
         self.t0 = clock.now()
@@ -104,4 +105,14 @@ class Recorder:
         return explained
 
     def panels(self) -> tuple[Panel, ...]:
-        return panels(self._devices, self._flow, self._board.current.ttft_slo_ms)
+        """The very same tuple for as long as nothing about them changes."""
+        flow, slo_ms = self._flow, self._board.current.ttft_slo_ms
+        kinds = tuple(
+            (d.kind, d.total_bytes, d.power_w is None, d.temperature_c is None)
+            for d in self._devices
+        )
+        seen = (len(flow.tenants), len(flow.classes), len(flow.reasons), flow.speculates)
+        key = (kinds, seen, slo_ms)
+        if self._panels[0] != key:
+            self._panels = (key, panels(self._devices, flow, slo_ms))
+        return self._panels[1]
