@@ -6,6 +6,8 @@ import pytest
 
 from llmserve.engines import has_gpu
 
+pytest_plugins = ("support.shared_vllm",)
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanting = [item for item in items if item.get_closest_marker("gpu")]

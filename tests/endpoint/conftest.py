@@ -9,7 +9,11 @@ import httpx
 import openai
 import pytest
 
+from llmserve.knobs import Knobs
+from llmserve.session import Session
 from support.serving import Serving, serving
+from support.shared_vllm import has_vllm, mark
+from support.vllm_differs import difference
 
 ENGINES: dict[str, dict[str, Any]] = {
     "simulator": {"prefill_ms": 2.0, "decode_ms": 2.0, "max_model_len": 2048},
@@ -17,10 +21,29 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="session", params=ENGINES)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        told = getattr(item, "callspec", None)
+        if told is not None and told.params.get("server") == "vllm":
+            mark(item)
+            if (why := difference(item.nodeid)) is not None:
+                item.add_marker(pytest.mark.xfail(reason=why, strict=True))
+
+
+@pytest.fixture(scope="session", params=[*ENGINES, *(["vllm"] if has_vllm() else [])])
 def server(request: pytest.FixtureRequest) -> Iterator[Serving]:
+    if request.param == "vllm":
+        yield _of_session(request.getfixturevalue("shared"))
+        return
     with serving(request.param, **ENGINES[request.param]) as served:
         yield served
+
+
+def _of_session(session: Session) -> Serving:
+    session.set(**Knobs().as_dict())
+    return Serving(
+        session.service, session.telemetry, session.runtime, session._house._server, session.bus
+    )
 
 
 @pytest.fixture

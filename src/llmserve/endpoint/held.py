@@ -6,23 +6,29 @@ become the error objects of all other routes, and its streams get the headers th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from starlette.types import Message, Send
 
+from llmserve.core import ParamError
 from llmserve.endpoint.answers import DONE, SSE_HEADERS, Answer
 from llmserve.endpoint.errors import ApiError, as_api_error
 
-_CHAT = "/v1/chat/completions"
+_PROMPTS = {"/v1/completions": "prompt", "/v1/responses": "input"}
 
 
 class Call:
     """One HTTP request on its way through the other application."""
 
-    def __init__(self, path: str, fields: Mapping[str, object]) -> None:
+    def __init__(self, path: str, fields: Mapping[str, object], limit: int = 0) -> None:
+        """limit: the model's longest context."""
         self.path = path
+        self.limit = limit
+        self.main = _PROMPTS.get(path, "messages")
+        """The field that holds what the model is to read."""
         self.fields = fields
         """The body, to find out what an error is about."""
         self.decided = False
@@ -83,8 +89,7 @@ class Held:
 
 
 def translated(status: int, body: bytes, call: Call) -> ApiError:
-    """vLLM's error as one of ours. It does not always say which field it is about: then its
-    message mostly begins with the field's name."""
+    """vLLM's error as one of ours, which names the field that it is about."""
     try:
         told: Any = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -94,14 +99,43 @@ def translated(status: int, body: bytes, call: Call) -> ApiError:
     message = str(told.get("message") or told.get("detail") or body.decode(errors="replace"))
     param = str(told.get("param") or "").removeprefix("body.").partition(".")[0]
     code = str(told.get("code") or "")
-    if param in ("input_tokens", "input_text") or "maximum context length" in message:
-        param = "messages" if call.path == _CHAT else "prompt"
-        code = "context_length_exceeded"
+    if param in ("input_tokens", "input_text") or any(word in message for word in _TOO_LONG):
+        param, code = call.main, "context_length_exceeded"
+    elif param == "max_tokens" and call.fields.get(param) != 0 and "got 0" in message:
+        # vLLM has cut max_tokens to the room that is left, and complains of that
+        param, code = call.main, "context_length_exceeded"
+        message = f"the prompt leaves no room for a reply within the model's {call.limit} tokens"
     elif status == 404:
         param, code = "model", "model_not_found"
-    first = message.partition(" ")[0].strip("`'\".,:")
-    if not param and first in call.fields:
-        param = first
     if not code or code.isdigit():
         code = "invalid_value" if status < 500 else "internal_error"
-    return ApiError(status, message, param=param or None, code=code)
+    return ApiError(status, message, param=param or _guessed(message, call), code=code)
+
+
+_TOO_LONG = ("maximum context length", "cannot be greater than max_model_len")
+
+
+def _guessed(message: str, call: Call) -> str | None:
+    """The field that a message is about, where vLLM does not say: one that the body left empty,
+    or one that the message speaks of."""
+    if call.main in call.fields and not call.fields[call.main]:
+        return call.main
+    if "chat template" in message or "ChatCompletionContentPart" in message:
+        return call.main
+    spoken = " ".join(["", *re.findall(r"\w+", message.replace("_", " ").lower()), ""])
+    places = {name: spoken.find(f" {name.replace('_', ' ')} ") for name in call.fields}
+    return min((name for name in places if places[name] >= 0), key=places.__getitem__, default=None)
+
+
+_FORMS = ("structured_outputs", "response_format", "tools")
+
+
+def blamed(error: Exception, call: Call) -> Exception:
+    """A refusal of the engine's, with the field that it is about: the engine sees the form that a
+    reply is to have, but not the field that it came in."""
+    if not isinstance(error, ParamError) or error.param != "prompt":
+        return error
+    if not any(word in str(error).lower() for word in ("grammar", "regex", "schema")):
+        return error
+    param = next((name for name in _FORMS if call.fields.get(name)), error.param)
+    return ParamError(param, str(error))

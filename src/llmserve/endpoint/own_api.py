@@ -24,8 +24,8 @@ from llmserve.endpoint.errors import (
     as_api_error,
     starting,
 )
-from llmserve.endpoint.held import Call, Held
-from llmserve.endpoint.openai import understood
+from llmserve.endpoint.held import Call, Held, blamed
+from llmserve.endpoint.openai import MAX_CHOICES, MAX_SEQUENCES, understood
 from llmserve.endpoint.sender import Claims, Sender, sender
 from llmserve.engines import HasApi
 from llmserve.service import Service
@@ -67,7 +67,9 @@ class OwnApi:
         posted = scope["method"] == "POST"
         body = await read_json(scope, receive) if posted else b""
         fields = _fields(body) if posted else {}
-        call = Call(scope["path"], fields)
+        if posted:
+            _check_choices(fields)
+        call = Call(scope["path"], fields, self._service.engine.info.max_model_len)
         who = sender(scope, understood(fields, Claims))
         own_id = any(name == b"x-request-id" for name, _ in scope["headers"])
         engine = cast("HasApi", self._service.engine)
@@ -123,8 +125,21 @@ class _Submitted:
                 self._call.decided = True
                 yield chunk
         except SERVING_ERRORS as error:
-            self._call.refusal = self._call.refusal or error
+            self._call.refusal = self._call.refusal or blamed(error, self._call)
             raise
+
+
+def _check_choices(fields: Mapping[str, object]) -> None:
+    """The bounds of our own routes, for each choice is a request of its own here; vLLM would take
+    thousands of them."""
+    n, prompt = fields.get("n"), fields.get("prompt")
+    n = n if isinstance(n, int) else 1
+    if n > MAX_CHOICES:
+        raise ApiError(400, f"n is at most {MAX_CHOICES}, not {n}", param="n", code="invalid_value")
+    several = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
+    if several and len(cast("list[object]", prompt)) * n > MAX_SEQUENCES:
+        message = f"one request may ask for at most {MAX_SEQUENCES} replies"
+        raise ApiError(400, message, param="prompt", code="invalid_value")
 
 
 def _fields(body: bytes) -> dict[str, Any]:

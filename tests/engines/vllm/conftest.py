@@ -1,10 +1,7 @@
-"""One real vLLM for the whole run. `make vllm-test` runs these in .venv-vllm, where vLLM is; the
-ordinary venv has none and does not collect them, and a run of this folder alone then fails with
-pytest's "no tests collected" instead of passing."""
+"""A real vLLM: the shared one of the whole run, and a few more that tests break on purpose."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
 from collections.abc import Iterator
@@ -12,47 +9,25 @@ from typing import Any
 
 import pytest
 
-import llmserve
 from llmserve.session import Session
-from support.small_vllm import OPTIONS
+from support.shared_vllm import has_vllm, mark
 
-TOOLS: dict[str, Any] = {"enable_auto_tool_choice": True, "tool_call_parser": "xlam"}
 HERE = os.path.dirname(__file__)
+QUIET_S = 60.0
+"""How long the engine may take to notice that a client left, on a machine that is busy."""
 
-def _has_vllm() -> bool:
-    found = importlib.util.find_spec("vllm")
-    return found is not None and found.origin is not None  # else it is this very folder
-
-
-collect_ignore_glob = [] if _has_vllm() else ["test_*.py"]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "vllm: starts a real vLLM; runs in .venv-vllm")
+collect_ignore_glob = [] if has_vllm() else ["test_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if str(item.path).startswith(HERE):
-            item.add_marker(pytest.mark.vllm)
-            item.add_marker(pytest.mark.timeout(500))  # a start takes a minute, or two
-            for kind in ("DeprecationWarning", "FutureWarning", "UserWarning"):
-                item.add_marker(pytest.mark.filterwarnings(f"ignore::{kind}"))  # vLLM's own
+            mark(item)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_threads() -> Iterator[None]:
-    """vLLM binds its threads to fixed cores, where other processes may be busy too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-
-
-@pytest.fixture(scope="session")
-def shared(few_threads: None) -> Iterator[Session]:
-    with llmserve.serve(engine="vllm", max_active=64, **TOOLS, **OPTIONS) as running:
-        yield running
+def _few_threads(few_threads: None) -> None:
+    """For those engines too that a test starts for itself."""
 
 
 @pytest.fixture
@@ -63,7 +38,7 @@ def session(shared: Session) -> Iterator[Session]:
     engine: Any = shared.service.engine
     shared.runtime.call(engine.reset_cache())
     yield shared
-    until = time.monotonic() + 20
+    until = time.monotonic() + QUIET_S
     while shared.stats().running:  # a client that left is noticed a moment later
         assert time.monotonic() < until, "the test left requests running"
         time.sleep(0.02)

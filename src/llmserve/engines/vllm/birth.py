@@ -69,7 +69,8 @@ def describe(
     import vllm
 
     speculative = config.speculative_config
-    supports = {"evict", "pause", "reset_cache", "sleep"} | ({"chat"} if chat else set())
+    supports = {"evict", "pause", "reset_cache", "sleep", "structured_outputs"}
+    supports |= {"chat"} if chat else set()
     return EngineInfo(
         engine="vllm",
         model_id=options.model_id,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
-from llmserve.core import Chunk, FinishReason, SamplingParams, TokenLogprob
+from llmserve.core import Chunk, FinishReason, SamplingParams, Structured, TokenLogprob
 
 
 class Payload(NamedTuple):
@@ -46,9 +47,19 @@ def to_params(sampling: SamplingParams) -> Any:
         min_p=sampling.min_p,
         min_tokens=sampling.min_tokens,
         logit_bias=dict(sampling.logit_bias) or None,
+        structured_outputs=_form(sampling.structured_outputs),
         output_kind=RequestOutputKind.DELTA,
         skip_clone=True,  # nobody else holds it
     )
+
+
+def _form(asked: Structured | None) -> Any:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if asked is None:
+        return None
+    value = json.loads(asked.text) if asked.kind == "choice" else asked.text
+    return StructuredOutputsParams(**{asked.kind: value})
 
 
 def to_chunk(output: Any, *, first: bool, raw: bool) -> Chunk:
