@@ -1,0 +1,207 @@
+"""Our endpoint with vLLM in this process against vLLM's own server in a process of its own.
+
+    .venv-vllm/bin/python tests/bench/vllm_server.py [--concurrency 32 1] [--blocks 20] [--model M]
+
+Both are started with the same model and options and stay up; one client, in a third process, drives
+them turn by turn: 200 tokens in, 200 out, streamed. Each block gives a ratio of throughputs and a
+difference of TTFT medians; blocks go on until the interval's half-width is 3 % (and, where one
+client is alone, 0.5 ms), or to the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import llmserve
+from llmserve.bench.intervals import Interval, interval
+from llmserve.engines.vllm.launch import end
+from llmserve.models import bundled_path
+
+PROMPT, REPLY = 200, 200
+HALF, HALF_MS, FEWEST = 0.03, 0.5, 5
+SEQS, BATCHED = 64, 2048
+START_S = 300.0
+REST_S = 1.3
+"""An engine's worker spins for a second after its last step, on cores that the next turn needs."""
+
+
+@dataclass(frozen=True)
+class Side:
+    url: str
+    key: str
+    model: str
+    pid: int
+    """Of the process that answers over HTTP."""
+
+
+class Client:
+    """The process of `http_load.py`."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("http_load.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def drive(self, side: Side, prompts: list[list[int]], concurrency: int) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        told = {
+            **vars(side), "prompts": prompts, "concurrency": concurrency, "max_tokens": REPLY,
+        }  # fmt: skip
+        self._process.stdin.write(json.dumps(told) + "\n")
+        self._process.stdin.flush()
+        server = psutil.Process(side.pid)
+        before = sum(server.cpu_times()[:2])
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("the client ended; its words are above")
+        found: dict[str, Any] = json.loads(line)
+        found["cpu_us"] = (sum(server.cpu_times()[:2]) - before) / found["tokens"] * 1e6
+        time.sleep(REST_S)
+        return found
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def vllm_server(model: str, name: str, dtype: str) -> Iterator[Side]:
+    """`vllm serve` with its own key check, its log in a file."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        str(Path(sys.executable).with_name("vllm")), "serve", model, "--served-model-name", name,
+        "--host", "127.0.0.1", "--port", str(port), "--api-key", "sk-bench", "--dtype", dtype,
+        "--max-model-len", "512", "--max-num-seqs", str(SEQS), "--enforce-eager",
+        "--max-num-batched-tokens", str(BATCHED), "--disable-uvicorn-access-log",
+        "--enable-prompt-tokens-details",
+    ]  # fmt: skip
+    with tempfile.TemporaryFile() as log:
+        # in this session, for the kernel shares the cores out among sessions
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            side = Side(f"http://127.0.0.1:{port}/v1", "sk-bench", name, process.pid)
+            wait_for(process, f"http://127.0.0.1:{port}/health", log)
+            yield side
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family = psutil.Process(process.pid).children(recursive=True)
+                process.terminate()
+                end(family, 20)
+            process.kill()
+            process.wait()
+
+
+def wait_for(process: subprocess.Popen[bytes], url: str, log: Any) -> None:
+    until = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < until:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.5)
+    log.seek(0)
+    raise SystemExit(f"vllm serve did not start:\n{log.read()[-4000:].decode(errors='replace')}")
+
+
+def compare(
+    client: Client, ours: Side, theirs: Side, concurrency: int, blocks: int, vocabulary: int
+) -> None:
+    """Alternate, print each block, and the intervals at the end."""
+    dice, ratios, added = random.Random(1), list[float](), list[float]()
+    requests = 2 * concurrency if concurrency > 1 else 6
+    ttfts: dict[str, list[float]] = {"ours": [], "theirs": []}
+    cpu: dict[str, list[float]] = {"ours": [], "theirs": []}
+
+    def draw() -> list[list[int]]:
+        return [[dice.randrange(10, vocabulary) for _ in range(PROMPT)] for _ in range(requests)]
+
+    for side in (ours, theirs):
+        client.drive(side, draw(), concurrency)
+    print(f"\nconcurrency {concurrency}: {requests} requests a block\n"
+          "block   ours tok/s   vllm serve   ratio   TTFT p50 ours   vllm serve (ms)")  # fmt: skip
+    for block in range(blocks):
+        prompts, seen = draw(), dict[str, dict[str, Any]]()
+        turns = [("ours", ours), ("theirs", theirs)]
+        for name, side in turns if block % 2 else reversed(turns):
+            # each side must compute every prompt itself, but they are of one length
+            seen[name] = client.drive(side, prompts, concurrency)
+            ttfts[name] += seen[name]["ttft_ms"]
+            cpu[name].append(seen[name]["cpu_us"])
+        speed = {name: told["tokens"] / told["seconds"] for name, told in seen.items()}
+        middle = {name: statistics.median(told["ttft_ms"]) for name, told in seen.items()}
+        ratios.append(speed["ours"] / speed["theirs"])
+        added.append(middle["ours"] - middle["theirs"])
+        print(f"{block + 1:5} {speed['ours']:12.0f} {speed['theirs']:12.0f} {ratios[-1]:7.3f} "
+              f"{middle['ours']:15.2f} {middle['theirs']:12.2f}", flush=True)  # fmt: skip
+        if block + 1 >= FEWEST and settled(ratios, added if concurrency == 1 else []):
+            break
+    print(f"throughput, ours / vllm serve: {words(interval(ratios), '.3f')}, "
+          f"median {statistics.median(ratios):.3f}")  # fmt: skip
+    print(f"added TTFT p50: {words(interval(added), '.2f')} ms; of all requests "
+          f"{statistics.median(ttfts['ours']):.2f} against "
+          f"{statistics.median(ttfts['theirs']):.2f} ms")  # fmt: skip
+    print(f"CPU of the answering process per token: {statistics.median(cpu['ours']):.0f} against "
+          f"{statistics.median(cpu['theirs']):.0f} µs", flush=True)  # fmt: skip
+
+
+def settled(ratios: list[float], added: list[float]) -> bool:
+    spread, late = interval(ratios), interval(added)
+    return (
+        spread is not None and spread.half is not None and spread.half <= HALF
+        and (late is None or late.half is None or late.half <= HALF_MS)
+    )  # fmt: skip
+
+
+def words(found: Interval | None, form: str) -> str:
+    if found is None or found.half is None:
+        return "too few blocks"
+    return f"{found.value:{form}} ± {found.half:{form}} (95 %, {found.n} blocks)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=str(bundled_path()))
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[32, 1])
+    parser.add_argument("--blocks", type=int, default=20)
+    asked = parser.parse_args()
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    name = "bench"
+    with contextlib.ExitStack() as stack:
+        theirs = stack.enter_context(vllm_server(asked.model, name, asked.dtype))
+        session = stack.enter_context(llmserve.serve(
+            asked.model, "vllm", served_model_name=name, dtype=asked.dtype, max_model_len=512,
+            enforce_eager=True, max_num_seqs=SEQS, max_num_seqs_ceiling=SEQS,
+            max_num_batched_tokens=BATCHED, max_num_batched_tokens_ceiling=BATCHED,
+        ))  # fmt: skip
+        ours = Side(session.url, session.api_key, name, os.getpid())
+        client = Client()
+        stack.callback(client.close)
+        print(f"{session.info.details}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+        for concurrency in asked.concurrency:
+            vocabulary = session.info.vocab_size or 1000
+            compare(client, ours, theirs, concurrency, asked.blocks, vocabulary)
+
+
+if __name__ == "__main__":
+    main()
