@@ -1,8 +1,8 @@
 """The front scheduler and the step planner under everything at once, on virtual time.
 
 Each generated run is a short interleaving of arrivals, leavers, steps, knob changes, switches of
-policy (a user's among them) and engine failures, and then all is drained. RUNS of them in all, a
-sixth for each policy to begin with.
+policy (a user's among them), other terms with tenants, and engine failures, and then all is
+drained. RUNS of them in all, a sixth for each policy to begin with.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 
 from llmserve.core import Request
 from llmserve.knobs import SPECS, Knobs
+from llmserve.tenants import Terms
 from llmserve.user_policy import LedgerView, UserPolicy
 from support.front import Front
 from support.requests import request
@@ -43,6 +44,12 @@ TURNS: tuple[dict[str, object], ...] = (
     {"admission_slo": "refuse", "ttft_slo_ms": 40}, {"request_timeout_s": 0.2},
     {"batching": "static", "batch_window_ms": 20}, {"batching": "continuous"},
     {"max_num_batched_tokens": 3}, {"length_estimate": "max_tokens"},
+)  # fmt: skip
+
+
+TERMS: tuple[dict[str, Terms], ...] = (
+    {}, {"a": Terms(max_active=1)}, {"b": Terms(weight=4), "c": Terms(weight=0.25, max_active=2)},
+    {"a": Terms(rate_limit_tps=40, weight=2), "c": Terms(rate_limit_rps=3)},
 )  # fmt: skip
 
 
@@ -95,6 +102,14 @@ class FrontMachine(RuleBasedStateMachine):
     @rule(change=st.sampled_from(TURNS))
     def turn(self, change: dict[str, object]) -> None:
         self.front.turn(**change)
+
+    @rule(terms=st.sampled_from(TERMS))
+    def agree(self, terms: dict[str, Terms]) -> None:
+        self.front.agree(terms)
+
+    @rule(tenant=st.sampled_from("abc"))
+    def ask_for_kept(self, tenant: str) -> None:
+        self.front.ask_for_kept(request("kept", self.front.now, tenant=tenant))
 
     @rule(seconds=st.sampled_from([0.01, 0.15, 5.0]))
     def wait(self, seconds: float) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from contextlib import aclosing
 
 import pytest
 
 from llmserve.agreements import read_agreements
+from llmserve.bench.client import Client
+from llmserve.bench.driver import Bench
+from llmserve.bench.http import HttpTarget
+from llmserve.bench.workload import Workload
+from llmserve.clock import MonotonicClock
 from llmserve.endpoint.cache import CacheOptions
 from llmserve.events import Finished, Submitted
 from support.serving import KEY, MESSAGES, Serving, serving
@@ -74,6 +81,42 @@ def test_the_answer_says_whether_its_reply_was_here(house: Serving, stream: bool
         assert "x-llmserve-cache" not in drawn.headers
         metrics = http.get("/metrics").text
     assert 'result="hit"' in metrics
+
+
+def test_each_tenant_has_replies_of_its_own(house: Serving) -> None:
+    body = {**ASK, "seed": 400}
+    with house.http() as own, house.http(GOLD) as gold:
+        asked = [own, own, gold, gold]
+        answers = [http.post("/v1/chat/completions", json=body) for http in asked]
+    found = [answer.headers["x-llmserve-cache"] for answer in answers]
+    assert found == ["miss", "hit", "miss", "hit"]
+
+
+@pytest.mark.parametrize("told", ["no-store", "No-Cache", "max-age=0, no-cache"])
+def test_cache_control_asks_for_a_reply_that_was_not_kept(house: Serving, told: str) -> None:
+    with house.http() as http:
+        for _ in range(2):
+            answer = http.post(
+                "/v1/chat/completions", json={**ASK, "seed": 500}, headers={"Cache-Control": told}
+            )
+            assert answer.status_code == 200
+            assert "x-llmserve-cache" not in answer.headers
+
+
+def test_a_bench_over_http_is_given_no_kept_reply(house: Serving) -> None:
+    load = Workload(concurrency=1, requests=4, prompt_tokens=8, max_tokens=3, same_prompts=True)
+
+    async def bench() -> None:
+        async with aclosing(Client(f"{house.root}/v1", KEY)) as client:
+            tokenizer = house.service.engine.tokenizer
+            target = HttpTarget(client, house.model, MonotonicClock(), tokenizer)
+            for _ in range(2):
+                assert (await Bench(target, load).run()).n == 4
+
+    with house.tail() as tail:
+        asyncio.run(bench())
+        for _ in range(8):
+            tail.wait(Submitted)
 
 
 def test_equal_choices_of_one_request_are_computed_once(house: Serving) -> None:

@@ -12,8 +12,9 @@ from core.test_service import World, run
 from llmserve.core import Request
 from llmserve.endpoint.cache import CacheOptions, ReplyCache
 from llmserve.engines import EngineError
-from llmserve.events import CacheLooked, Submitted
+from llmserve.events import CacheLooked, Rejection, Submitted
 from llmserve.knobs import Knobs
+from llmserve.stream import Refused
 from support.requests import request
 
 
@@ -65,6 +66,53 @@ def test_any_other_prompt_or_parameter_is_another_request() -> None:
             await stream.collect()
 
     run(story)
+
+
+@pytest.mark.parametrize(("shared", "expected"), [(False, "miss"), (True, "hit")])
+def test_no_tenant_is_given_what_another_asked_unless_told_so(shared: bool, expected: str) -> None:
+    def of(tenant: str, world: World) -> Request:
+        return msgspec.structs.replace(asked(f"{tenant}1", world), tenant=tenant)
+
+    async def story(world: World) -> None:
+        cache = cache_of(world, shared=shared)
+        first, _ = cache.submit(of("a", world))
+        flight, found = cache.submit(of("b", world))
+        assert found == expected
+        await asyncio.gather(first.collect(), flight.collect())
+        kept, found = cache.submit(of("c", world))
+        assert found == expected
+        await kept.collect()
+
+    world = run(story)
+    assert len(world.of(Submitted)) == (1 if shared else 3)
+
+
+def test_a_hit_counts_as_a_request_of_its_tenant_and_not_as_tokens() -> None:
+    async def story(world: World) -> None:
+        cache = cache_of(world)
+        for id in "abc":
+            await cache.submit(asked(id, world))[0].collect()
+        with pytest.raises(Refused) as refused:
+            cache.submit(asked("d", world))
+        assert refused.value.rejected.reason == "rate_limit"
+        assert refused.value.rejected.retry_after_s == pytest.approx(8.0)  # after 2 s of work
+
+    knobs = Knobs(rate_limit_rps=0.1, rate_burst=3, rate_limit_tps=1, rate_burst_tokens=12)
+    world = run(story, knobs=knobs)
+    assert [(e.request_id, e.reason) for e in world.of(Rejection)] == [("d", "rate_limit")]
+    assert looks(world) == [False, True, True]
+
+
+def test_who_asks_for_it_anew_is_computed_and_not_kept() -> None:
+    async def story(world: World) -> None:
+        cache = cache_of(world)
+        for id, anew in (("a", True), ("b", False), ("c", True)):
+            stream, found = cache.submit(asked(id, world), anew=anew)
+            assert found == (None if anew else "miss")
+            await stream.collect()
+
+    world = run(story)
+    assert len(world.of(Submitted)) == 3
 
 
 def test_what_is_drawn_by_chance_is_never_kept() -> None:

@@ -13,6 +13,7 @@ from llmserve.engines.planner import StepPlanner
 from llmserve.knobs import Knobs
 from llmserve.ledger import OUTPUT_WEIGHT, PROMPT_WEIGHT, footprint
 from llmserve.scheduler import Scheduler
+from llmserve.tenants import NONE, Terms
 from llmserve.user_policy import UserPolicy
 
 BLOCKS, BLOCK_SIZE, MODEL_LEN = 12, 4, 40
@@ -23,6 +24,7 @@ class Front:
     def __init__(self, policy: UserPolicy) -> None:
         self.scheduler = Scheduler(MODEL_LEN, kv_capacity_tokens=BLOCKS * BLOCK_SIZE)
         self.policy = policy
+        self.terms: dict[str, Terms] = {}
         self.knobs = Knobs(max_num_seqs=3, max_num_batched_tokens=16)
         self.now = 0.0
         self.waiting: dict[str, Request] = {}
@@ -63,6 +65,17 @@ class Front:
     def turn(self, **changes: object) -> None:
         self.knobs = self.knobs.changed(changes)
         self.pairs.clear()
+        self.pump()
+
+    def agree(self, terms: dict[str, Terms]) -> None:
+        self.terms = terms
+        self.scheduler.agree(terms, self.now)
+        self.pairs.clear()
+        self.pump()
+
+    def ask_for_kept(self, request: Request) -> None:
+        """A reply that is here already: whatever the door says, nobody waits for it."""
+        self.scheduler.offer_kept(request, self.knobs, self.now)
         self.pump()
 
     def fail(self) -> None:
@@ -171,7 +184,9 @@ class Front:
         knobs, held = self.knobs, list(self.active.values())
         own = [request for request in held if request.tenant == chosen.tenant]
         assert len(held) <= knobs.active_cap
-        assert len(own) <= (knobs.max_active_per_tenant or len(own))
+        agreed = self.terms.get(chosen.tenant, NONE).max_active
+        limit = knobs.max_active_per_tenant if agreed is None else agreed
+        assert limit is None or len(own) <= limit
         budget = knobs.max_tokens_in_flight
         assert budget is None or len(held) == 1 or sum(map(footprint, held)) <= budget
         share = knobs.kv_share_per_tenant
@@ -214,4 +229,6 @@ class Front:
     @property
     def tenants_are_limited(self) -> bool:
         knobs = self.knobs
-        return knobs.max_active_per_tenant is not None or knobs.kv_share_per_tenant is not None
+        agreed = any(terms.max_active is not None for terms in self.terms.values())
+        limits = (knobs.max_active_per_tenant, knobs.kv_share_per_tenant)
+        return agreed or any(limit is not None for limit in limits)
