@@ -61,6 +61,12 @@ class ReplyCache:
     """In front of `Service.submit`; on the loop's thread."""
 
     def __init__(self, service: Service, options: CacheOptions | None) -> None:
+        """ValueError where the engine answers HTTP itself: such replies do not pass here."""
+        if options is not None and getattr(service.engine, "api_paths", {}):
+            raise ValueError(
+                "response_cache: this engine answers by an HTTP application of its own, whose "
+                "replies cannot be kept; leave it out (the engine's prefix cache still helps)"
+            )
         self._service = service
         self._shared = options is not None and options.shared
         self._flights: dict[Hashable, _Flight] = {}
