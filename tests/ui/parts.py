@@ -24,8 +24,7 @@ from llmserve.events import (
     TokensEmitted,
 )
 from llmserve.knobs import Applied, KnobBoard, differences
-from llmserve.observe.stats import LiveStats
-from llmserve.observe.why import WhyFold
+from llmserve.observe import Telemetry
 from llmserve.service import Service
 from llmserve.ui.charts import Charts
 from llmserve.ui.controls import Controls
@@ -50,12 +49,6 @@ ABOUT = {
 }
 
 
-@dataclass
-class Folds:
-    stats: LiveStats
-    why: WhyFold
-
-
 class NoRuntime:
     """As a closed session's: whoever submits work to it is told so."""
 
@@ -74,9 +67,7 @@ class Parts:
         self.clock = VirtualClock(1000.0)
         self.board = KnobBoard()
         self.bus = EventBus()
-        self.telemetry = Folds(LiveStats(), WhyFold())
-        self.bus.attach(self.telemetry.stats)
-        self.bus.attach(self.telemetry.why)
+        self.telemetry = Telemetry(self.bus, self.clock)
         self.flow = Flow()
         self.bus.attach(self.flow)
         self.runtime = NoRuntime()

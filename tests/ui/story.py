@@ -6,10 +6,11 @@ import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
+from llmserve.announcer import publish_step
 from llmserve.bench.driver import Bench, ServiceTarget
 from llmserve.bench.workload import Workload
 from llmserve.engines.simulator import SimulatorEngine
-from llmserve.service import Service, publish_step
+from llmserve.service import Service
 from ui.parts import Desk
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from llmserve.announcer import publish_step
 from llmserve.engines.simulator import SimulatorEngine
-from llmserve.service import Service, publish_step
+from llmserve.service import Service
 from llmserve.ui.link import PATIENCE_S
 from llmserve.ui.playground import LIMITS, LOAD_TENANT, Playground
 from ui.parts import Desk, NoRuntime

@@ -173,6 +173,11 @@ class LiveStats:
                 case _:
                     assert_never(event)
 
+    @property
+    def began(self) -> float | None:
+        """Time of the first event; None before it."""
+        return self._began
+
     def note_dropped(self, n: int) -> None:
         """`n` events did not reach this fold: the snapshot will say so."""
         with self._lock:

@@ -161,6 +161,11 @@ class WhyFold:
             waiting=dict(waiting.most_common()),
         )
 
+    def changes(self) -> list[KnobsChanged]:
+        """The newest changes of knobs, oldest first."""
+        with self._lock:
+            return list(self._changes)
+
     def _deliver(self, event: FirstToken | TokensEmitted) -> None:
         span = self._spending.deliver(event.request_id, event.t)
         if span is not None:

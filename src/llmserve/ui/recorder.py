@@ -1,4 +1,4 @@
-"""Samples one session's figures for all of its dashboards.
+"""Samples one session's figures for all of its dashboards, after those of the time before them.
 
 It holds the parts it reads and never the session itself: a session that nobody holds any more
 closes itself, and a dashboard must not keep it from that.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,20 +16,13 @@ from numpy.typing import NDArray
 from llmserve.clock import Clock
 from llmserve.events import DeviceSampled, Event, EventBus, KnobsChanged, KnobsSatisfied
 from llmserve.knobs import KnobBoard
-from llmserve.observe.stats import LiveStats
-from llmserve.observe.why import WhyFold
+from llmserve.observe.stats import Snapshot
 from llmserve.ui.explained import EXPLAIN_S, Explained
 from llmserve.ui.flow import Flow
 from llmserve.ui.panels import COLUMNS, WINDOW_S, Panel, panels, row
+from llmserve.ui.past import Gate, Past, TelemetryLike
 from llmserve.ui.series import Mark, Marks, Series
 from llmserve.ui.tape import TapeLog
-
-
-class TelemetryLike(Protocol):
-    @property
-    def stats(self) -> LiveStats: ...
-    @property
-    def why(self) -> WhyFold: ...
 
 
 class Recorder:
@@ -52,12 +44,16 @@ class Recorder:
         self._panels: tuple[object, tuple[Panel, ...]] = (None, ())
         self._explained = (-math.inf, Explained())
         self.requests_seen = 0
-        self.t0 = clock.now()
-        self.tape = TapeLog(self.t0)
         self._flow = Flow()
+        self.tape = TapeLog()
         self._folds = (self._hear, self.tape, self._flow)
-        for fold in self._folds:
-            bus.attach(fold)
+        gate = Gate(bus, self._folds)
+        past = Past(telemetry, clock.now())
+        self.t0 = self.tape.t0 = past.began
+        """When the session began: times on the page count from it."""
+        for snapshot in past.replay(self._folds):
+            self._add(snapshot)
+        gate.open(past.known)
 
     def close(self) -> None:
         for fold in self._folds:
@@ -68,7 +64,9 @@ class Recorder:
             self._events.append(event)
 
     def sample(self) -> None:
-        snapshot = self._stats.snapshot(self._clock.now(), WINDOW_S)
+        self._add(self._stats.snapshot(self._clock.now(), WINDOW_S))
+
+    def _add(self, snapshot: Snapshot) -> None:
         slo_s = self._board.current.ttft_slo_ms / 1e3
         flow = self._flow.figures(snapshot.t, WINDOW_S, slo_s)
         with self._lock:

@@ -120,8 +120,9 @@ class TapeNews:
 class TapeLog:
     """Attach to an EventBus; read with `news`."""
 
-    def __init__(self, t0: float) -> None:
-        self._t0 = t0
+    def __init__(self, t0: float = 0.0) -> None:
+        self.t0 = t0
+        """What times count from. Set it before the first event."""
         self._lock = threading.Lock()
         self._steps: deque[bytes] = deque(maxlen=STEPS)
         self._closed: deque[bytes] = deque(maxlen=SEGMENTS)
@@ -178,7 +179,7 @@ class TapeLog:
                 rows[-1].revision if rows else cursor.rows,
             )
             segments = b"".join((*closed, *(segment.pack(OPEN) for segment in opened)))
-            told = [row.as_json(self._t0) for row in rows]
+            told = [row.as_json(self.t0) for row in rows]
         return TapeNews(after, first, b"".join(steps), segments, told)
 
     def _changed_rows(self, revision: int) -> list[TapeRow]:
@@ -215,7 +216,7 @@ class TapeLog:
 
     def _add_step(self, record: StepRecord) -> None:
         prefill = record.prefill_tokens
-        start = record.start_s - self._t0
+        start = record.start_s - self.t0
         counts = (record.index, prefill, sum(row.tokens for row in record.rows) - prefill)
         self._steps.append(
             _STEP.pack(start, record.duration_s, *counts, record.waiting, record.kv_used_tokens)

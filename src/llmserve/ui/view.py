@@ -21,9 +21,10 @@ from llmserve.knobs import Applied, KnobBoard
 from llmserve.service import Service
 from llmserve.ui.charts import PERIOD_S, Charts, static
 from llmserve.ui.controls import Controls
+from llmserve.ui.past import TelemetryLike
 from llmserve.ui.picture import lighten, to_png
 from llmserve.ui.playground import Playground, RuntimeLike
-from llmserve.ui.recorder import Recorder, TelemetryLike
+from llmserve.ui.recorder import Recorder
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
