@@ -58,13 +58,13 @@ def admit(request: Request, load: Load, knobs: Knobs, now: float) -> Accepted | 
         _too_long(request, load)
         or _request_rate(request, load, knobs, now)
         or _token_rate(request, load, knobs, now)
-        or _place(load, knobs)
+        or _place(request, load, knobs)
         or _objective(request, load, knobs, now)
     )
     if verdict is not None:
         return verdict
     if load.rate_limit_rps is not None:
-        load.account.bucket.take()
+        load.account.bucket.take(request.choices)
     if load.rate_limit_tps is not None:
         load.account.token_bucket.take(footprint(request))
     return Accepted()
@@ -74,7 +74,7 @@ def admit_kept(request: Request, load: Load, knobs: Knobs, now: float) -> Accept
     """Of one whose reply is here already: it takes no place and no tokens, but is a request."""
     verdict = _request_rate(request, load, knobs, now)
     if verdict is None and load.rate_limit_rps is not None:
-        load.account.bucket.take()
+        load.account.bucket.take(request.choices)
     return verdict or Accepted()
 
 
@@ -94,11 +94,12 @@ def _request_rate(request: Request, load: Load, knobs: Knobs, now: float) -> Rej
     if rps is None:
         return None
     level = load.account.bucket.refill(rps, knobs.rate_burst, now)
-    if level >= 1:
+    needed = min(request.choices, knobs.rate_burst)  # more than the burst overdraw it
+    if level >= needed or not request.choices:
         return None
     return Rejected(
         "rate_limit",
-        (1 - level) / rps,
+        (needed - level) / rps,
         f"tenant {request.tenant} sends more than {rps:g} requests/s",
     )
 
@@ -108,8 +109,9 @@ def _token_rate(request: Request, load: Load, knobs: Knobs, now: float) -> Rejec
     if tps is None:
         return None
     level = load.account.token_bucket.refill(tps, burst, now)
-    needed = min(footprint(request), burst)  # a giant needs a full bucket, and overdraws it
-    if level >= needed:
+    # a giant needs a full bucket, and overdraws it
+    needed = min(request.choices * footprint(request), burst)
+    if level >= needed or not request.choices:
         return None
     return Rejected(
         "rate_limit",
@@ -118,19 +120,22 @@ def _token_rate(request: Request, load: Load, knobs: Knobs, now: float) -> Rejec
     )
 
 
-def _place(load: Load, knobs: Knobs) -> Rejected | None:
-    if load.active < knobs.active_cap and load.waiting == 0:
+def _place(request: Request, load: Load, knobs: Knobs) -> Rejected | None:
+    free = 0 if load.waiting else max(0, knobs.active_cap - load.active)
+    line = max(1, request.choices) - free
+    if line <= 0:
         return None
     if knobs.queue_mode == "reject":
         return Rejected(
             "no_place",
-            _retry_after(1, load),
-            f"all {knobs.active_cap} places are taken and queue_mode is reject",
+            _retry_after(line, load),
+            f"{free} of {knobs.active_cap} places are free, {line} more are needed, and "
+            "queue_mode is reject",
         )
-    if load.waiting >= knobs.queue_max:
+    if load.waiting + line > knobs.queue_max:
         return Rejected(
             "queue_full",
-            _retry_after(load.waiting - knobs.queue_max + 1, load),
+            _retry_after(load.waiting + line - knobs.queue_max, load),
             f"{load.waiting} requests wait already (queue_max={knobs.queue_max})",
         )
     return None

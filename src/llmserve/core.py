@@ -105,6 +105,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = "default"
     ttft_slo_ms: float | None = None
     """This request's own TTFT objective; None takes the knob `ttft_slo_ms`."""
+    choices: int = 1
+    """Sequences of one call that come together: the first answers for all of them at the door, and
+    the others, which have 0 here, are paid for."""
     payload: Any = None
     """An engine's own request object, carried untouched."""
 

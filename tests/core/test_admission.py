@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from llmserve.admission import Accepted, Rejected
 from llmserve.core import Request
@@ -265,6 +266,43 @@ def test_under_fair_share_the_count_is_off_by_one_a_tenant_at_most(
     told = scheduler.load(newcomer, knobs, 0).ahead
     assert scheduler.offer(newcomer, knobs, 0) == Accepted()
     assert abs(served_before("new", scheduler, knobs, 0) - told) <= 2
+
+
+def test_choices_come_in_together_or_not_at_all_and_are_told_when_all_may() -> None:
+    knobs = Knobs(rate_limit_rps=1, rate_burst=5, rate_limit_tps=10, rate_burst_tokens=100)
+    scheduler = Scheduler(1000)
+
+    def call(name: str, choices: int, now: float) -> list[Accepted | Rejected]:
+        made = (sized(f"{name}{n}", 10, now) for n in range(choices))
+        return [
+            scheduler.offer(structs.replace(each, choices=0 if n else choices), knobs, now)
+            for n, each in enumerate(made)
+        ]
+
+    assert call("a", 4, 0) == [Accepted()] * 4
+    first, *_ = call("b", 3, 0)
+    assert refused(first).retry_after_s == 2  # and not 0, as for one
+    for each in "ba":
+        for n in range(4):
+            scheduler.drop(f"{each}{n}")
+    assert call("b", 3, 2.0) == [Accepted()] * 3
+    giant, *_ = call("c", 9, 5.0)
+    assert refused(giant).retry_after_s == pytest.approx(2.0)  # a full bucket, which it overdraws
+    scheduler.check()
+
+
+def test_choices_that_do_not_all_fit_in_the_line_leave_none_of_them_there() -> None:
+    knobs = Knobs(max_active=2, queue_max=3)
+    scheduler = Scheduler(1000)
+    for choices, reason in ((6, "queue_full"), (5, None)):
+        verdict = scheduler.offer(
+            structs.replace(request(f"c{choices}"), choices=choices), knobs, 0
+        )
+        assert (verdict.reason if isinstance(verdict, Rejected) else None) == reason
+    verdict = Scheduler(1000).offer(
+        structs.replace(request("r"), choices=3), knobs.changed({"queue_mode": "reject"}), 0
+    )
+    assert refused(verdict).reason == "no_place"
 
 
 def test_what_was_lost_before_the_door_counts_too() -> None:

@@ -58,6 +58,7 @@ class Call(msgspec.Struct, frozen=True):
             priority=self.sender.priority,
             tenant=self.sender.tenant,
             ttft_slo_ms=self.sender.ttft_slo_ms,
+            choices=self.choices if choice == 0 else 0,
         )
 
     def usage(self, streams: Sequence[Stream]) -> Usage:
