@@ -7,13 +7,16 @@ from collections.abc import Callable
 
 from llmserve.admission import Rejected
 from llmserve.clock import Clock
-from llmserve.core import Chunk, Request
+from llmserve.core import Chunk, Request, StepRecord
 from llmserve.events import (
     EventBus,
     FairnessSampled,
     Finished,
+    Held,
     KnobsChanged,
+    KnobsSatisfied,
     Rejection,
+    StepRecorded,
     Submitted,
 )
 from llmserve.knobs import Applied
@@ -22,6 +25,17 @@ from llmserve.stream import Stream
 
 _FAIRNESS_S = 0.2
 """The gap of service between tenants is told at most so often."""
+
+
+def publish_step(bus: EventBus, record: StepRecord) -> None:
+    """The sink of an engine's steps: called before that step's chunks arrive."""
+    now = record.start_s + record.duration_s
+    for request_id, reason in record.held:
+        bus.publish(Held(t=now, request_id=request_id, reason=reason, step=record.index))
+    bus.publish(StepRecorded(t=now, record=record))
+    for name in record.satisfied:
+        bus.publish(KnobsSatisfied(t=now, name=name, step=record.index))
+
 
 class Announcer:
     def __init__(self, bus: EventBus, clock: Clock) -> None:

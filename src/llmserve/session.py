@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from llmserve import engines
 from llmserve.accounts import standings, tenants_frame
 from llmserve.agreements import Agreement, Keyring, Source, read_agreements, terms_of
+from llmserve.announcer import publish_step
 from llmserve.clock import MonotonicClock
 from llmserve.core import Outcome
 from llmserve.endpoint.app import build_app
@@ -33,7 +34,7 @@ from llmserve.observe.stats import Snapshot
 from llmserve.observe.trace import TraceWriter
 from llmserve.prompting import Prompt, Reply, make_request, prompt_text
 from llmserve.runtime import Runtime
-from llmserve.service import Service, publish_step
+from llmserve.service import Service
 from llmserve.user_policy import Choice, try_out
 
 if TYPE_CHECKING:

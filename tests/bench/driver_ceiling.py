@@ -20,6 +20,7 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+from llmserve.announcer import publish_step
 from llmserve.bench.client import Client
 from llmserve.bench.driver import Bench, ServiceTarget, Target
 from llmserve.bench.http import HttpTarget
@@ -29,7 +30,7 @@ from llmserve.clock import MonotonicClock
 from llmserve.engines.simulator import SimulatorEngine
 from llmserve.events import EventBus
 from llmserve.knobs import KnobBoard, Knobs
-from llmserve.service import Service, publish_step
+from llmserve.service import Service
 
 STEP = 1.25
 TRIES = 3

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llmserve.announcer import publish_step
 from llmserve.bench.cell import bench
 from llmserve.bench.workload import Workload
 from llmserve.clock import MonotonicClock
@@ -18,7 +19,7 @@ from llmserve.events import Event, EventBus, Finished, FirstToken
 from llmserve.knobs import KnobBoard
 from llmserve.observe import Telemetry
 from llmserve.runtime import Runtime
-from llmserve.service import Service, publish_step
+from llmserve.service import Service
 
 Serving = tuple[Runtime, Service, EventBus]
 ONE: dict[str, Any] = {"repeats": 1, "warmup": False}

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
+from llmserve.announcer import publish_step
 from llmserve.bench.driver import Bench, Progress, ServiceTarget
 from llmserve.bench.slo import Slo
 from llmserve.bench.workload import Workload
@@ -16,7 +17,7 @@ from llmserve.engines.simulator import SimulatorEngine
 from llmserve.events import Event, EventBus
 from llmserve.knobs import KnobBoard, Knobs
 from llmserve.observe import Telemetry
-from llmserve.service import Service, publish_step
+from llmserve.service import Service
 from support.scripted import ScriptedEngine
 
 T = TypeVar("T")

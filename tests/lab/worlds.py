@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+from llmserve.announcer import publish_step
 from llmserve.bench.driver import ServiceTarget
 from llmserve.clock import VirtualClock
 from llmserve.engines.simulator import SimulatorEngine
 from llmserve.events import EventBus
 from llmserve.knobs import KnobBoard, Knobs
 from llmserve.lab.sides import Side
-from llmserve.service import Service, publish_step
+from llmserve.service import Service
 
 
 async def nothing() -> None:

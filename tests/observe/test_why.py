@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from llmserve.announcer import publish_step
 from llmserve.bench.driver import Bench, ServiceTarget
 from llmserve.bench.workload import Workload
 from llmserve.clock import VirtualClock
@@ -14,7 +15,7 @@ from llmserve.knobs import KnobBoard, Knobs
 from llmserve.observe.spent import CAUSES, Cause
 from llmserve.observe.why import Breakdown, Why, WhyFold, explain, ruling_knob
 from llmserve.observe.why_words import COLOURS, LABELS
-from llmserve.service import Service, publish_step
+from llmserve.service import Service
 from observe.tape import dispatched, finished, first, refused, submitted, tokens
 
 

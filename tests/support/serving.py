@@ -16,6 +16,7 @@ import openai
 
 from llmserve import engines
 from llmserve.agreements import Agreement, Keyring, terms_of
+from llmserve.announcer import publish_step
 from llmserve.clock import MonotonicClock
 from llmserve.endpoint.app import build_app
 from llmserve.endpoint.cache import CacheOptions
@@ -25,7 +26,7 @@ from llmserve.events import Event, EventBus
 from llmserve.knobs import KnobBoard
 from llmserve.observe import Telemetry
 from llmserve.runtime import Runtime
-from llmserve.service import Service, publish_step
+from llmserve.service import Service
 
 KEY = "sk-test-4f1c"
 PATIENCE_S = 60.0

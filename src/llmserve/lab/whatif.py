@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmserve.announcer import publish_step
 from llmserve.bench.driver import Bench, ServiceTarget
 from llmserve.bench.report import Report
 from llmserve.bench.workload import Load, Workload
@@ -24,7 +25,7 @@ from llmserve.events import Event, EventBus, FairnessSampled, StepRecorded
 from llmserve.knobs import KnobBoard, Knobs
 from llmserve.observe.frames import requests_frame, steps_frame, tape_frame
 from llmserve.observe.requests import RequestLog, RequestRow
-from llmserve.service import Service, publish_step
+from llmserve.service import Service
 from llmserve.user_policy import Choice, try_out
 
 if TYPE_CHECKING:

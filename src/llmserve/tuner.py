@@ -1,0 +1,77 @@
+"""Changes of knobs, all or none, and the user's own policy: asked, adopted by the engine, told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+from llmserve.announcer import Announcer
+from llmserve.clock import Clock
+from llmserve.engines import Engine
+from llmserve.knobs import SPECS, Applied, KnobBoard, KnobError, differences
+from llmserve.scheduler import Scheduler
+from llmserve.user_policy import Choice, PolicyError, UserPolicy
+
+log = logging.getLogger(__name__)
+
+
+class Tuner:
+    def __init__(
+        self,
+        engine: Engine,
+        board: KnobBoard,
+        scheduler: Scheduler,
+        clock: Clock,
+        tell: Announcer,
+    ) -> None:
+        self.policy_error: PolicyError | None = None
+        self._engine = engine
+        self._board = board
+        self._scheduler = scheduler
+        self._clock = clock
+        self._tell = tell
+        self._lock = asyncio.Lock()
+
+    async def change(self, changes: Mapping[str, object], source: str, *, up: bool) -> Applied:
+        """KnobError where one is wrong. An engine that is not `up` adopts them when it is."""
+        async with self._lock:
+            before = self._board.current
+            started = self._clock.now()
+            asked = before.changed(changes)
+            if asked.policy == "custom" and self._scheduler.user_policy is None:
+                raise KnobError("policy", "register a function first, with @session.policy")
+            applied = Applied(values=asked, changed=differences(before, asked))
+            if any(SPECS[name].layer == "engine" for name in applied.changed) and up:
+                engine_part = await self._engine.apply(asked)
+                applied = replace(engine_part, changed=differences(before, engine_part.values))
+            self._board.update({name: after for name, (_, after) in applied.changed.items()})
+            applied = replace(applied, ms=(self._clock.now() - started) * 1e3)
+            self._tell.changed(applied, source)
+        return applied
+
+    async def adopt(self) -> None:
+        """Hand all knobs to an engine that has just started."""
+        before = self._board.current
+        applied = await self._engine.apply(before)
+        changed = differences(before, applied.values)
+        self._board.update({name: after for name, (_, after) in changed.items()})
+        self._tell.changed(replace(applied, changed=changed), "start")
+
+    def use(self, function: Choice) -> UserPolicy:
+        """What `policy=custom` means from now on."""
+        policy = UserPolicy(function, self._clock.now)
+        self.policy_error = None
+        self._scheduler.use(policy, self._clock.now())
+        return policy
+
+    def drop_broken_policy(self) -> None:
+        """Where a user's policy failed: the scheduler goes on by fifo already."""
+        if (broken := self._scheduler.take_broken()) is None:
+            return
+        log.error("the policy was removed, fifo goes on: %s", broken, exc_info=broken)
+        self.policy_error = broken
+        before, after = self._board.update({"policy": "fifo"})
+        applied = Applied(values=after, changed=differences(before, after))
+        self._tell.changed(applied, f"policy removed: {broken}")
