@@ -1,12 +1,17 @@
-"""The planner under everything at once: arrivals, leavers, knobs, modes, too little memory."""
+"""The planner under everything at once: arrivals, leavers, knobs, modes, too little memory, and
+prompts that share beginnings. A memory of its own does what the planner says must be copied."""
 
 from __future__ import annotations
 
+from itertools import takewhile
+
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llmserve.engines.planner import StepPlanner
+from llmserve.engines.prefix import Drop, Keep, Reuse
 from llmserve.engines.sequence import Plan, Sequence
 from llmserve.knobs import Knobs
 from support.requests import request
@@ -14,13 +19,64 @@ from support.requests import request
 MOST_STEPS = 5_000
 
 
+class Memory:
+    """What would lie in KV: with each token, all that it was computed from."""
+
+    def __init__(self, planner: StepPlanner) -> None:
+        self.planner = planner
+        self.slots: dict[str, list[tuple[int, ...]]] = {}
+        self.shelf: dict[bytes, list[tuple[int, ...]]] = {}
+        self.copied = 0
+
+    def move(self) -> None:
+        size = self.planner.pool.block_size
+        for move in self.planner.take_moves():
+            match move:
+                case Keep(key, owner, number):
+                    stretch = self.slots[owner][number * size : (number + 1) * size]
+                    assert len(stretch) == size, "what is kept was never computed"
+                    self.shelf[key] = stretch
+                case Drop(key):
+                    del self.shelf[key]
+                case Reuse(owner, sources):
+                    slot = self.slots[owner] = []
+                    for source in sources:
+                        end = len(slot) + size
+                        slot += (
+                            self.slots[source][len(slot) : end]
+                            if isinstance(source, str)
+                            else self.shelf[source]
+                        )
+                        assert len(slot) == end, "what is copied was never computed"
+                    self.copied += len(slot)
+        assert self.shelf.keys() == self.planner.pool.shelved
+
+    def run(self, plan: Plan) -> None:
+        for row in plan.rows:
+            slot = self.slots.setdefault(row.seq.id, [])
+            assert len(slot) == row.start
+            for end in range(row.start + 1, row.start + row.tokens + 1):
+                slot.append(tuple(row.seq.tokens[:end]))
+
+    def check(self) -> None:
+        """Everyone has the KV of his own tokens, all that is said to be computed."""
+        assert self.slots.keys() == {seq.id for seq in self.planner.running}
+        for seq in self.planner.running:
+            own = [tuple(seq.tokens[:end]) for end in range(1, seq.computed + 1)]
+            assert self.slots[seq.id] == own, "another's KV"
+
+
 class PlannerMachine(RuleBasedStateMachine):
     """Keeps its own account of every request, and compares after each step."""
 
-    @initialize(blocks=st.integers(2, 12), block_size=st.integers(1, 4))
-    def build(self, blocks: int, block_size: int) -> None:
+    @initialize(blocks=st.integers(2, 12), block_size=st.integers(1, 4), caching=st.booleans())
+    def build(self, blocks: int, block_size: int, caching: bool) -> None:
         self.capacity = blocks * block_size
-        self.planner = StepPlanner(kv_blocks=blocks, block_size=block_size, max_model_len=30)
+        self.caching = caching
+        self.planner = StepPlanner(
+            kv_blocks=blocks, block_size=block_size, max_model_len=30, prefix_caching=caching
+        )
+        self.memory = Memory(self.planner)
         self.knobs = Knobs(max_num_seqs=3, max_num_batched_tokens=8)
         self.now = 0.0
         self.count = 0
@@ -28,11 +84,18 @@ class PlannerMachine(RuleBasedStateMachine):
         self.ended: dict[str, str] = {}
         self.told: dict[str, str] = {}
 
-    @rule(prompt=st.integers(1, 40), reply=st.integers(1, 12))
-    def arrive(self, prompt: int, reply: int) -> None:
+    @rule(
+        prompt=st.integers(1, 40), reply=st.integers(1, 12), shared=st.integers(0, 40),
+        end=st.integers(7, 9),
+    )
+    def arrive(self, prompt: int, reply: int, shared: int, end: int) -> None:
+        """Its first `shared` tokens are those of others, the rest may be what is drawn."""
         self.count += 1
         id = f"r{self.count}"
-        one = request(id, prompt_tokens=prompt, max_tokens=reply)
+        shared = min(shared, prompt)
+        ids = (*range(shared), *[end] * (prompt - shared))
+        plain = request(id, prompt_tokens=prompt, max_tokens=reply)
+        one = msgspec.structs.replace(plain, prompt_ids=ids)
         try:
             self.here[id] = self.planner.add(one, self.now)
         except ValueError:
@@ -42,8 +105,18 @@ class PlannerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
         id = data.draw(st.sampled_from(sorted(self.here)))
-        assert self.planner.remove(id) is self.here[id]
+        self.remove(id)
         self.end(id, "left")
+
+    def remove(self, id: str) -> None:
+        assert self.planner.remove(id) is self.here[id]
+        self.memory.move()
+        self.memory.slots.pop(id, None)
+
+    @rule()
+    def reset_cache(self) -> None:
+        self.planner.reset_cache()
+        self.memory.shelf.clear()
 
     @rule(
         seqs=st.integers(1, 6),
@@ -82,12 +155,23 @@ class PlannerMachine(RuleBasedStateMachine):
             assert (waits is not None) == bool(list(self.planner.waiting))
             return
         self.told.update(plan.held)
+        self.take_in(plan)
         self.check_plan(plan, running_before, oldest)
         if leaver:
             id = plan.rows[0].seq.id
-            self.planner.remove(id)
+            self.remove(id)
             self.end(id, "left")
         self.run(plan)
+
+    def take_in(self, plan: Plan) -> None:
+        """What an engine does with a plan: copy, free, compute."""
+        copied = self.memory.copied
+        self.memory.move()
+        assert plan.cached_tokens == self.memory.copied - copied
+        assert self.caching or not plan.cached_tokens
+        for seq in plan.preempted:
+            del self.memory.slots[seq.id]
+        self.memory.run(plan)
 
     def check_plan(self, plan: Plan, running_before: set[str], oldest: str | None) -> None:
         rows = {row.seq.id: row for row in plan.rows}
@@ -131,12 +215,24 @@ class PlannerMachine(RuleBasedStateMachine):
             assert kept or len(list(self.planner.running)) >= cap
         elif head.held == "token_budget":
             assert sum(row.tokens for row in plan.rows) == self.knobs.max_num_batched_tokens
+        elif head.held == "prefix":
+            self.check_sharing(head)
         else:
             needs = self.planner.pool.needed
             free = self.planner.pool.free - sum(
                 max(0, needs(len(seq.tokens)) - len(seq.blocks)) for seq in self.planner.running
             )
             assert plan.preempted or needs(len(head.tokens)) > free
+
+    def check_sharing(self, head: Sequence) -> None:
+        """Somebody who runs computes at least half of what it would have to compute itself."""
+        common = max(
+            sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(
+                seq.tokens[: seq.prefill_end], head.tokens[:-1], strict=False,
+            )))
+            for seq in self.planner.running
+        )
+        assert 2 * common >= len(head.tokens)
 
     def run(self, plan: Plan) -> None:
         before = {row.seq.id: row.seq.generated for row in plan.rows}
@@ -148,7 +244,7 @@ class PlannerMachine(RuleBasedStateMachine):
                 assert seq.generated == before[seq.id] + samples[seq.id]
                 assert seq.tokens[: seq.prompt_tokens] == list(seq.request.prompt_ids)
                 if seq.full:
-                    self.planner.remove(seq.id)
+                    self.remove(seq.id)
                     self.end(seq.id, "length")
 
     def end(self, id: str, how: str) -> None:
@@ -161,6 +257,7 @@ class PlannerMachine(RuleBasedStateMachine):
         if not hasattr(self, "planner"):
             return
         self.planner.check()
+        self.memory.check()
         known = {seq.id for seq in (*self.planner.waiting, *self.planner.running)}
         assert known == self.here.keys()
 
@@ -184,6 +281,7 @@ class PlannerMachine(RuleBasedStateMachine):
     def step_once(self) -> None:
         plan = self.planner.plan(self.knobs, self.now)
         assert plan is not None, "work waits and nothing is planned"
+        self.take_in(plan)
         self.run(plan)
         self.planner.check()
 

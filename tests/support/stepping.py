@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+import msgspec
 
 from llmserve.core import HoldReason, Request
 from llmserve.engines.planner import StepPlanner
@@ -20,10 +22,12 @@ class Stepper:
         kv_blocks: int = 1000,
         block_size: int = 4,
         max_model_len: int = 1000,
+        prefix_caching: bool = False,
         knobs: Mapping[str, object] | None = None,
     ) -> None:
         self.planner = StepPlanner(
-            kv_blocks=kv_blocks, block_size=block_size, max_model_len=max_model_len
+            kv_blocks=kv_blocks, block_size=block_size, max_model_len=max_model_len,
+            prefix_caching=prefix_caching,
         )
         self.knobs = Knobs().changed(knobs or {})
         self.now = 0.0
@@ -36,6 +40,11 @@ class Stepper:
 
     def add(self, id: str, prompt_tokens: int = 4, max_tokens: int = 8) -> Sequence:
         return self.put(request(id, prompt_tokens=prompt_tokens, max_tokens=max_tokens))
+
+    def say(self, id: str, prompt: Iterable[int], max_tokens: int = 1) -> Sequence:
+        """Add a request with these prompt tokens."""
+        one = request(id, max_tokens=max_tokens)
+        return self.put(msgspec.structs.replace(one, prompt_ids=tuple(prompt)))
 
     def put(self, one: Request) -> Sequence:
         return self.planner.add(one, self.now)
