@@ -40,7 +40,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Serving]:
 
 
 def _of_session(session: Session) -> Serving:
-    session.set(**Knobs().as_dict())
+    session.runtime.call(session.service.set_knobs(Knobs().as_dict()))
     return Serving(
         session.service, session.telemetry, session.runtime, session._house._server, session.bus
     )

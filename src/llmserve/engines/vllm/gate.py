@@ -8,6 +8,7 @@ gets vLLM's own objects back out of the request's payload. All else goes to the 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import suppress
 from typing import Any
@@ -36,6 +37,8 @@ API_PATHS = {
 
 def build_api(llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any]) -> Any:
     """The FastAPI application, not yet told of an engine. Imports for a second: in a thread."""
+    # torch would tell whatever cell is running that there is no triton
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
