@@ -52,6 +52,14 @@ def test_an_address_that_cannot_be_is_an_oserror_that_names_the_port(host: str, 
         bind(host, port)
 
 
+def test_a_small_write_never_waits_for_the_clients_acknowledgement() -> None:
+    """Where Nagle's algorithm is on, a first token waits 40 ms behind the reply's head."""
+    with bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_stop_before_start_gives_the_port_back() -> None:
     sock = bind("127.0.0.1", 0)
     server = Server(_no_app, sock)
