@@ -38,14 +38,17 @@ INFO = EngineInfo(
     model_id="toy-storyteller",
     max_model_len=2048,
     kv_capacity_tokens=65_536,
+    block_size=16,
     ceilings={"max_num_seqs": 256, "max_num_batched_tokens": 8192},
     unsupported={"long_prefill_token_threshold": "this engine has no chunked prefill"},
 )
-ABOUT = {
+URL = "http://127.0.0.1:8000/v1"
+ABOUT: dict[str, str | int | None] = {
     "model": INFO.model_id,
     "engine": INFO.engine,
     "device": INFO.device,
-    "url": "http://127.0.0.1:8000/v1",
+    "url": URL,
+    "block_size": INFO.block_size,
 }
 
 
@@ -60,7 +63,7 @@ class NoRuntime:
 class Parts:
     """Looks like a session to a dashboard; time passes only by `play`."""
 
-    url = ABOUT["url"]
+    url = URL
     info = INFO
 
     def __init__(self) -> None:

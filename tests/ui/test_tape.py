@@ -164,6 +164,6 @@ def test_it_keeps_the_newest_steps_and_requests_and_no_more() -> None:
     assert log.news(Cursor(steps=5)).first_step == 100
 
 
-@pytest.mark.parametrize("reason", ["cap", "token_budget", "kv", "policy", "tenant_limit", "batch", "prefix"])
+@pytest.mark.parametrize("reason", get_args(HoldReason))
 def test_every_reason_for_a_wait_has_a_kind(reason: HoldReason) -> None:
     assert segments(told(submitted("a"), Held(t=0, request_id="a", reason=reason)))[0][1] == reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -67,7 +68,11 @@ def test_hovering_a_cell_tells_tokens_kv_and_why_it_waited(shown: Shown) -> None
             shown.page.mouse.move(box["x"] + 100 + x * 95, box["y"] + 4 + y * 10)
             if tip.is_visible():
                 seen.add(tip.inner_text())
-    assert any("decode: 1 token," in text and "in its KV" in text for text in seen)
+    told = "\n".join(seen)
+    kv = re.findall(r"decode: 1 token, (\d+) tokens \((\d+) blocks?\) in its KV", told)
+    assert kv
+    assert all(int(blocks) == -(-int(tokens) // 16) for tokens, blocks in kv)
+    assert re.search(r"KV of all [\d,]+ tokens \(\d+ blocks\)", told)
     assert any("waiting, cap: at most so many run at once" in text for text in seen)
 
 

@@ -123,6 +123,7 @@ class Dashboard {
     this.#rows = new Rows(snapshot.columns.length, snapshot.capacity);
     this.#marks.clear();
     this.#page.describe(snapshot.about, snapshot.window_s);
+    this.#tapeView.blockSize = snapshot.about.block_size;
   }
 
   #tick(): void {

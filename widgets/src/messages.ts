@@ -39,6 +39,8 @@ export interface About {
   engine: string;
   device: string;
   url: string;
+  /** Tokens of a KV block, where there are blocks. */
+  block_size: number | null;
 }
 
 /** What may come with any update, where it has changed. */
@@ -72,10 +74,10 @@ export interface PictureWanted {
   id: number;
 }
 
-/** number, id, tenant, priority, prompt tokens, submitted, dispatched, first token, ended, reason, tokens, preemptions */
+/** number, id, tenant, priority, prompt tokens, submitted, dispatched, first token, ended, reason, tokens, preemptions, prompt tokens from the cache */
 export type TapeRowJson = [
   number, string, string | null, number, number | null, number | null, number | null, number | null, number | null,
-  string | null, number | null, number,
+  string | null, number | null, number, number,
 ];
 
 export interface TapeMessage {

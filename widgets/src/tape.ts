@@ -24,6 +24,7 @@ export interface Row {
   reason: string | null;
   tokens: number | null;
   preemptions: number;
+  cached: number;
   /** In the order of their steps; the open one, if there is one, last. */
   segments: Segment[];
 }
@@ -98,11 +99,19 @@ export class Tape {
     return segment && segment.first <= ordinal ? segment : undefined;
   }
 
+  /** Tokens in a request's KV after the step, those that the cache gave it included. */
+  stored(row: Row, segment: Segment, ordinal: number): number {
+    const name = this.kinds[segment.kind];
+    const works = name === "prefill" || name === "decode";
+    const computed = segment.kv + (works ? segment.tokens * (ordinal - segment.first + 1) : 0);
+    return computed ? computed + row.cached : 0;
+  }
+
   #tell(json: TapeRowJson): void {
-    const [number, id, tenant, priority, promptTokens, submitted, dispatched, first, ended, reason, tokens, preemptions] = json;
+    const [number, id, tenant, priority, promptTokens, submitted, dispatched, first, ended, reason, tokens, preemptions, cached] = json;
     const segments = this.rows.get(number)?.segments ?? [];
     this.rows.set(number, {
-      number, id, tenant, priority, promptTokens, submitted, dispatched, first, ended, reason, tokens, preemptions, segments,
+      number, id, tenant, priority, promptTokens, submitted, dispatched, first, ended, reason, tokens, preemptions, cached, segments,
     });
   }
 

@@ -23,6 +23,8 @@ export class TapeView {
   readonly #probe: HTMLElement;
   readonly #onSelect: (number: number | undefined) => void;
   readonly viewport = new Viewport();
+  /** Tokens of a KV block, where there are blocks. */
+  blockSize: number | null = null;
   #shown: Row[] = [];
   #selected: number | undefined;
   #scroll = 0;
@@ -211,19 +213,27 @@ export class TapeView {
     this.#tip.hidden = !row || !segment || !step;
     if (!row || !segment || !step) return;
     const kind = kindOf(this.#tape.kinds[segment.kind]);
-    const done = segment.kv + (kind.works ? segment.tokens * (ordinal - segment.first + 1) : 0);
+    const stored = this.#tape.stored(row, segment, ordinal);
     const lines = [
       `${row.id}${row.tenant && row.tenant !== "default" ? ` of ${row.tenant}` : ""}, step ${step.index}`,
       kind.works
-        ? `${kind.label}: ${segment.tokens} token${segment.tokens === 1 ? "" : "s"}, ${done.toLocaleString("en")} in its KV`
+        ? `${kind.label}: ${segment.tokens} token${segment.tokens === 1 ? "" : "s"}, ${this.#kv(stored)} in its KV`
         : kind.label === "preempted" ? `preempted: ${kind.why}` : `waiting${kind.why ? `, ${kind.label}: ${kind.why}` : ""}`,
-      `the step: ${milliseconds(step.duration)}, ${step.prefill} prefill + ${step.decode} decode tokens, KV of all ${step.kv.toLocaleString("en")} tokens`,
+      `the step: ${milliseconds(step.duration)}, ${step.prefill} prefill + ${step.decode} decode tokens, KV of all ${this.#kv(step.kv)}`,
     ];
     this.#tip.replaceChildren(...lines.map((line) => element("div", "", undefined, line)));
     const box = this.el.getBoundingClientRect();
     const room = box.width - this.#tip.offsetWidth - 8;
     this.#tip.style.left = `${Math.max(4, Math.min(event.clientX - box.left + 14, room))}px`;
     this.#tip.style.top = `${event.clientY - box.top + 16}px`;
+  }
+
+  /** So many tokens, and the blocks that they take. */
+  #kv(tokens: number): string {
+    const words = `${tokens.toLocaleString("en")} token${tokens === 1 ? "" : "s"}`;
+    if (!this.blockSize) return words;
+    const blocks = Math.ceil(tokens / this.blockSize);
+    return `${words} (${blocks.toLocaleString("en")} block${blocks === 1 ? "" : "s"})`;
   }
 
   #listen(): void {

@@ -9,7 +9,7 @@ import { life } from "../src/waterfall.ts";
 const KINDS = ["prefill", "decode", "preempted", "waiting", "cap"];
 const OPEN = 0xffffffff;
 const row = (number: number, ended: number | null = null): TapeRowJson => [
-  number, `r${number}`, "gold", 1, 40, 0, 1, 2, ended, ended === null ? null : "stop", 7, 0,
+  number, `r${number}`, "gold", 1, 40, 0, 1, 2, ended, ended === null ? null : "stop", 7, 0, 32,
 ];
 
 /** Steps of half a second that begin at `first / 2`. */
@@ -104,7 +104,7 @@ test("a life is its queue, its work and its stalls, and they fill it", () => {
 
 test("a request that still waits has a queue up to now and nothing else", () => {
   const tape = new Tape();
-  const waiting: TapeRowJson = [0, "r", "t", 0, 9, 3, null, null, null, null, null, 0];
+  const waiting: TapeRowJson = [0, "r", "t", 0, 9, 3, null, null, null, null, null, 0, 0];
   tape.take(whole([waiting]), steps(0, 0), segments());
   assert.deepEqual(life(tape.rows.get(0)!, tape, 4.5).spans, [{ kind: "queue", start: 3, end: 4.5 }]);
   assert.equal(stateOf(tape.rows.get(0)!), "waiting");
@@ -138,4 +138,14 @@ test("an axis has round ticks, few enough to read", () => {
   assert.deepEqual(ticks(-50, 200, 4), [0, 100]);
   assert.deepEqual(ticks(1003, 1010, 20), [1003, 1004, 1005, 1006, 1007, 1008, 1009]);
   assert.ok(ticks(0, 10_000, 10).length <= 10);
+});
+
+test("what a request has in its KV grows with its steps, and what the cache gave counts", () => {
+  const tape = new Tape();
+  const message: TapeMessage = { kind: "tape", seq: 1, whole: true, first: 0, rows: [row(1)], kinds: KINDS, capacity: 100 };
+  tape.take(message, steps(0, 9), segments([1, 0, 1, "cap"], [1, 2, 2, "prefill", 8, 0], [1, 3, 8, "decode", 1, 8]));
+  const [held, prefill, decode] = tape.rows.get(1)!.segments;
+  assert.equal(tape.stored(tape.rows.get(1)!, held!, 1), 0);
+  assert.equal(tape.stored(tape.rows.get(1)!, prefill!, 2), 32 + 8);
+  assert.equal(tape.stored(tape.rows.get(1)!, decode!, 5), 32 + 8 + 3);
 });

@@ -30,6 +30,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     """Prompt and reply together, in tokens."""
     kv_capacity_tokens: int
+    block_size: int | None = None
+    """Tokens of a KV block; None where KV does not come in blocks that are known."""
     vocab_size: int | None = None
     """Token ids are below it; the endpoint refuses others. None where the engine checks itself."""
     ceilings: dict[str, int] = {}

@@ -155,6 +155,7 @@ class SimulatorEngine:
             model_id=model_id,
             max_model_len=self._planner.room,
             kv_capacity_tokens=self._planner.pool.capacity_tokens,
+            block_size=self._block_size,
             vocab_size=VOCABULARY,
             ceilings=self._ceilings,
             supports=frozenset({"reset_cache"}),

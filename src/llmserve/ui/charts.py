@@ -53,7 +53,7 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
         board: KnobBoard,
         controls: Controls,
         clock: Clock,
-        about: Mapping[str, str],
+        about: Mapping[str, str | int | None],
         playground: Playground,
     ) -> None:
         super().__init__(_esm=static("loader.js").decode())

@@ -33,7 +33,7 @@ class Outbox:
         recorder: Recorder,
         board: KnobBoard,
         controls: Controls,
-        about: Mapping[str, str],
+        about: Mapping[str, str | int | None],
         link: Link,
         playground: Playground | None,
     ) -> None:

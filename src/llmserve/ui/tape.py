@@ -82,6 +82,8 @@ class TapeRow(msgspec.Struct, gc=False):
     reason: str | None = None
     tokens: int | None = None
     preemptions: int = 0
+    cached: int = 0
+    """Prompt tokens whose KV was there already."""
     revision: int = 0
 
     def as_json(self, t0: float) -> list[object]:
@@ -89,7 +91,7 @@ class TapeRow(msgspec.Struct, gc=False):
         return [
             self.number, self.id, self.tenant, self.priority, self.prompt_tokens,
             *(None if t is None else round(t - t0, 4) for t in times),
-            self.reason, self.tokens, self.preemptions,
+            self.reason, self.tokens, self.preemptions, self.cached,
         ]  # fmt: skip
 
 
@@ -148,7 +150,8 @@ class TapeLog:
             elif isinstance(event, Dispatched):
                 self._row(event.request_id).dispatched = event.t
             elif isinstance(event, FirstToken):
-                self._row(event.request_id).first = event.t
+                row = self._row(event.request_id)
+                row.first, row.cached = event.t, event.cached_tokens
             elif isinstance(event, Finished):
                 self._end(event.request_id, event.t, event.reason, event.completion_tokens)
             elif isinstance(event, Rejection):

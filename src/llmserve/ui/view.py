@@ -72,11 +72,12 @@ class Dashboards:
         self._info = session.info
         self._service = session.service
         self._runtime = session.runtime
-        self._about = {
+        self._about: dict[str, str | int | None] = {
             "model": session.info.model_id,
             "engine": session.info.engine,
             "device": session.info.device,
             "url": session.url,
+            "block_size": session.info.block_size,
         }
         self._recorder = Recorder(
             session.telemetry, session.board, session.bus, session.clock

@@ -163,6 +163,7 @@ class TorchEngine:
             model_id=self._options.model_id,
             max_model_len=ready.max_model_len,
             kv_capacity_tokens=ready.kv_capacity_tokens,
+            block_size=self._options.block_size,
             vocab_size=ready.vocab_size,
             ceilings=self._ceilings,
             supports=frozenset(

@@ -76,6 +76,7 @@ def describe(
         model_id=options.model_id,
         max_model_len=config.model_config.max_model_len,
         kv_capacity_tokens=config.cache_config.kv_cache_size_tokens or 0,
+        block_size=config.cache_config.block_size,
         vocab_size=config.model_config.get_vocab_size(),
         ceilings=ceilings,
         unsupported=UNSUPPORTED,
