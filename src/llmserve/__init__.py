@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from llmserve.lab.remote import connect
     from llmserve.magics import load_ipython_extension, unload_ipython_extension
     from llmserve.nested import allow_nested
-    from llmserve.session import Session, serve
+    from llmserve.opening import serve
+    from llmserve.session import Session
 
 # Without any handler Python prints warnings to stderr, which is whatever cell is running.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -26,7 +27,7 @@ __all__ = [
 
 _HOMES = {
     "Session": "llmserve.session",
-    "serve": "llmserve.session",
+    "serve": "llmserve.opening",
     "connect": "llmserve.lab.remote",
     "allow_nested": "llmserve.nested",
     "load_ipython_extension": "llmserve.magics",

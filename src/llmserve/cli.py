@@ -67,7 +67,7 @@ def _help(spec: Spec) -> str:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from llmserve.session import serve
+    from llmserve.opening import serve
 
     knobs = {name: value for name in SPECS if (value := getattr(args, f"knob_{name}")) is not None}
     options: dict[str, Any] = dict(_option(text) for text in args.option)

@@ -118,7 +118,7 @@ class House:
     async def _open(self) -> None:
         await self._service.start()
         await self._server.start()
-        sampler = DeviceSampler(lambda: (os.getpid(), *self._service.engine.info.pids), self._clock)
+        sampler = DeviceSampler(lambda: (os.getpid(), *self._service.pids), self._clock)
         self._sampling = asyncio.create_task(self._sample(sampler))
 
     async def _close(self) -> None:
@@ -135,7 +135,7 @@ class House:
 
     def _pids(self) -> tuple[int, ...]:
         try:
-            return self._service.engine.info.pids
+            return self._service.pids
         except Exception:  # an engine that never started has no info
             return ()
 

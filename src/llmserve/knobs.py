@@ -290,13 +290,16 @@ class Applied:
     clamped: tuple[Clamp, ...] = ()
     adopted_step: int | None = None
     """The first engine step planned under the new values; None when the engine had no part."""
+    evicted: tuple[str, ...] = ()
+    """Requests preempted at once, where that was asked for; they go on later, with every token."""
     ms: float = 0.0
 
     def __str__(self) -> str:
-        if not self.changed and not self.clamped:
+        if not (self.changed or self.clamped or self.evicted):
             return "nothing changed"
         parts = [f"{k}: {old} → {new}" for k, (old, new) in self.changed.items()]
         parts += [f"{c.name}: asked {c.asked}, got {c.got} ({c.why})" for c in self.clamped]
+        parts += [f"{len(self.evicted)} running preempted"] * bool(self.evicted)
         step = "" if self.adopted_step is None else f" at step {self.adopted_step}"
         return f"{'; '.join(parts)}{step} ({self.ms:.1f} ms)"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -79,6 +79,27 @@ def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -
         tenant=str(tenant),
         ttft_slo_ms=None if slo_ms is None else float(slo_ms),
     )
+
+
+async def collect(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> Outcome:
+    return await service.submit(make_request(service, prompt, options)).collect()
+
+
+async def pieces_of(
+    service: Service, prompt: Prompt, options: Mapping[str, Any]
+) -> AsyncGenerator[str, None]:
+    """The reply's text as it comes. Closing this cancels the request."""
+    stream = service.submit(make_request(service, prompt, options))
+    try:
+        async for chunk in stream:
+            if text := chunk.text + "".join(more.text for more in stream.ready()):
+                yield text
+    finally:
+        stream.cancel()
+
+
+async def next_piece(pieces: AsyncGenerator[str, None]) -> str | None:
+    return await anext(pieces, None)
 
 
 def prompt_text(service: Service, request_id: str) -> str | None:

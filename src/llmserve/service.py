@@ -59,12 +59,18 @@ class Service:
         self._lobby = Lobby(self._scheduler, clock, self._tell)
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
+        self._at_the_gate = 0
         self._ids = itertools.count(1)
 
     @property
     def ready(self) -> bool:
         """The engine takes requests; while it does not, they wait."""
         return self.keeper.ready
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The engine's processes, as far as it holds any now."""
+        return self.engine.info.pids if self.keeper.holds else ()
 
     def new_id(self, prefix: str) -> str:
         return f"{prefix}-{next(self._ids)}"
@@ -99,9 +105,14 @@ class Service:
         """Refused where its tenant's rate of requests says no to one whose reply is here."""
         self._admit(request, self._scheduler.offer_kept)
 
-    async def set_knobs(self, changes: Mapping[str, object], source: str = "code") -> Applied:
-        """Change knobs, all or none (KnobError); return once the engine has adopted them."""
-        applied = await self._tuner.change(changes, source, up=self.ready)
+    async def set_knobs(
+        self, changes: Mapping[str, object], source: str = "code", *, evict: object = False
+    ) -> Applied:
+        """Change knobs, all or none (KnobError); return once the engine has adopted them.
+
+        evict: what runs above a lowered `max_num_seqs` makes room at once, where the engine can.
+        """
+        applied = await self._tuner.change(changes, source, up=self.ready, evict=evict)
         self._pump()
         return applied
 
@@ -137,6 +148,34 @@ class Service:
     def find(self, request_id: str) -> Request | None:
         """A request that waits or runs."""
         return self._lobby.find(request_id) or self._runner.find(request_id)
+
+    async def when_up(self) -> None:
+        """For requests that only the running engine can read: wait as in the line for it.
+
+        EngineError where it does not come, Refused after `queue_timeout_s`, or where so many wait
+        already that one more would be refused.
+        """
+        if self.ready:
+            return
+        knobs, limit = self.board.current, self.board.current.queue_timeout_s
+        waiting = self._scheduler.waiting + self._at_the_gate
+        if knobs.queue_mode == "reject":
+            raise Refused(Rejected("no_place", message="the engine takes no requests now"))
+        if waiting >= knobs.queue_max:
+            raise Refused(Rejected("queue_full", message=f"{waiting} requests wait for the engine"))
+        self.keeper.wanted()
+        self._at_the_gate += 1
+        try:
+            async with asyncio.timeout(limit):
+                await self.keeper.up()
+        except TimeoutError:
+            told = f"the engine did not come up within {limit:g} s (queue_timeout_s)"
+            raise Refused(Rejected("queue_timeout", message=told)) from None
+        finally:
+            self._at_the_gate -= 1
+
+    async def drain(self, seconds: float, told: Exception) -> int:
+        return await self._runner.drain(seconds, told)
 
     async def came_up(self) -> None:
         await self._tuner.adopt()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -20,19 +19,18 @@ from llmserve.accounts import standings, tenants_frame
 from llmserve.agreements import Agreement, Keyring, Source, read_agreements, terms_of
 from llmserve.announcer import publish_step
 from llmserve.clock import MonotonicClock
-from llmserve.core import Outcome
 from llmserve.endpoint.app import build_app
 from llmserve.endpoint.cache import CacheOptions
 from llmserve.endpoint.server import Server, bind
 from llmserve.engines import EngineInfo
 from llmserve.events import EventBus
 from llmserve.house import Freed, House, Switches
-from llmserve.knobs import SPECS, Applied, KnobBoard, Knobs
+from llmserve.knobs import Applied, KnobBoard, Knobs
 from llmserve.observe import Telemetry, Why
 from llmserve.observe.lifecycle import LifecycleLog, LogOptions
 from llmserve.observe.stats import Snapshot
 from llmserve.observe.trace import TraceWriter
-from llmserve.prompting import Prompt, Reply, make_request, prompt_text
+from llmserve.prompting import Prompt, Reply, collect, next_piece, pieces_of, prompt_text
 from llmserve.runtime import Runtime
 from llmserve.service import Service
 from llmserve.user_policy import Choice, try_out
@@ -51,57 +49,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Choice)
 
 
-def serve(
-    model: str | None = None,
-    engine: str = "auto",
-    *,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    api_key: str | None = None,
-    api_keys: Source = None,
-    knobs: Mapping[str, object] | None = None,
-    response_cache: bool | Mapping[str, object] | None = None,
-    log_requests: bool | str | os.PathLike[str] | Mapping[str, object] | None = None,
-    switch_interval_s: float | None = 5e-5,
-    **options: object,
-) -> Session:
-    """Start a server in this process's background and return when it answers.
-
-    model: a hub id or a folder; None is the bundled toy storyteller.
-    engine: "torch", "vllm", "simulator", or "auto": vllm where there is a GPU, else torch.
-    port: 0 takes a free one; a taken one raises OSError here, in the cell.
-    api_key: None makes a random one. It is never printed; read `session.api_key`.
-    api_keys: keys of tenants, with their terms: a mapping or a JSON file (`agreements.py`), else
-        the environment's LLMSERVE_API_KEYS. A request with such a key is that tenant's.
-    response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
-    log_requests: a JSON line per request: to a file, or with True to the logger
-        `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.
-    switch_interval_s: the interpreter's thread switch interval while serving, so that a cell that
-        computes does not starve delivery; it costs such a cell a few per cent. None leaves it.
-    options: names of knobs are their first values; the rest goes to the engine, which refuses
-        what it does not know by name (TypeError).
-
-    Raises EngineError with the engine's own last words where it cannot start. Keep the session in
-    a variable: one that nobody holds any more closes itself.
-    """
-    first = {name: options.pop(name) for name in list(options) if name in SPECS}
-    first.update(knobs or {})
-    return Session(
-        model=model,
-        engine=engines.default() if engine == "auto" else engine,
-        address=(host, port),
-        api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
-        knobs=Knobs().changed(first),
-        switches=Switches(switch_interval_s),
-        agreements=read_agreements(api_keys),
-        cache=CacheOptions.read(response_cache),
-        log=LogOptions.read(log_requests),
-        options=options,
-    )
-
-
 class Session:
-    """A running server. Use `serve` to make one; `with serve() as session:` closes it after."""
+    """A running server. Use `llmserve.serve` to make one; `with serve() as session:` closes it
+    after."""
 
     def __init__(
         self,
@@ -187,19 +137,18 @@ class Session:
         sampling: the fields of SamplingParams, and `priority`, `tenant`, `ttft_slo_ms`, `raw` (no
             template).
         """
-        return Reply.of(self.runtime.call(self._collect(prompt, sampling)))
+        return Reply.of(self.runtime.call(collect(self.service, prompt, sampling)))
 
     async def agenerate(self, prompt: Prompt, **sampling: Any) -> Reply:
         """As `generate`, from any event loop."""
-        return Reply.of(
-            await asyncio.wrap_future(self.runtime.submit(self._collect(prompt, sampling)))
-        )
+        asked = self.runtime.submit(collect(self.service, prompt, sampling))
+        return Reply.of(await asyncio.wrap_future(asked))
 
     def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[str]:
         """Pieces of the reply as they come. Leaving the loop early stops the generation."""
-        pieces = self._pieces(prompt, sampling)
+        pieces = pieces_of(self.service, prompt, sampling)
         try:
-            while (piece := self.runtime.call(_next(pieces))) is not None:
+            while (piece := self.runtime.call(next_piece(pieces))) is not None:
                 yield piece
         finally:
             if not self.closed:
@@ -207,10 +156,10 @@ class Session:
 
     async def astream(self, prompt: Prompt, **sampling: Any) -> AsyncIterator[str]:
         """As `stream`, from any event loop."""
-        pieces = self._pieces(prompt, sampling)
+        pieces = pieces_of(self.service, prompt, sampling)
         try:
             while True:
-                piece = await asyncio.wrap_future(self.runtime.submit(_next(pieces)))
+                piece = await asyncio.wrap_future(self.runtime.submit(next_piece(pieces)))
                 if piece is None:
                     return
                 yield piece
@@ -218,12 +167,36 @@ class Session:
             if not self.closed:
                 await asyncio.wrap_future(self.runtime.submit(pieces.aclose()))
 
-    def set(self, **changes: object) -> Applied:
+    def set(self, *, evict: object = False, **changes: object) -> Applied:
         """Change knobs while requests flow; returns once the engine has taken them up.
+
+        evict: requests above a lowered max_num_seqs are preempted at once (they go on later, and
+        lose no token) instead of ending first; of the engines, vLLM can.
 
         Raises KnobError, and changes nothing, where a name or value is wrong.
         """
-        return self.runtime.call(self.service.set_knobs(changes, source="code"))
+        return self.runtime.call(self.service.set_knobs(changes, source="code", evict=evict))
+
+    def sleep(self, level: int = 1, *, drain_s: float = 30.0) -> str:
+        """Give the engine's memory back until `wake`; a sentence says what that came to.
+
+        Requests in the engine may end first, for `drain_s` seconds; later ones are ended with an
+        error that says so. Requests that come meanwhile wait, `queue_timeout_s` at most, and are
+        served after `wake`. level: of vLLM on a GPU, 1 keeps the weights in host memory, 2 drops
+        them; an engine without a sleep of its own is stopped, and started by `wake`.
+        """
+        return self.runtime.call(self.service.keeper.sleep(level, drain_s))
+
+    def wake(self) -> str:
+        """Let the engine serve again, with the knobs as they are now. EngineError if it cannot."""
+        return self.runtime.call(self.service.keeper.wake())
+
+    def restart(self, *, drain_s: float = 5.0) -> str:
+        """A new engine, in whatever state this one is; who waits goes on waiting meanwhile.
+
+        Requests in the engine may end first, for `drain_s` seconds.
+        """
+        return self.runtime.call(self.service.keeper.restart(drain_s))
 
     def policy(self, function: F) -> F:
         """Let your function choose who goes next, as a decorator: `policy=custom` from now on.
@@ -351,24 +324,6 @@ class Session:
             return "<llmserve session, closed>"
         return f"<llmserve session {self.info.model_id} on {self.info.engine}, {self.url}>"
 
-    async def _collect(self, prompt: Prompt, sampling: Mapping[str, Any]) -> Outcome:
-        return await self.service.submit(make_request(self.service, prompt, sampling)).collect()
-
     async def _agree(self, agreements: Mapping[str, Agreement]) -> None:
         self._keyring.replace(agreements)
         self.service.agree(terms_of(agreements))
-
-    async def _pieces(self, prompt: Prompt, sampling: Mapping[str, Any]) -> Any:
-        stream = self.service.submit(make_request(self.service, prompt, sampling))
-        try:
-            async for chunk in stream:
-                if text := chunk.text + "".join(more.text for more in stream.ready()):
-                    yield text
-        finally:
-            stream.cancel()
-
-
-async def _next(pieces: Any) -> str | None:
-    piece: str | None = await anext(pieces, None)
-    return piece
-

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol, cast
 
 from llmserve.announcer import Announcer
 from llmserve.clock import Clock
@@ -15,6 +16,14 @@ from llmserve.scheduler import Scheduler
 from llmserve.user_policy import Choice, PolicyError, UserPolicy
 
 log = logging.getLogger(__name__)
+
+
+class Evicts(Protocol):
+    """An engine that lists "evict" in `info.supports`."""
+
+    async def evict(self) -> tuple[str, ...]:
+        """Preempt what runs above `max_num_seqs` at once; the ids of those. They lose no token."""
+        ...
 
 
 class Tuner:
@@ -34,8 +43,11 @@ class Tuner:
         self._tell = tell
         self._lock = asyncio.Lock()
 
-    async def change(self, changes: Mapping[str, object], source: str, *, up: bool) -> Applied:
+    async def change(
+        self, changes: Mapping[str, object], source: str, *, up: bool, evict: object = False
+    ) -> Applied:
         """KnobError where one is wrong. An engine that is not `up` adopts them when it is."""
+        self._check_eviction(evict)
         async with self._lock:
             before = self._board.current
             started = self._clock.now()
@@ -47,6 +59,8 @@ class Tuner:
                 engine_part = await self._engine.apply(asked)
                 applied = replace(engine_part, changed=differences(before, engine_part.values))
             self._board.update({name: after for name, (_, after) in applied.changed.items()})
+            if evict and up:
+                applied = replace(applied, evicted=await cast("Evicts", self._engine).evict())
             applied = replace(applied, ms=(self._clock.now() - started) * 1e3)
             self._tell.changed(applied, source)
         return applied
@@ -58,6 +72,16 @@ class Tuner:
         changed = differences(before, applied.values)
         self._board.update({name: after for name, (_, after) in changed.items()})
         self._tell.changed(replace(applied, changed=changed), "start")
+
+    def _check_eviction(self, evict: object) -> None:
+        if not isinstance(evict, bool):
+            raise KnobError("evict", f"evict is true or false, not {evict!r}")
+        if evict and "evict" not in (info := self._engine.info).supports:
+            raise KnobError(
+                "evict",
+                f"the {info.engine} engine cannot preempt on demand: leave evict out, and requests "
+                "above a lowered max_num_seqs end first",
+            )
 
     def use(self, function: Choice) -> UserPolicy:
         """What `policy=custom` means from now on."""

@@ -18,7 +18,7 @@ LAYERS = [
     ("scheduler",), ("engines",), ("observe",), ("stream",), ("announcer",), ("lobby",),
     ("keeper",), ("runner",), ("tuner",), ("service",),
     ("endpoint",), ("figures",), ("bench",), ("lab",), ("prompting",), ("accounts",), ("house",),
-    ("ui",), ("session",),
+    ("ui",), ("session",), ("opening",),
     ("completion", "knobs_page", "magics", "nested", "bench_cli", "cli", "__init__"),
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from core.test_service import World, run
 from llmserve.core import Request
 from llmserve.events import Dispatched, KnobsChanged
 from llmserve.knobs import KnobError, Knobs
 from llmserve.user_policy import LedgerView, PolicyError, try_out
+from support.scripted_world import World, run
 
 Waiting = tuple[Request, ...]
 ONE = Knobs(max_active=1)

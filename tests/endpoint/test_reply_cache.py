@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from core.test_service import World, run
 from llmserve.core import Request
 from llmserve.endpoint.cache import CacheOptions, ReplyCache
 from llmserve.engines import EngineError
@@ -16,6 +15,7 @@ from llmserve.events import CacheLooked, Rejection, Submitted
 from llmserve.knobs import Knobs
 from llmserve.stream import Refused
 from support.requests import request
+from support.scripted_world import World, run
 
 
 def asked(id: str, world: World, **sampling: Any) -> Request:

@@ -6,7 +6,7 @@ from support.shells import Shell
 
 def test_subcommands_complete_and_nothing_else_mixes_in(ip: Shell) -> None:
     assert ip.completions("%llmserve sta") == ["start", "status"]
-    assert ip.completions("%llmserve help re") == ["requests"]
+    assert ip.completions("%llmserve help re") == ["requests", "restart"]
     assert "dashboard" in ip.completions("%llmserve ")
 
 
@@ -22,7 +22,7 @@ def test_knob_names_and_values_complete(ip: Shell) -> None:
     assert ip.completions("%llmserve set policy=") == list(SPECS["policy"].choices)
     assert ip.completions("%llmserve set max_num_seqs=4 policy=pri") == ["priority"]
     assert ip.completions("%llmserve start batching=st") == ["static"]
-    assert ip.completions("%llmserve set ") == [f"{name}=" for name in SPECS]
+    assert ip.completions("%llmserve set ") == [*(f"{name}=" for name in SPECS), "--evict"]
     assert ip.completions("%llmserve set queue_timeout_s=") == ["120"]
 
 

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from itertools import pairwise
 
+import msgspec
+
 from llmserve.core import Chunk, Request
 from llmserve.engines import EngineError, EngineInfo
 from llmserve.knobs import Applied, Clamp, Knobs, differences
@@ -38,6 +40,11 @@ class ScriptedEngine:
         self.starts = 0
         self.fail_next: Exception | None = None
         self.start_failures = 0
+        self.stops = 0
+        self.applied: list[Knobs] = []
+        self.lives = asyncio.Event()
+        """Clear it, and the next start takes until it is set."""
+        self.lives.set()
         self.info = EngineInfo(
             engine="scripted", model_id="script", max_model_len=100, kv_capacity_tokens=1000
         )
@@ -50,14 +57,17 @@ class ScriptedEngine:
 
     async def start(self) -> None:
         self.starts += 1
+        await self.lives.wait()
         if self.start_failures:
             self.start_failures -= 1
             raise EngineError("it did not start")
 
     async def stop(self) -> None:
+        self.stops += 1
         self._gate.set()
 
     async def apply(self, knobs: Knobs) -> Applied:
+        self.applied.append(knobs)
         if knobs.max_num_seqs <= self._ceiling:
             return Applied(knobs, {}, adopted_step=7)
         got = knobs.changed({"max_num_seqs": self._ceiling})
@@ -81,3 +91,30 @@ class ScriptedEngine:
         finally:
             self.here.remove(request.id)
             self.freed.append(request.id)
+
+
+class DozingEngine(ScriptedEngine):
+    """With a sleep of its own, and eviction."""
+
+    def __init__(self, pieces: Sequence[str], gap_s: float = 0.0) -> None:
+        super().__init__(pieces, gap_s)
+        self.info = msgspec.structs.replace(self.info, supports=frozenset({"sleep", "evict"}))
+        self.slept: list[int] = []
+        self.woken = 0
+        self.wake_failures = 0
+        self.evictions = 0
+
+    async def sleep(self, level: int) -> str:
+        assert self.here == [], "it was put to sleep with requests in it"
+        self.slept.append(level)
+        return f"asleep at level {level}"
+
+    async def wake(self) -> None:
+        self.woken += 1
+        if self.wake_failures:
+            self.wake_failures -= 1
+            raise EngineError("it does not wake")
+
+    async def evict(self) -> tuple[str, ...]:
+        self.evictions += 1
+        return tuple(self.here[self.applied[-1].max_num_seqs :])

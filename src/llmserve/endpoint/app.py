@@ -17,6 +17,7 @@ from llmserve.endpoint.cache import CacheOptions
 from llmserve.endpoint.errors import SERVING_ERRORS, ApiError, ClientGone, as_api_error
 from llmserve.endpoint.generation import Generation
 from llmserve.endpoint.knobs import knob_routes
+from llmserve.endpoint.life import life_routes
 from llmserve.endpoint.models import model_routes
 from llmserve.endpoint.openai import ChatBody, CompletionBody
 from llmserve.endpoint.own_api import OwnApi
@@ -43,6 +44,7 @@ def build_app(
             *model_routes(served),
             *watch_routes(served, telemetry),
             *knob_routes(served),
+            *life_routes(service.keeper),
         ],
         middleware=[
             Middleware(KeyGate, keyring),

@@ -85,10 +85,13 @@ def aborted() -> ApiError:
     return ApiError(503, "the request was stopped before it was done", code="aborted")
 
 
-def starting() -> ApiError:
-    return ApiError(
-        503, "the model is still loading", code="not_ready", headers=_retry_after(None)
-    )
+def not_ready(state: str = "new") -> ApiError:
+    message = {
+        "asleep": "the engine sleeps until POST /llmserve/wake; requests wait",
+        "failed": "the engine does not start; the next request tries again",
+        "new": "the model is still loading",
+    }.get(state, "the engine is being restarted; requests wait")
+    return ApiError(503, message, code="not_ready", headers=_retry_after(None))
 
 
 def stopping() -> ApiError:

@@ -44,10 +44,15 @@ class _Knobs:
         )
 
     async def _change(self, request: Request) -> Response:
-        """All of the object's changes or, with 400, none. Returns once the engine has them."""
+        """All of the object's changes or, with 400, none. Returns once the engine has them.
+
+        `"evict": true` among them is no knob: what runs above a lowered cap makes room at once.
+        """
         raw = await read_json(request.scope, request.receive)
         changes = openai.decode(raw, dict[str, Any])
-        return json_response(await self._served.service.set_knobs(changes, source="http"))
+        evict = changes.pop("evict", False)
+        change = self._served.service.set_knobs(changes, source="http", evict=evict)
+        return json_response(await change)
 
 
 def _described(spec: Spec) -> dict[str, Any]:

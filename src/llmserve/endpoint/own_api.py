@@ -22,12 +22,12 @@ from llmserve.endpoint.errors import (
     ApiError,
     ClientGone,
     as_api_error,
-    starting,
+    not_ready,
 )
 from llmserve.endpoint.held import Call, Held, blamed
 from llmserve.endpoint.openai import MAX_CHOICES, MAX_SEQUENCES, understood
 from llmserve.endpoint.sender import Claims, Sender, sender
-from llmserve.engines import HasApi
+from llmserve.engines import EngineError, HasApi
 from llmserve.service import Service
 from llmserve.stream import Stream
 
@@ -37,6 +37,7 @@ class _Asked(NamedTuple):
     sender: Sender
     own_id: bool
     """The client chose the request's id, and may choose the same one twice."""
+    arrived: float
 
 
 _ASKED: ContextVar[_Asked] = ContextVar("llmserve_asked")
@@ -62,20 +63,20 @@ class OwnApi:
             await Answer(send).fail(as_api_error(error))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._service.ready:
-            raise starting()
+        arrived = self._service.clock.now()
+        if self._service.keeper.state == "new":
+            raise not_ready()
         posted = scope["method"] == "POST"
         body = await read_json(scope, receive) if posted else b""
         fields = _fields(body) if posted else {}
         if posted:
             _check_choices(fields)
-        call = Call(scope["path"], fields, self._service.engine.info.max_model_len)
         who = sender(scope, understood(fields, Claims))
         own_id = any(name == b"x-request-id" for name, _ in scope["headers"])
-        engine = cast("HasApi", self._service.engine)
-        app = await engine.api(self._submit)
+        app = await self._application()
+        call = Call(scope["path"], fields, self._service.engine.info.max_model_len)
         held = Held(send, call)
-        token = _ASKED.set(_Asked(call, who, own_id))
+        token = _ASKED.set(_Asked(call, who, own_id, arrived))
         try:
             await app(scope, _replay(body, receive), held)
         except SERVING_ERRORS:  # applications tell their client of an error and raise it as well
@@ -83,6 +84,17 @@ class OwnApi:
                 raise
         finally:
             _ASKED.reset(token)
+
+    async def _application(self) -> ASGIApp:
+        """The engine's, waiting for one that is being restarted or sleeps."""
+        engine = cast("HasApi", self._service.engine)
+        await self._service.when_up()
+        try:
+            return await engine.api(self._submit)
+        except EngineError:  # it died while nobody looked
+            self._service.keeper.died()
+            await self._service.when_up()
+            return await engine.api(self._submit)
 
     def _submit(
         self,
@@ -93,12 +105,12 @@ class OwnApi:
         priority: int | None,
         payload: object,
     ) -> _Submitted:
-        call, who, own_id = _ASKED.get()
+        call, who, own_id, arrived = _ASKED.get()
         request = Request(
             id=self._service.new_id(id) if own_id else id,
             prompt_ids=prompt_ids,
             sampling=sampling,
-            arrival=self._service.clock.now(),
+            arrival=arrived,
             priority=who.priority if priority is None else priority,
             tenant=who.tenant,
             ttft_slo_ms=who.ttft_slo_ms,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmserve.endpoint.cache import CacheOptions, ReplyCache
-from llmserve.endpoint.errors import ApiError, starting
+from llmserve.endpoint.errors import ApiError, not_ready
 from llmserve.endpoint.logprobs import TokenTexts
 from llmserve.engines import EngineInfo, Tokenizer
 from llmserve.service import Service
@@ -15,17 +15,14 @@ class Served:
     def __init__(self, service: Service, cache: CacheOptions | None = None) -> None:
         self.service = service
         self.cache = ReplyCache(service, cache)
-        self._info: EngineInfo | None = None
         self._texts: TokenTexts | None = None
 
     @property
     def info(self) -> EngineInfo:
-        """While a dead engine is being restarted this is what it was: requests may queue."""
-        if self.service.ready:
-            self._info = self.service.engine.info
-        if self._info is None:
-            raise starting()
-        return self._info
+        """While the engine sleeps or is restarted this is what it was: requests may queue."""
+        if self.service.keeper.state == "new":
+            raise not_ready()
+        return self.service.engine.info
 
     @property
     def tokenizer(self) -> Tokenizer:

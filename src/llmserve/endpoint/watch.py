@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmserve.endpoint.answers import json_response
-from llmserve.endpoint.errors import ApiError, starting
+from llmserve.endpoint.errors import ApiError, not_ready
 from llmserve.endpoint.served import Served
 from llmserve.observe import Telemetry
 
@@ -32,7 +32,7 @@ class _Watch:
 
     async def health(self, request: Request) -> Response:
         if not self._service.ready:
-            raise starting()
+            raise not_ready(self._service.keeper.state)
         return json_response({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:

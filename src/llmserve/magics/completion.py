@@ -68,7 +68,7 @@ def _after(done: list[str], last: str, parser: grammar.Parser) -> list[str]:
     if last.startswith("-"):
         return list(options)
     knobs = [f"{knob}=" for knob in SPECS] if done[0] in ("start", "set") else []
-    return [*knobs, *options] if done[0] != "set" else knobs
+    return [*knobs, *options]
 
 
 def _values(name: str, options: dict[str, Any]) -> list[str]:

@@ -80,7 +80,7 @@ class Face:
 
     def _start(self, asked: dict[str, Any]) -> None:
         from llmserve.clock import MonotonicClock
-        from llmserve.session import serve
+        from llmserve.opening import serve
 
         clock = MonotonicClock()
         began = clock.now()
@@ -109,8 +109,8 @@ class Face:
         plain, changes = grammar.assignments(args.changes, "%llmserve set")
         if plain:
             raise Problem(f"%llmserve set takes name=value, not {plain[0]!r}")
-        if changes:
-            show(note(str(session.set(**changes))))
+        if changes or args.evict:
+            show(note(str(session.set(**changes, evict=args.evict))))
         else:
             show(cards.knob_table(session.knobs, session.info.unsupported))
 
@@ -161,6 +161,24 @@ class Face:
             "key": f"{self._name}.api_key",
         }
         show(cards.table(rows))
+
+    def _do_sleep(self, args: argparse.Namespace) -> None:
+        session = self._need()
+        with Elapsed("Going to sleep") as line:
+            told = session.sleep(args.level, drain_s=args.drain)
+        line.update(note(_sentence(told)))
+
+    def _do_wake(self, args: argparse.Namespace) -> None:
+        session = self._need()
+        with Elapsed("Waking up") as line:
+            told = session.wake()
+        line.update(note(_sentence(told)))
+
+    def _do_restart(self, args: argparse.Namespace) -> None:
+        session = self._need()
+        with Elapsed("Restarting the engine") as line:
+            told = session.restart(drain_s=args.drain)
+        line.update(note(_sentence(told)))
 
     def _do_stop(self, args: argparse.Namespace) -> None:
         session = self._running()
@@ -242,6 +260,10 @@ def _telling(command: Callable[[Any], Any], args: Any) -> Any:
         raise Problem(str(error)) from error
     except CancelledError:
         raise Problem("the server was stopped while this ran") from None
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _unknown_option(engine: str, error: TypeError) -> str:

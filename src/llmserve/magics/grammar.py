@@ -36,6 +36,9 @@ SUMMARIES = {
     "sweep": "measure every combination of knobs and loads, without a restart",
     "compare": "two settings in turns on the same arrivals, with a verdict",
     "url": "the addresses for clients",
+    "sleep": "give the engine's memory back until wake; requests wait meanwhile",
+    "wake": "serve again after sleep",
+    "restart": "start the engine anew; requests wait meanwhile",
     "stop": "stop it and say what was freed",
     "help": "this, or the options of one subcommand",
 }
@@ -89,7 +92,8 @@ def build_parsers() -> dict[str, Parser]:
         for name, summary in SUMMARIES.items()
     }
     _start(parsers["start"])
-    parsers["set"].add_argument("changes", nargs="*", metavar="name=value")
+    _set(parsers["set"])
+    _life(parsers)
     _ask(parsers["ask"])
     for table in ("requests", "steps"):
         parsers[table].add_argument("--last", type=int, default=20, metavar="N", help="rows")
@@ -112,6 +116,26 @@ def _start(parser: Parser) -> None:
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="what computes")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--force", action="store_true", help="stop what runs and start anew")
+
+
+def _set(parser: Parser) -> None:
+    parser.add_argument("changes", nargs="*", metavar="name=value")
+    parser.add_argument(
+        "--evict", action="store_true",
+        help="preempt at once what runs above max_num_seqs, where the engine can (vllm)",
+    )  # fmt: skip
+
+
+def _life(parsers: Mapping[str, Parser]) -> None:
+    parsers["sleep"].add_argument(
+        "level", nargs="?", type=int, choices=(1, 2), default=1,
+        help="vLLM on a GPU: 1 keeps the weights in host memory, 2 drops them",
+    )  # fmt: skip
+    for name, seconds in (("sleep", 30.0), ("restart", 5.0)):
+        parsers[name].add_argument(
+            "--drain", type=float, default=seconds, metavar="S",
+            help=f"seconds in which running requests may end first; {seconds:g} unless told",
+        )  # fmt: skip
 
 
 def _ask(parser: Parser) -> None:

@@ -60,6 +60,8 @@ NAMES = (
     Name("vllm.v1.engine.async_llm", "AsyncLLM.from_vllm_config", "starts the engine"),
     Name("vllm.v1.engine.async_llm", "AsyncLLM.errored", "notices that the engine died"),
     Name("vllm.v1.engine.async_llm", "AsyncLLM.pause_generation", "pause"),
+    Name("vllm.v1.engine.async_llm", "AsyncLLM.sleep", "sleep"),
+    Name("vllm.v1.engine.async_llm", "AsyncLLM.wake_up", "wake"),
     Name("vllm.v1.engine.exceptions", "EngineDeadError", "the engine died"),
     Name("vllm.exceptions", "VLLMClientError", "a wrong parameter is the client's fault"),
     Name("vllm.entrypoints.launchers.app", "build_app", "vLLM's own API"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
@@ -57,6 +57,7 @@ class VllmEngine:
         self._knobs = Knobs()
         self._fewest_tokens = 1
         self._by_priority = False
+        self._weights_dropped = False
         self._api: tuple[Any, Any] | None = None
         self._api_lock = asyncio.Lock()
 
@@ -147,7 +148,8 @@ class VllmEngine:
                 "this vLLM was not started with enable_sleep_mode=True (a CPU build has none): "
                 "the engine was stopped instead, and wake starts it again"
             )
-        await llm.sleep(level, mode="wait")
+        await self._while_alive(llm.sleep(level, mode="wait"))
+        self._weights_dropped = level == 2
         weights = "moved to host memory" if level == 1 else "dropped"
         return f"vLLM sleeps at level {level}: its KV is freed, its weights are {weights}"
 
@@ -155,8 +157,13 @@ class VllmEngine:
         """Back to where knobs can be applied and requests served."""
         if self._llm is None:
             await self.start()
-        elif await self._llm.is_sleeping():
-            await self._llm.wake_up()
+            return
+        llm = self._running()
+        await self._while_alive(llm.wake_up(["weights"]))
+        if self._weights_dropped:
+            await self._while_alive(llm.collective_rpc("reload_weights"))
+            self._weights_dropped = False
+        await self._while_alive(llm.wake_up(["kv_cache"]))
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         from vllm.exceptions import VLLMClientError
@@ -199,10 +206,14 @@ class VllmEngine:
         return self._llm
 
     async def _call(self, method: str, *args: object) -> Any:
-        """A method of the engine core, between two of its steps; EngineError when it died, which
-        vLLM's own client would wait for for ever."""
-        llm = self._running()
-        call = asyncio.ensure_future(llm.engine_core.call_utility_async(method, *args))
+        """A method of the engine core, between two of its steps."""
+        core = self._running().engine_core
+        return await self._while_alive(core.call_utility_async(method, *args))
+
+    async def _while_alive(self, question: Coroutine[Any, Any, Any]) -> Any:
+        """EngineError when the engine dies over it, which vLLM's own client would wait for for
+        ever."""
+        llm, call = self._llm, asyncio.ensure_future(question)
         try:
             while not (await asyncio.wait({call}, timeout=DEATH_POLL_S))[0]:
                 if llm.errored:

@@ -69,7 +69,7 @@ def make_client(llm: Any, submit: Submit) -> Any:
     """An instance of vLLM's abstract EngineClient: ours where `Gate` says so, else the AsyncLLM."""
     from vllm.engine.protocol import EngineClient
 
-    ours = {"generate", "abort"}
+    ours = {"generate", "abort", "errored", "is_running"}
     forwarded = {name: _forward(name) for name in EngineClient.__abstractmethods__ - ours}
     inherited = {
         name: _forward(name)
@@ -88,6 +88,10 @@ class Gate:
         self.llm = llm
         self._submit = submit
         self._open: dict[str, list[Submission]] = {}
+
+    errored, is_running = False, True
+    """So it says of an engine that has just died, too: a request goes to our door all the same,
+    and waits there for the next one."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.llm, name)

@@ -1,0 +1,64 @@
+"""`serve`: a Session from plain arguments."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+
+from llmserve import engines
+from llmserve.agreements import Source, read_agreements
+from llmserve.endpoint.cache import CacheOptions
+from llmserve.house import Switches
+from llmserve.knobs import SPECS, Knobs
+from llmserve.observe.lifecycle import LogOptions
+from llmserve.session import Session
+
+
+def serve(
+    model: str | None = None,
+    engine: str = "auto",
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    api_key: str | None = None,
+    api_keys: Source = None,
+    knobs: Mapping[str, object] | None = None,
+    response_cache: bool | Mapping[str, object] | None = None,
+    log_requests: bool | str | os.PathLike[str] | Mapping[str, object] | None = None,
+    switch_interval_s: float | None = 5e-5,
+    **options: object,
+) -> Session:
+    """Start a server in this process's background and return when it answers.
+
+    model: a hub id or a folder; None is the bundled toy storyteller.
+    engine: "torch", "vllm", "simulator", or "auto": vllm where there is a GPU, else torch.
+    port: 0 takes a free one; a taken one raises OSError here, in the cell.
+    api_key: None makes a random one. It is never printed; read `session.api_key`.
+    api_keys: keys of tenants, with their terms: a mapping or a JSON file (`agreements.py`), else
+        the environment's LLMSERVE_API_KEYS. A request with such a key is that tenant's.
+    response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
+    log_requests: a JSON line per request: to a file, or with True to the logger
+        `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.
+    switch_interval_s: the interpreter's thread switch interval while serving, so that a cell that
+        computes does not starve delivery; it costs such a cell a few per cent. None leaves it.
+    options: names of knobs are their first values; the rest goes to the engine, which refuses
+        what it does not know by name (TypeError).
+
+    Raises EngineError with the engine's own last words where it cannot start. Keep the session in
+    a variable: one that nobody holds any more closes itself.
+    """
+    first = {name: options.pop(name) for name in list(options) if name in SPECS}
+    first.update(knobs or {})
+    return Session(
+        model=model,
+        engine=engines.default() if engine == "auto" else engine,
+        address=(host, port),
+        api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
+        knobs=Knobs().changed(first),
+        switches=Switches(switch_interval_s),
+        agreements=read_agreements(api_keys),
+        cache=CacheOptions.read(response_cache),
+        log=LogOptions.read(log_requests),
+        options=options,
+    )

@@ -1,0 +1,85 @@
+"""Sleep, wake and restart of whole sessions: real threads, real processes."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import psutil
+import pytest
+
+import llmserve
+from llmserve.core import ParamError
+from llmserve.events import Submitted
+from llmserve.knobs import KnobError
+from llmserve.session import Session
+
+SIMULATED: dict[str, Any] = {"engine": "simulator", "prefill_ms": 1.0, "decode_ms": 1.0}
+TORCH: dict[str, Any] = {"engine": "torch", "threads": 1, "dtype": "float32"}
+
+
+@pytest.mark.parametrize("options", [SIMULATED, TORCH], ids=["simulator", "torch"])
+def test_asleep_it_holds_no_process_and_awake_it_says_the_same_as_before(
+    options: dict[str, Any],
+) -> None:
+    with llmserve.serve(**options) as session:
+        before = session.generate("hello", max_tokens=5, temperature=0.0)
+        pids = session.service.pids
+        assert len(pids) == len(session.info.pids)
+        assert "stopped instead" in session.sleep()
+        assert session.service.pids == ()
+        assert not any(psutil.pid_exists(pid) for pid in pids)
+        session.set(max_num_seqs=3)
+        waiting, replies = ask_in_a_thread(session)
+        session.wake()
+        waiting.join(30)
+        assert replies == [str(before)]
+        assert session.knobs.max_num_seqs == 3
+        assert session.tape().iloc[-1].max_num_seqs == 3
+
+
+def ask_in_a_thread(session: Session) -> tuple[threading.Thread, list[str]]:
+    """Returns once the request is in line."""
+    replies: list[str] = []
+    here = threading.Event()
+
+    def look(event: object) -> None:
+        if isinstance(event, Submitted):
+            here.set()
+
+    def ask() -> None:
+        replies.append(str(session.generate("hello", max_tokens=5, temperature=0.0)))
+
+    session.bus.attach(look)
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert here.wait(30)
+    session.bus.detach(look)
+    return thread, replies
+
+
+def test_a_restarted_engine_is_another_process_and_serves() -> None:
+    with llmserve.serve(**TORCH) as session:
+        before = session.info.pids
+        assert session.restart(drain_s=0) == "the engine was restarted"
+        assert session.info.pids != before
+        assert not psutil.pid_exists(before[0])
+        assert session.generate("hello", max_tokens=2)
+
+
+def test_a_session_closes_from_its_sleep() -> None:
+    session = llmserve.serve(**TORCH)
+    session.sleep(2)
+    freed = session.close()
+    assert freed.processes == {}
+    assert session.closed
+
+
+def test_wrong_wishes_are_refused_in_the_cell() -> None:
+    with llmserve.serve(**SIMULATED) as session:
+        with pytest.raises(ParamError, match="level 1 or 2"):
+            session.sleep(7)
+        with pytest.raises(KnobError, match="leave evict out"):
+            session.set(max_num_seqs=4, evict=True)
+        assert session.knobs.max_num_seqs == 32
+        assert session.generate("hello", max_tokens=2)
