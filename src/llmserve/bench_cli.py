@@ -119,7 +119,7 @@ def _server(own: dict[str, Any]) -> Session | Remote:
 
         return Remote(own["url"], api_key=own["api_key"], model=own["model"])
     from llmserve.lab.options import read_setting
-    from llmserve.session import serve
+    from llmserve.opening import serve
 
     options: dict[str, Any] = {}
     for text in (*(own["knob"] or ()), *(own["option"] or ())):
