@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import sys
 import threading
 
@@ -105,3 +106,11 @@ def test_the_switch_interval_comes_back_when_the_last_session_lets_go() -> None:
     assert sys.getswitchinterval() == pytest.approx(5e-5, abs=2e-6)
     second.release()
     assert sys.getswitchinterval() == pytest.approx(before)
+
+
+def test_the_loop_is_uvloops_where_that_is_installed() -> None:
+    there = importlib.util.find_spec("uvloop") is not None
+    runtime = Runtime()
+    assert (type(runtime.loop).__module__.partition(".")[0] == "uvloop") == there
+    assert runtime.call(answer()) == 42
+    runtime.close()
