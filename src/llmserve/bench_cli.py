@@ -57,6 +57,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     add("--knob", action="append", metavar="NAME=VALUE", help="of the server that is started")
     add("--option", action="append", metavar="NAME=VALUE", help="of its engine")
     add("--api-key", help=f"of the URL; else ${_KEY}")
+    add("--plain", action="store_true", help="send a URL no field that OpenAI's API lacks")
     add("--json", metavar="FILE", help="write all that was measured; - is standard output")
     add("--markdown", metavar="FILE", help="write the tables; - is standard output")
     add("--quiet", action="store_true", help="no progress bar")
@@ -97,7 +98,7 @@ def _compare(args: argparse.Namespace) -> int:
         return _tell(found, own)
 
 
-_OWN = ("url", "model", "engine", "knob", "option", "api_key", "json", "markdown", "quiet")
+_OWN = ("url", "model", "engine", "knob", "option", "api_key", "plain", "json", "markdown", "quiet")
 
 
 def _split(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -117,7 +118,8 @@ def _server(own: dict[str, Any]) -> Session | Remote:
             )
         from llmserve.lab.remote import Remote
 
-        return Remote(own["url"], api_key=own["api_key"], model=own["model"])
+        extra: dict[str, Any] | None = {} if own["plain"] else None
+        return Remote(own["url"], api_key=own["api_key"], model=own["model"], extra=extra)
     from llmserve.lab.options import read_setting
     from llmserve.opening import serve
 

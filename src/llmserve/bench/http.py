@@ -60,14 +60,17 @@ class HttpTarget:
         tokenizer: Tokenizer | None = None,
         *,
         prompts: Mapping[int, tuple[int, ...]] | None = None,
+        extra: Mapping[str, object] | None = None,
     ) -> None:
-        """prompts: made ahead, by the salts of their arrivals."""
+        """prompts: made ahead, by the salts of their arrivals. extra: fields of the body in place
+        of ignore_eos, priority and tenant, for a server that refuses those; None takes one out."""
         self.clock = clock
         self.bus = EventBus()
         self._client = client
         self.model = model
         self._tokenizer = tokenizer
         self._prompts = prompts
+        self._extra = extra
         self._ids = itertools.count(1)
 
     @property
@@ -100,20 +103,20 @@ class HttpTarget:
         )
 
     def _body(self, arrival: Arrival, prompt: tuple[int, ...] | str) -> bytes:
-        own = {} if arrival.ttft_slo_ms is None else {"ttft_slo_ms": arrival.ttft_slo_ms}
-        return msgspec.json.encode(
-            own | {
-                "model": self.model,
-                "prompt": prompt,
-                "max_tokens": arrival.max_tokens,
-                "temperature": 0.0,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-                "ignore_eos": True,
-                "priority": arrival.priority,
-                "tenant": arrival.tenant,
-            }
-        )
+        extra = self._extra
+        if extra is None:
+            asked = {"priority": arrival.priority, "tenant": arrival.tenant}
+            extra = {"ignore_eos": True, "ttft_slo_ms": arrival.ttft_slo_ms, **asked}
+        body = {
+            "model": self.model,
+            "prompt": prompt,
+            "max_tokens": arrival.max_tokens,
+            "temperature": 0.0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **extra,
+        }
+        return msgspec.json.encode({n: value for n, value in body.items() if value is not None})
 
     async def send(self, request: Request) -> Said | None:
         self._submitted(request)

@@ -46,13 +46,17 @@ class Remote:
         api_key: str | None = None,
         model: str | None = None,
         tokenizer: Tokenizer | None = None,
+        extra: Mapping[str, object] | None = None,
     ) -> None:
         """api_key: else of LLMSERVE_API_KEY. model: else the first that the server lists.
-        tokenizer: the model's, and prompts are exact in tokens; else about as many words."""
+        tokenizer: the model's, and prompts are exact in tokens; else about as many words.
+        extra: fields of every request's body in place of ignore_eos, priority and tenant, which a
+        strict server refuses; {} sends none of them."""
         self._key = api_key or os.environ.get(KEY) or "none"
         self._client = Client(url, self._key)
         self.url = self._client.url
         self._tokenizer = tokenizer
+        self._extra = extra
         self._runtime = Runtime()
         self._others: list[Client] = []
         try:
@@ -125,7 +129,9 @@ class Remote:
         return f"<{self.model} at {self.url}>"  # not the key
 
     def _target(self, client: Client, model: str) -> HttpTarget:
-        return HttpTarget(client, model, MonotonicClock(), self._tokenizer)
+        return HttpTarget(
+            client, model, MonotonicClock(), self._tokenizer, extra=self._extra
+        )
 
     def _stage(self) -> Stage:
         panel = self._runtime.call(_panel(self._client))
@@ -134,7 +140,7 @@ class Remote:
 
 def connect(url: str, **options: Any) -> Remote:
     """A server at an address (http://host:8000/v1), to bench, sweep and compare. Options: api_key,
-    model, tokenizer."""
+    model, tokenizer, extra."""
     return Remote(url, **options)
 
 
