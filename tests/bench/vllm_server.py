@@ -66,10 +66,10 @@ class Client:
         told = {
             **vars(side), "prompts": prompts, "concurrency": concurrency, "max_tokens": REPLY,
         }  # fmt: skip
-        self._process.stdin.write(json.dumps(told) + "\n")
-        self._process.stdin.flush()
         server = psutil.Process(side.pid)
         before = sum(server.cpu_times()[:2])
+        self._process.stdin.write(json.dumps(told) + "\n")
+        self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit("the client ended; its words are above")
@@ -160,7 +160,8 @@ def compare(
           f"{statistics.median(ttfts['ours']):.2f} against "
           f"{statistics.median(ttfts['theirs']):.2f} ms")  # fmt: skip
     print(f"CPU of the answering process per token: {statistics.median(cpu['ours']):.0f} against "
-          f"{statistics.median(cpu['theirs']):.0f} µs", flush=True)  # fmt: skip
+          f"{statistics.median(cpu['theirs']):.0f} µs; load {os.getloadavg()[0]:.1f}",
+          flush=True)  # fmt: skip
 
 
 def settled(ratios: list[float], added: list[float]) -> bool:
