@@ -56,6 +56,7 @@ class Plain:
 
 
 Linear = Packed | Plain
+KINDS = (Packed, Plain)
 
 
 @torch.inference_mode()
