@@ -35,20 +35,23 @@ class Figure:
     plotly: dict[str, Any]
     """A plotly figure as JSON: `plotly.graph_objects.Figure(figure.plotly)` goes on from there."""
     png: bytes
+    """Nothing where the figure is only for a page that is open."""
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        picture = {"image/png": base64.b64encode(self.png).decode("ascii")} if self.png else {}
         return {
             "application/vnd.plotly.v1+json": self.plotly,
-            "image/png": base64.b64encode(self.png).decode("ascii"),
+            **picture,
             "text/plain": f"<figure: {self.plotly['layout']['title']['text']}>",
         }
 
 
 def lines(
     title: str, series: Series, *, x: str, y: str, steps: bool = False,
-    marks: Mapping[float, str] | None = None,
+    marks: Mapping[float, str] | None = None, picture: bool = True,
 ) -> Figure:
-    """One line per series; `steps` holds a value until the next; `marks` are labelled x values."""
+    """One line per series; `steps` holds a value until the next; `marks` are labelled x values.
+    picture=False leaves the PNG out: it is most of the work."""
     marks = marks or {}
     thin = {name: _thinned(xs, ys) for name, (xs, ys) in series.items()}
     traces = [
@@ -70,7 +73,8 @@ def lines(
             for at, text in marks.items()
         ],
     }
-    return Figure({"data": traces, "layout": layout}, _draw_lines(title, thin, x, y, steps, marks))
+    png = _draw_lines(title, thin, x, y, steps, marks) if picture else b""
+    return Figure({"data": traces, "layout": layout}, png)
 
 
 def heat(title: str, frame: pd.DataFrame, *, digits: int = 0) -> Figure:

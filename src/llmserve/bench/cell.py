@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 
 from llmserve.bench.driver import ServiceTarget
 from llmserve.bench.job import Job, State
+from llmserve.bench.live import Live
 from llmserve.bench.process import Address, ProcessTarget, asks_for_process, suits, usable_cores
 from llmserve.bench.repeats import REPEATS, Repeats
 from llmserve.bench.result import Result
 from llmserve.bench.slo import Slo, parse_slo
 from llmserve.bench.workload import Load, Workload
+from llmserve.clock import MonotonicClock
 from llmserve.events import EventBus
 from llmserve.runtime import Runtime
 from llmserve.service import Service
@@ -58,7 +60,16 @@ def bench(
         model=info.model_id,
         seed=load.seed if isinstance(load, Workload) else 0,
     )
-    return run_job(runtime, job, progress=progress)
+    return run_job(runtime, job, progress=progress, watch=live(job) if progress else nothing)
+
+
+def live(job: Job[Any]) -> Callable[[], None]:
+    """What draws the job in its cell while it goes on."""
+    return Live(lambda: job.state, MonotonicClock().now).watch
+
+
+def nothing() -> None:
+    """Nothing is to be drawn."""
 
 
 def _target(
@@ -89,7 +100,7 @@ def run_job(
     job: Job[T],
     *,
     progress: bool = True,
-    watch: Callable[[], None] = lambda: None,
+    watch: Callable[[], None] = nothing,
 ) -> T:
     """Run it on the runtime's loop. `watch` is called in this thread, a few times a second."""
     future = runtime.submit(job.run())

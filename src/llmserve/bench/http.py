@@ -148,6 +148,10 @@ class HttpTarget:
         ids = (*request.prompt_ids, *self._tokenizer.encode(reply.text)[: reply.tokens])
         return Said(ids=ids, tokens=len(ids))
 
+    async def aclose(self) -> None:
+        """Its client, where nobody else closes it."""
+        await self._client.aclose()
+
     async def reset_cache(self) -> None:
         """OpenAI's API has no way to ask: salted prompts must do."""
 

@@ -29,6 +29,8 @@ class State:
     failed: int
     tokens_per_s: float
     """Of the run under way."""
+    tokens: int
+    """Of all runs so far."""
 
 
 class Driver(Protocol):
@@ -48,6 +50,10 @@ class Drives(Protocol):
     def drive(self, load: Load, slo: Slo | None) -> Driver: ...
 
 
+def driver_of(target: Target, load: Load, slo: Slo | None) -> Driver:
+    return target.drive(load, slo) if isinstance(target, Drives) else Bench(target, load, slo=slo)
+
+
 class Job(ABC, Generic[T]):
     """`run` on the loop; `state` and `result` from any thread; `stop` on the loop."""
 
@@ -57,7 +63,7 @@ class Job(ABC, Generic[T]):
         self._per_run = per_run
         self._bench: Driver | None = None
         self._words = ""
-        self._runs_done = self._done = self._failed = 0
+        self._runs_done = self._done = self._failed = self._tokens = 0
 
     @abstractmethod
     async def run(self) -> T: ...
@@ -75,23 +81,23 @@ class Job(ABC, Generic[T]):
     @property
     def state(self) -> State:
         bench, done, failed, running, rate = self._bench, self._done, self._failed, 0, 0.0
+        tokens = self._tokens
         if bench is not None:
             now = bench.progress
             done, failed = done + now.good + now.failed, failed + now.failed
             running = now.sent - now.good - now.failed
             rate = now.tokens / now.elapsed_s if now.elapsed_s > 0 else 0.0
+            tokens += now.tokens
         total = None if self._per_run is None else self.runs * self._per_run
         return State(
-            self._words, self._runs_done, self.runs, done, total, running, failed, rate
+            self._words, self._runs_done, self.runs, done, total, running, failed, rate, tokens
         )
 
     async def measure(self, words: str, target: Target, load: Load, slo: Slo | None) -> Report:
         """One run, the caches empty before it unless the load wants them."""
         if not load.same_prompts:
             await target.reset_cache()
-        bench: Driver = Bench(target, load, slo=slo)
-        if isinstance(target, Drives):
-            bench = target.drive(load, slo)
+        bench = driver_of(target, load, slo)
         self._words, self._bench = words, bench
         if self.stopped:
             bench.stop()
@@ -102,12 +108,13 @@ class Job(ABC, Generic[T]):
             self._bench = None
             self._done += now.good + now.failed
             self._failed += now.failed
+            self._tokens += now.tokens
             self._runs_done += 1
         return report
 
     async def warm_up(self, target: Target, load: Load) -> Report:
         """A few requests of the same sorts, whose figures are not among the others."""
-        bench = Bench(target, load.warm_up())
+        bench = driver_of(target, load.warm_up(), None)
         self._words, self._bench = "warm-up", bench
         try:
             return await bench.run()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llmserve.bench.cell import make_load, run_job
+from llmserve.bench.cell import live, make_load, nothing, run_job
 from llmserve.bench.client import Client, ReplyError
 from llmserve.bench.http import HttpTarget
 from llmserve.bench.repeats import Repeats
@@ -75,7 +75,8 @@ class Remote:
             self._target(self._client, self.model), load, repeats=repeats, warmup=warmup,
             slo=parse_slo(slo), engine="http", model=self.model, seed=getattr(load, "seed", 0),
         )  # fmt: skip
-        return run_job(self._runtime, job, progress=progress)
+        watch = live(job) if progress else nothing
+        return run_job(self._runtime, job, progress=progress, watch=watch)
 
     def sweep(self, load: Load | None = None, **axes: Any) -> Sweep:
         """As Session.sweep: fields of the load of any server, and an llmserve's knobs."""

@@ -1,0 +1,357 @@
+"""This project's engines beside their peers: one model, one workload, one driver, in turns.
+
+    cd tests && python -m bench.peers [--parts torch generate vllm] [--pairs 4] [--write]
+
+torch:    our torch engine's server against `transformers serve` with continuous batching
+generate: the same server against `model.generate` over a static batch, in a process of its own
+vllm:     vLLM here against `vllm serve`
+
+Each part starts both servers, warms them up, and compares them in pairs of runs on identical
+arrivals, A B B A, as `llmserve compare` does. A part's rows are kept in a file at once (--keep), so
+that parts may be run one by one; --write puts all that is kept into docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.page import write_section
+from bench.servers import KEY, free_port, llmserve, machine, running
+from llmserve.bench.cell import run_job
+from llmserve.bench.client import Client
+from llmserve.bench.driver import Progress
+from llmserve.bench.http import HttpTarget
+from llmserve.bench.recorder import Recorder
+from llmserve.bench.report import Report
+from llmserve.bench.slo import Slo
+from llmserve.bench.workload import Load, Workload
+from llmserve.clock import MonotonicClock
+from llmserve.engines.torch.tokenizer import open_tokenizer
+from llmserve.events import EventBus, Finished, Submitted
+from llmserve.lab.compare import Comparing
+from llmserve.lab.sides import Side
+from llmserve.lab.verdict import Comparison
+from llmserve.models import bundled_path
+from llmserve.runtime import Runtime
+
+ROOT = Path(__file__).parents[2]
+PEERS = ROOT / ".venv-peers" / "bin" / "python"
+VLLM = ROOT / ".venv-vllm" / "bin" / "python"
+DTYPE = "float32"
+SHOWN = ("generated_tokens_per_s", "ttft_mean", "itl_mean", "e2e_mean")
+WORDS = {
+    "generated_tokens_per_s": "generated tokens/s", "ttft_mean": "mean TTFT (ms)",
+    "itl_mean": "mean ITL (ms)", "e2e_mean": "mean E2E (ms)",
+}  # fmt: skip
+
+
+class Row(msgspec.Struct, frozen=True):
+    part: str
+    workload: str
+    figure: str
+    ours: float
+    theirs: float
+    ratio: float | None
+    low: float | None
+    high: float | None
+    shown: bool
+    pairs: int
+    load: float
+
+
+async def nothing() -> None:
+    """A server is entered by asking it."""
+
+
+def side(
+    label: str, url: str, model: str, tokens_of: str | None, extra: dict[str, Any] | None = None
+) -> Side:
+    """tokens_of: a model, for prompts in its tokens; None for as many words of text."""
+    tokenizer = None if tokens_of is None else open_tokenizer(Path(tokens_of))
+    target = HttpTarget(Client(url, KEY), model, MonotonicClock(), tokenizer, extra=extra)
+    return Side(label, target, nothing)
+
+
+@contextmanager
+def our_server(
+    python: str, engine: str, model: str, *words: str, text: bool = False
+) -> Iterator[Side]:
+    port, cores = free_port(), len(os.sched_getaffinity(0))
+    threads = [f"--option=threads={cores}"] if engine == "torch" else []
+    command = llmserve(
+        python, model, port, engine, f"--option=dtype={DTYPE}", "--max-num-seqs", "32",
+        *threads, *words,
+    )  # fmt: skip
+    env = {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT / "src")}
+    with running(command, f"http://127.0.0.1:{port}/health", env):
+        name = served_model(f"http://127.0.0.1:{port}/v1")
+        tokens_of = None if text else model
+        yield side(f"llmserve, {engine}", f"http://127.0.0.1:{port}/v1", name, tokens_of)
+
+
+def served_model(url: str) -> str:
+    async def ask() -> str:
+        client = Client(url, KEY)
+        try:
+            return str((await client.ask("GET", f"{url}/models"))["data"][0]["id"])
+        finally:
+            await client.aclose()
+
+    return asyncio.run(ask())
+
+
+@contextmanager
+def torch_part(model: str) -> Iterator[tuple[Side, Side]]:
+    port = free_port()
+    start = "from transformers.cli.transformers import main; main()"
+    command = [
+        str(PEERS), "-c", start, "serve", model, "--continuous-batching", "--device", "cpu",
+        "--dtype", DTYPE, "--port", str(port), "--host", "127.0.0.1",
+    ]  # fmt: skip
+    env = {"OMP_WAIT_POLICY": "passive"}
+    greedy = {
+        "temperature": None,  # 0 would end its batching loop
+        "generation_config": json.dumps({"do_sample": False, "eos_token_id": -1}),
+    }
+    with ExitStack() as stack:
+        ours = stack.enter_context(our_server(sys.executable, "torch", model, text=True))
+        stack.enter_context(running(command, f"http://127.0.0.1:{port}/health", env))
+        yield ours, side("transformers serve", f"http://127.0.0.1:{port}/v1", model, None, greedy)
+
+
+@contextmanager
+def generate_part(model: str) -> Iterator[tuple[Side, Side]]:
+    with ExitStack() as stack:
+        ours = stack.enter_context(our_server(sys.executable, "torch", model))
+        batches = stack.enter_context(Batches.open(model))
+        yield ours, Side("model.generate, static batch", batches, nothing)
+
+
+@contextmanager
+def vllm_part(model: str) -> Iterator[tuple[Side, Side]]:
+    port = free_port()
+    common = ("--max-model-len", "2048", "--max-num-seqs", "32", "--enforce-eager")
+    command = [
+        str(VLLM.with_name("vllm")), "serve", model, "--served-model-name", "peer", "--host",
+        "127.0.0.1", "--port", str(port), "--api-key", KEY, "--dtype", DTYPE, *common,
+        "--disable-uvicorn-access-log",
+    ]  # fmt: skip
+    env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    os.environ.update(env)
+    options = ("--option=max_model_len=2048", "--option=enforce_eager=true")
+    with ExitStack() as stack:
+        stack.enter_context(running(command, f"http://127.0.0.1:{port}/health", env))
+        ours = stack.enter_context(our_server(str(VLLM), "vllm", model, *options))
+        yield ours, side("vllm serve", f"http://127.0.0.1:{port}/v1", "peer", model)
+
+
+class Batches:
+    """`model.generate` as a target: whole batches in a process of its own, no stream, no queue.
+
+    It has no first token to tell, and is given its prompts in batches as large as the load has
+    places: a static batch at its best, for all replies are of one length.
+    """
+
+    sees_cache = False
+
+    def __init__(self, process: subprocess.Popen[str], vocabulary: int) -> None:
+        self.clock = MonotonicClock()
+        self.bus = EventBus()
+        self._process = process
+        self.vocabulary = vocabulary
+
+    @classmethod
+    @contextmanager
+    def open(cls, model: str) -> Iterator[Batches]:
+        threads = str(len(os.sched_getaffinity(0)))
+        script = str(Path(__file__).with_name("torch_rival.py"))
+        with tempfile.TemporaryFile() as log:
+            process = subprocess.Popen(
+                [sys.executable, script, "generate", model, threads, DTYPE],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                env=os.environ | {"OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1"},
+            )  # fmt: skip
+            try:
+                assert process.stdout is not None
+                if not process.stdout.readline():
+                    raise SystemExit("generate's process did not start")
+                config = json.loads((Path(model) / "config.json").read_text())
+                yield cls(process, config["vocab_size"])
+            finally:
+                process.kill()
+                process.wait()
+
+    def prepare(self, *_: object) -> Any:
+        raise NotImplementedError("it drives itself")
+
+    async def send(self, request: object) -> None:
+        raise NotImplementedError("it drives itself")
+
+    async def reset_cache(self) -> None:
+        """It has none."""
+
+    def drive(self, load: Load, slo: Slo | None) -> BatchRun:
+        return BatchRun(self, load)
+
+    def batch(self, prompts: list[list[int]], new: int) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"prompts": prompts, "new": new}) + "\n")
+        self._process.stdin.flush()
+        return float(json.loads(self._process.stdout.readline()))
+
+
+class BatchRun:
+    """One run of Batches; satisfies `job.Driver`."""
+
+    def __init__(self, target: Batches, load: Load) -> None:
+        self._target, self._load = target, load
+        self._recorder = Recorder(everything=True, sees_cache=False)
+        self._stopped = False
+
+    @property
+    def progress(self) -> Progress:
+        sent, good, failed, tokens = self._recorder.counts
+        return Progress(sent, good, failed, 1.0, tokens)
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def report(self) -> Report:
+        return self._recorder.report(str(self._load), interrupted=self._stopped)
+
+    async def run(self) -> Report:
+        arrivals, dice = list(self._load.arrivals()), random.Random(1)
+        places, clock = self._load.places or 1, self._target.clock
+        for begin in range(0, len(arrivals), places):
+            some = arrivals[begin : begin + places]
+            length, new = some[0].prompt_tokens, some[0].max_tokens
+            prompts = [[dice.randrange(3, self._target.vocabulary) for _ in range(length)]
+                       for _ in some]  # fmt: skip
+            started = clock.now()
+            for number, _ in enumerate(some):
+                self._recorder(Submitted(
+                    t=started, request_id=f"{begin + number}", tenant="", priority=0,
+                    prompt_tokens=length, max_tokens=new,
+                ))  # fmt: skip
+            await asyncio.to_thread(self._target.batch, prompts, new)
+            for number, _ in enumerate(some):
+                self._recorder(Finished(
+                    t=clock.now(), request_id=f"{begin + number}", reason="length",
+                    prompt_tokens=length, completion_tokens=new,
+                ))  # fmt: skip
+        return self.report()
+
+
+PARTS: dict[str, Callable[[str], Any]] = {
+    "torch": torch_part, "generate": generate_part, "vllm": vllm_part,
+}  # fmt: skip
+
+
+def measure(name: str, options: argparse.Namespace) -> list[Row]:
+    rows = []
+    with PARTS[name](options.model) as (ours, theirs):
+        for places in options.concurrency:
+            load = Workload(
+                concurrency=places, requests=2 * places, prompt_tokens=options.prompt,
+                max_tokens=options.new,
+            )
+            found = compared(theirs, ours, load, options.pairs)
+            print(f"\n{name}, {places} at once\n{found}", flush=True)
+            rows += table_rows(name, places, found)
+    return rows
+
+
+def compared(theirs: Side, ours: Side, load: Workload, pairs: int) -> Comparison:
+    """A is theirs, so that what is told of B against A is told of ours against theirs."""
+    runtime = Runtime()
+    try:
+        job = Comparing(theirs, ours, load, pairs=pairs, warmup=True)
+        return run_job(runtime, job, progress=False)
+    finally:
+        for one in (theirs, ours):
+            if isinstance(one.target, HttpTarget):
+                runtime.call(one.target.aclose())
+        runtime.close()
+
+
+def table_rows(name: str, places: int, found: Comparison) -> list[Row]:
+    failed = sum(sum(r.errors.values()) for r in (*found.runs_a, *found.runs_b))
+    if failed or found.spoiled:
+        raise SystemExit(f"{name}: nothing to tell: {found.warnings()}")
+    rows = []
+    for figure in SHOWN:
+        difference = found.difference(figure)
+        if difference is None:
+            continue
+        scale = 1.0 if figure == "generated_tokens_per_s" else 1e3
+        ratio, low, high = (
+            None if v is None else 1 + v
+            for v in (difference.change, difference.low, difference.high)
+        )
+        rows.append(Row(
+            part=f"{found.b} / {found.a}", workload=f"{places} at once", figure=figure,
+            ours=difference.b * scale, theirs=difference.a * scale, ratio=ratio, low=low,
+            high=high, shown=difference.shown, pairs=found.pairs, load=os.getloadavg()[0],
+        ))  # fmt: skip
+    return rows
+
+
+def section(rows: list[Row], options: argparse.Namespace) -> list[str]:
+    loads = sorted(row.load for row in rows)
+    head = ("ours / theirs", "load", "figure", "ours", "theirs", "ratio (interval)", "")
+    lines = [
+        f"{machine()}. Model: {Path(options.model).name}, {DTYPE}, greedy, no end token, "
+        f"{options.prompt} tokens in (words of text for transformers serve, which takes no "
+        f"tokens), {options.new} out, {rows[0].pairs} pairs of runs in turns; "
+        "the intervals of one comparison hold together at 95 %. Load average while it ran "
+        f"{loads[0]:.1f} to {loads[-1]:.1f}.",
+        "", f"| {' | '.join(head)} |", "| --- | --- | --- | ---: | ---: | ---: | --- |",
+    ]  # fmt: skip
+    for row in rows:
+        span = "–" if row.ratio is None else f"{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})"
+        told = "" if row.shown else "no difference shown"
+        figures = (f"{row.ours:,.1f}", f"{row.theirs:,.1f}", span)
+        cells = (row.part, row.workload, WORDS[row.figure], *figures, told)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def main(options: argparse.Namespace) -> None:
+    kept: dict[str, list[Row]] = {}
+    if options.keep.exists():
+        kept = msgspec.json.decode(options.keep.read_bytes(), type=dict[str, list[Row]])
+    for name in options.parts:
+        kept[name] = measure(name, options)
+        options.keep.write_bytes(msgspec.json.encode(kept))
+    rows = [row for name in PARTS for row in kept.get(name, [])]
+    lines = section(rows, options)
+    print("\n".join(lines))
+    if options.write:
+        write_section("peers", lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="*", choices=[*PARTS], default=[*PARTS])
+    parser.add_argument("--model", default=str(bundled_path()))
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[8])
+    parser.add_argument("--prompt", type=int, default=200)
+    parser.add_argument("--new", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "peers.json")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
+    main(parser.parse_args())
