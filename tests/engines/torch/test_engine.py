@@ -224,6 +224,42 @@ def test_a_bad_prompt_is_refused_and_touches_no_other(
     assert tokens(started.run(both())) == generate(reference(llama), PROMPT, 8)
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"stop_token_ids": (VOCAB,), "min_tokens": 1}, {"stop_token_ids": (3, -1)},
+        {"logit_bias": ((VOCAB, 1.0),)}, {"logit_bias": ((-1, 1.0),)},
+    ],
+)
+def test_token_ids_beyond_the_vocabulary_are_refused_and_touch_no_other(
+    started: Started, llama: Path, sampling: dict[str, Any]
+) -> None:
+    async def both() -> list[Chunk]:
+        good = asyncio.create_task(started.collect(request("good")))
+        with pytest.raises(ParamError) as refused:
+            await started.collect(request("bad", **sampling))
+        assert refused.value.param in sampling
+        return await good
+
+    assert tokens(started.run(both())) == generate(reference(llama), PROMPT, 8)
+
+
+def test_a_prompt_seen_before_is_cached_until_it_is_reset(started: Started) -> None:
+    prompt = tuple(range(30, 100))
+
+    async def ask(id: str) -> list[Chunk]:
+        return await started.collect(request(id, prompt, max_tokens=4, ignore_eos=True))
+
+    assert "reset_cache" in started.engine.info.supports
+    replies = [started.run(ask("p0")), started.run(ask("p1"))]
+    assert [sum(chunk.cached_tokens for chunk in reply) for reply in replies] == [0, 64]
+    assert started.steps[-4].cached_tokens == 64
+    started.run(started.engine.reset_cache())
+    replies.append(started.run(ask("p2")))
+    assert sum(chunk.cached_tokens for chunk in replies[2]) == 0
+    assert tokens(replies[0]) == tokens(replies[1]) == tokens(replies[2])
+
+
 def test_the_same_id_twice_at_once_is_refused(started: Started) -> None:
     async def both() -> None:
         async with aclosing(started.engine.generate(request("one", max_tokens=50))) as chunks:

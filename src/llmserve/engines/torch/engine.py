@@ -140,8 +140,14 @@ class TorchEngine:
             raise ParamError("prompt", "the prompt is empty")
         if len(ids) >= longest:
             raise ParamError("prompt", f"a prompt of {len(ids)} tokens leaves none of {longest}")
-        if min(ids) < 0 or max(ids) >= self._vocab_size:
-            raise ParamError("prompt", f"token ids are within 0 and {self._vocab_size - 1}")
+        sampling = request.sampling
+        for param, told in (
+            ("prompt", ids),
+            ("stop_token_ids", sampling.stop_token_ids),
+            ("logit_bias", [token for token, _ in sampling.logit_bias]),
+        ):
+            if told and (min(told) < 0 or max(told) >= self._vocab_size):
+                raise ParamError(param, f"token ids are within 0 and {self._vocab_size - 1}")
 
     def _environment(self) -> dict[str, str]:
         threads = str(self._options.thread_count)
