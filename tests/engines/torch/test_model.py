@@ -31,6 +31,8 @@ def opened(folder: Path, **options: object) -> model.FlatModel:
     ("name", "changes"),
     [
         ("GPT2Config", {}),
+        ("MistralConfig", {"sliding_window": None}),
+        ("Qwen3Config", {"head_dim": 16}),
         ("Qwen3MoeConfig", {"head_dim": 16, **EXPERTS}),
         ("Gemma3TextConfig", {"head_dim": 16}),
         ("DeepseekV3Config", {
@@ -41,12 +43,12 @@ def opened(folder: Path, **options: object) -> model.FlatModel:
         }),
     ],
 )
-def test_other_architectures_equal_generate(
+def test_architectures_equal_generate_on_the_general_path(
     name: str, changes: dict[str, Any], tmp_path: Path, drive: Drive
 ) -> None:
     folder = save_model(tmp_path, configured(name, **changes))
     given = [[3 + (7 * i + j * j) % (VOCAB - 3) for j in range(5 + 6 * i)] for i in range(4)]
-    driven = drive(folder, kv_blocks=40, max_num_batched_tokens=9)
+    driven = drive(folder, forward="general", kv_blocks=40, max_num_batched_tokens=9)
     for i, prompt in enumerate(given):
         driven.submit(str(i), prompt, max_tokens=12, temperature=0)
         driven.step()
