@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 
 from llmserve.engines.torch import compact, linears
 from llmserve.engines.torch.attention import UnsupportedModel
-from llmserve.engines.torch.linears import Packed, Plain, fixed
+from llmserve.engines.torch.linears import Int8, Packed, Plain, fixed
 from llmserve.engines.torch.model import FlatModel, load
 from llmserve.engines.torch.options import parse
 from support.tiny_models import SHAPE, VOCAB, Drive, generate, reference, save_model
@@ -93,7 +93,7 @@ def test_plain_changes_nothing(llama: Path) -> None:
     assert type(model.network.model.layers[0].self_attn.q_proj) is nn.Linear
 
 
-def product(kind: type[Packed] | type[Plain], bias: bool, dtype: torch.dtype) -> Any:
+def product(kind: type[Packed] | type[Int8] | type[Plain], bias: bool, dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     weight, shift = torch.randn(48, 40, dtype=dtype), torch.randn(48, dtype=dtype)
     return kind(weight, shift if bias else None)
@@ -125,3 +125,44 @@ def test_a_weight_that_packs_wrongly_stays_with_linear(
     weight = torch.randn(48, 40)
     monkeypatch.setattr(Packed, "__call__", packed)
     assert isinstance(fixed(weight), Plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_int8_row_is_near_and_the_same_whatever_the_others_are(
+    bias: bool, dtype: torch.dtype
+) -> None:
+    whole, eighth = (product(kind, bias, dtype) for kind in (Plain, Int8))
+    x, to = torch.randn(9, 40).to(dtype), torch.randn(9, 48).to(dtype)
+    x[4] *= 100  # a row's scale is its own
+    alone = torch.cat([eighth(x[i : i + 1]) for i in range(9)])
+    assert torch.equal(eighth(x), alone)
+    for mine, its in ((eighth(x), whole(x)), (eighth.add(x, to), whole.add(x, to))):
+        off = (mine.float() - its.float()).norm(dim=-1) / its.float().norm(dim=-1)
+        assert 0 < off.max() < 0.03
+
+
+def test_int8_says_how_far_off_it_is(llama: Path) -> None:
+    model = opened(llama, quantization="int8")
+    assert "int8 (logits" in model.path
+    assert isinstance(model.compute, compact.Compact)
+    general = opened(llama, quantization="int8", forward="general")
+    assert "packed, int8 (logits" in general.path
+
+
+def test_int8_that_comes_out_wrong_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Int8, "__call__", lambda self, x: x.new_ones(*x.shape[:-1], 48))
+    with pytest.raises(UnsupportedModel, match="no int8 form"):
+        opened(llama, quantization="int8")
+
+
+def test_many_rows_may_be_multiplied_in_float32() -> None:
+    torch.manual_seed(0)
+    weight, shift = torch.randn(48, 40).bfloat16(), torch.randn(48).bfloat16()
+    narrow, wide = Packed(weight, shift), Packed(weight, shift, 4)
+    x, to = torch.randn(5, 40).bfloat16(), torch.randn(5, 48).bfloat16()
+    exact = linear(x.float(), weight.float(), shift.float())
+    assert torch.equal(wide(x), exact.bfloat16())
+    assert torch.equal(wide.add(x, to), (exact + to).bfloat16())
+    assert torch.equal(wide(x[:3]), narrow(x[:3]))
+    assert linears.wide_rows(torch.float32) is None

@@ -18,7 +18,7 @@ from torch.nn.functional import embedding, rms_norm, silu
 
 from llmserve.engines.torch.attention import Step, mix
 from llmserve.engines.torch.kv import Geometry
-from llmserve.engines.torch.linears import Linear, fixed
+from llmserve.engines.torch.linears import Kernels, Linear, fixed
 
 KINDS = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -51,7 +51,9 @@ class Layer:
 class Compact:
     """The forward pass: token ids and positions in, logits out."""
 
-    def __init__(self, network: Any, geometry: Geometry, max_model_len: int) -> None:
+    def __init__(
+        self, network: Any, geometry: Geometry, max_model_len: int, kernels: Kernels
+    ) -> None:
         """Empties the network of its layers. `fits` must have said that this can be done."""
         body = network.model
         first = body.layers[0].self_attn
@@ -63,7 +65,7 @@ class Compact:
         self._cos, self._sin = _position_table(body.rotary_emb, geometry, max_model_len)
         self._layers: list[Layer] = []
         for index in range(len(body.layers)):
-            self._layers.append(_layer(body.layers[index]))
+            self._layers.append(_layer(body.layers[index], kernels))
             body.layers[index] = nn.Identity()
         self._norm = _norm(body.norm)
         self._head = fixed(network.lm_head.weight.detach(), network.lm_head.bias)
@@ -122,19 +124,19 @@ _LINEARS = {
 }
 
 
-def _layer(layer: Any) -> Layer:
+def _layer(layer: Any, kernels: Kernels) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
     query_norm, key_norm = (None if norm is None else _norm(norm) for norm in norms)
     return Layer(
         before_attention=_norm(layer.input_layernorm),
-        qkv=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
+        qkv=_joined(kernels, attention.q_proj, attention.k_proj, attention.v_proj),
         query_norm=query_norm,
         key_norm=key_norm,
-        out=_joined(attention.o_proj),
+        out=_joined(kernels, attention.o_proj),
         before_mlp=_norm(layer.post_attention_layernorm),
-        gate_up=_joined(mlp.gate_proj, mlp.up_proj),
-        down=_joined(mlp.down_proj),
+        gate_up=_joined(kernels, mlp.gate_proj, mlp.up_proj),
+        down=_joined(kernels, mlp.down_proj),
     )
 
 
@@ -142,7 +144,7 @@ def _norm(norm: Any) -> Norm:
     return Norm(norm.weight.detach(), norm.variance_epsilon)
 
 
-def _joined(*linears: nn.Linear) -> Linear:
+def _joined(kernels: Kernels, *linears: nn.Linear) -> Linear:
     """One product that gives the outputs of all, side by side."""
     weights = [one.weight.detach() for one in linears]
     biases = [one.bias for one in linears]
@@ -155,7 +157,7 @@ def _joined(*linears: nn.Linear) -> Linear:
                 for weight, bias in zip(weights, biases, strict=True)
             ]
         )
-    return fixed(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
+    return fixed(torch.cat(weights) if len(weights) > 1 else weights[0], bias, kernels)
 
 
 @torch.inference_mode()

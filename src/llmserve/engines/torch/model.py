@@ -19,7 +19,7 @@ from llmserve.engines.torch import attention
 from llmserve.engines.torch.attention import Part, Probe, Step, UnsupportedModel, layout
 from llmserve.engines.torch.compact import Compact, fits
 from llmserve.engines.torch.kv import Geometry, KvStore
-from llmserve.engines.torch.linears import fix_linears
+from llmserve.engines.torch.linears import Kernels, fix_linears, wide_rows
 from llmserve.engines.torch.options import TorchOptions
 
 CHECKS = (12, 9)
@@ -27,6 +27,8 @@ CHECKS = (12, 9)
 CHECK_CHUNK = 7
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest relative difference of logits, of two attention kernels in that precision."""
+TOLERANCE_INT8 = 0.25
+"""With weights in int8: what still leaves a model itself."""
 SMALL_HIDDEN = 512
 """Up to this width a CPU's bfloat16 products take two to three times as long as float32 ones."""
 PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
@@ -85,17 +87,20 @@ def load(options: TorchOptions) -> FlatModel:
     ways = {"auto": ("compact", "packed", "plain"), "general": ("packed", "plain")}
     model, expected = read(options)
     for way in ways.get(options.forward, (options.forward,)):
-        if way == "plain":
+        if way == "plain" and options.quantization is None:
             return model
         try:
-            if accelerate(model, way):
-                check_against(model, expected)
+            if way != "plain" and accelerate(model, way, options.quantization):
+                difference = check_against(model, expected, options.quantization)
+                if options.quantization is not None:
+                    model.path += f", {options.quantization} (logits {difference:.1%} off)"
                 return model
         except (AttributeError, RuntimeError, TypeError, UnsupportedModel) as error:
             if options.forward == way:
                 raise UnsupportedModel(f"its {way} form fails: {error}") from error
             model, expected = read(options)  # its layers are taken apart
-    raise UnsupportedModel(f"the torch engine has no {options.forward} form of this model")
+    form = options.forward if options.quantization is None else options.quantization
+    raise UnsupportedModel(f"the torch engine has no {form} form of this model here")
 
 
 def read(options: TorchOptions) -> tuple[FlatModel, Tensor]:
@@ -135,18 +140,23 @@ def read(options: TorchOptions) -> tuple[FlatModel, Tensor]:
 
 
 @torch.inference_mode()
-def accelerate(model: FlatModel, way: str) -> bool:
+def accelerate(model: FlatModel, way: str, quantization: str | None = None) -> bool:
     """Compute in a faster way from now on; False, and all as it was, where it is not for this
     model. Whatever it raises, the network may be in pieces."""
+    on_cpu = model.geometry.device.type == "cpu"
+    if quantization is not None and not on_cpu:
+        raise UnsupportedModel(f"{quantization} is for CPUs")
+    wide = wide_rows(model.geometry.dtype) if on_cpu else None
+    kernels = Kernels(wide, int8=quantization == "int8")
     if way == "compact":
         if not fits(model.network, model.geometry, model.max_model_len):
             return False
-        model.compute = Compact(model.network, model.geometry, model.max_model_len)
+        model.compute = Compact(model.network, model.geometry, model.max_model_len, kernels)
         model.path = "compact, fused products"
         return True
-    if model.geometry.device.type != "cpu":
+    if not on_cpu:
         return False
-    fix_linears(model.network)
+    fix_linears(model.network, kernels)
     model.path += ", products packed"
     return True
 
@@ -247,8 +257,8 @@ def own_logits(model: FlatModel) -> Tensor:
 
 
 @torch.inference_mode()
-def check_against(model: FlatModel, expected: Tensor) -> None:
-    """Two chunks and a decode step of ragged sequences must give these logits."""
+def check_against(model: FlatModel, expected: Tensor, quantization: str | None = None) -> float:
+    """Two chunks and a decode step of ragged sequences must give these logits; how far off."""
     kv = KvStore(model.geometry)
     ids = {str(length): check_ids(length, model.vocab_size) for length in CHECKS}
     for owner, its in ids.items():
@@ -264,5 +274,8 @@ def check_against(model: FlatModel, expected: Tensor) -> None:
             ends[part.owner] = len(tokens) - 1
         mine = model.forward(step, tokens, [ends[owner] for owner in ids])
     difference = ((mine - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-9)).max()
-    if not difference.item() <= TOLERANCE[model.geometry.dtype]:
-        raise UnsupportedModel(f"its logits come out {difference.item():.1%} off")
+    near = TOLERANCE[model.geometry.dtype] if quantization is None else TOLERANCE_INT8
+    off = float(difference)
+    if not off <= near:
+        raise UnsupportedModel(f"its logits come out {off:.1%} off")
+    return off

@@ -22,6 +22,9 @@ class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
     forward: Literal["auto", "compact", "general", "plain"] = "auto"
     """auto takes the fastest way that is proven equal at start; compact insists on the fused one,
     general on transformers' modelling code, plain on that with nothing changed in it."""
+    quantization: Literal["int8"] | None = None
+    """int8: weights of the layers in half the bytes of bfloat16, on a CPU; `%llmserve status` says
+    how far this moves the model's logits."""
     max_model_len: int | None = None
     """None for the model's own."""
     seed: int | None = None
