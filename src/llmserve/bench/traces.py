@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -106,9 +107,12 @@ def read_load(
     if not 0 < speed < float("inf"):
         raise ValueError(f"speed must be above 0 and finite, not {speed}")
     path = Path(path)
-    found, timed = _read(path, tokenizer)
-    kept = (a for a in found if longest is None or _tokens(a) <= longest)
-    arrivals = list(itertools.islice(kept, requests))
+    try:
+        found, timed = _read(path, tokenizer)
+        kept = (a for a in found if longest is None or _tokens(a) <= longest)
+        arrivals = list(itertools.islice(kept, requests))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TraceFormatError(f"{path.name} is no text of a trace: {error}") from None
     if not arrivals:
         raise TraceFormatError(f"{path.name} holds no request to replay")
     if rate is not None:
@@ -186,7 +190,7 @@ def _csv(path: Path) -> Iterator[Arrival]:
             try:
                 prompt, reply = int(row[column["prompt"]]), int(row[column["reply"]])
                 at_s = _seconds(row[column["at"]])
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, OverflowError) as error:
                 raise TraceFormatError(f"{path.name}, line {number}: {error}") from None
             if prompt > 0 and reply > 0:
                 yield Arrival(at_s, prompt, reply, 0)
@@ -195,7 +199,7 @@ def _csv(path: Path) -> Iterator[Arrival]:
 def _seconds(text: str) -> float:
     """BurstGPT counts seconds; Azure writes dates, with more digits than Python reads."""
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         head, dot, fraction = text.strip().partition(".")
         digits = "".join(itertools.takewhile(str.isdigit, fraction))
@@ -203,17 +207,20 @@ def _seconds(text: str) -> float:
         moment = datetime.fromisoformat(head + zone)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)  # or a change of summer time were a gap
-        return moment.timestamp() + (float(f"0.{digits}") if dot and digits else 0.0)
+        seconds = moment.timestamp() + (float(f"0.{digits}") if dot and digits else 0.0)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{text.strip()} is no time")
+    return seconds
 
 
 def _sharegpt(path: Path, tokenizer: Tokenizer | None) -> Iterator[Arrival]:
     """Chats of human and gpt turns in pairs; a chat that begins otherwise is skipped to there."""
     try:
         chats = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TraceFormatError(f"{path.name} is no JSON: {error}") from None
     for chat in chats:
-        if not isinstance(chat, Mapping) or "conversations" not in chat:
+        if not isinstance(chat, Mapping) or not isinstance(chat.get("conversations"), list):
             raise TraceFormatError(f"{path.name} is no ShareGPT: no 'conversations' in its items")
         turns = list(_pairs(chat["conversations"], tokenizer))
         if turns:
@@ -226,7 +233,9 @@ def _pairs(
 ) -> Iterator[Turn]:
     asked: str | None = None
     for message in conversation:
-        who, text = message.get("from"), str(message.get("value", ""))
+        if not isinstance(message, Mapping):
+            continue
+        who, text = message.get("from"), str(message.get("value") or "")
         if who in ("human", "user"):
             asked = text
         elif who in ("gpt", "assistant") and asked and text:
