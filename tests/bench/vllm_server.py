@@ -31,7 +31,6 @@ import psutil
 
 import llmserve
 from llmserve.bench.intervals import Interval, interval
-from llmserve.engines.vllm.launch import end
 from llmserve.models import bundled_path
 
 PROMPT, REPLY = 200, 200
@@ -107,7 +106,8 @@ def vllm_server(model: str, name: str, dtype: str) -> Iterator[Side]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 family = psutil.Process(process.pid).children(recursive=True)
                 process.terminate()
-                end(family, 20)
+                for left in psutil.wait_procs(family, timeout=20)[1]:
+                    left.kill()
             process.kill()
             process.wait()
 
