@@ -1,10 +1,11 @@
 """What a dashboard costs. On a quiet machine:
 
-    PYTHONPATH=src:tests python tests/bench/dashboard_cost.py [--only updates|frames|throughput]
+    PYTHONPATH=src:tests python tests/bench/dashboard_cost.py [--only updates|frames|tape|throughput]
 
 updates: kernel CPU and bytes of each kind of message, under a recorded load on virtual time.
 frames: a real Chromium shows a recorded stream with the engine off, five updates a second; the
 times between animation frames tell how fluid the page is.
+tape: 10,000 steps of 256 requests in that Chromium, scrolled and zoomed at every frame.
 throughput: a session with a dashboard whose headless reader drains it, against the same session
 without, in interleaved blocks.
 """
@@ -20,10 +21,13 @@ from typing import Any
 
 import llmserve
 from llmserve.bench.workload import Workload
+from llmserve.core import StepRecord, StepRow
+from llmserve.events import StepRecorded
 from llmserve.ui import Dashboards
 from llmserve.ui.link import PATIENCE_S
 from llmserve.ui.series import CAPACITY
-from ui.browser import screen
+from llmserve.ui.tape import STEPS
+from ui.browser import Screen, screen
 from ui.parts import Desk, Wire
 from ui.story import tell
 
@@ -42,6 +46,15 @@ def percentile(values: list[float], rank: float) -> float:
 
 def line(name: str, *figures: str) -> None:
     print(f"{name:<37}" + "   ".join(figures), flush=True)
+
+
+WATCH_FRAMES = (
+    "() => { const found = window.frames_ms = []; let last = performance.now();"
+    " const tick = (now) => { found.push(now - last); last = now;"
+    " if (window.frames_ms === found) requestAnimationFrame(tick); };"
+    " requestAnimationFrame(tick); }"
+)
+FRAMES = "() => window.frames_ms.slice(5)"
 
 
 class Timed:
@@ -130,21 +143,61 @@ def frames(seconds: float = 20.0) -> None:
             desk.wire.hear({"kind": "ack", "seq": desk.charts._link.seq})
 
         tell(desk, [MIXED], seconds, each=keep)
-        shown.page.evaluate(
-            "() => { window.frames_ms = []; let last = performance.now();"
-            " const tick = (now) => { window.frames_ms.push(now - last); last = now;"
-            " requestAnimationFrame(tick); }; requestAnimationFrame(tick); }"
-        )
+        shown.page.evaluate(WATCH_FRAMES)
         began = time.monotonic()
         for i, messages in enumerate(stream):
             shown.page.wait_for_timeout(max(0.0, 1e3 * (began + 0.2 * i - time.monotonic())))
             for content, buffers in messages:
                 shown.deliver(content, buffers)
-        found: list[float] = shown.page.evaluate("() => window.frames_ms.slice(5)")
+        frames_line("time between frames (ms)", shown.page.evaluate(FRAMES))
+
+
+def frames_line(name: str, found: list[float]) -> None:
     line(
-        "time between frames (ms)", f"p50 {statistics.median(found):.1f}",
-        f"p95 {percentile(found, 95):.1f}", f"p99 {percentile(found, 99):.1f}", f"n {len(found)}",
+        name, f"p50 {statistics.median(found):.1f}", f"p95 {percentile(found, 95):.1f}",
+        f"p99 {percentile(found, 99):.1f}", f"n {len(found)}",
     )
+
+
+def tape(frames: int = 300) -> None:
+    """A drag to the left, the wheel out to all steps and in again, and rows scrolled."""
+    desk = Desk.lay()
+    for i in range(STEPS):
+        rows = tuple(StepRow(f"r{i // 40 + k}", "decode", 1) for k in range(256))
+        record = StepRecord(
+            index=i, start_s=1000 + 0.01 * i, duration_s=0.01, rows=rows, running=256, waiting=0,
+            kv_used_tokens=1, kv_capacity_tokens=2, max_num_seqs=256, max_num_batched_tokens=512,
+        )
+        desk.recorder.tape(StepRecorded(t=1000 + 0.01 * i, record=record))
+    with screen(desk, 1280, 1300) as shown:
+        shown.start()
+        canvas = shown.page.locator("[data-llmserve=tape-canvas]")
+        canvas.scroll_into_view_if_needed()
+        for name, deltas in (("zoom", "i % 80 < 40 ? 100 : -100, false"), ("rows", "30, true")):
+            frames_line(f"tape, {name}: between frames (ms)", _wheel(shown, deltas, frames))
+        canvas.focus()
+        shown.page.evaluate(WATCH_FRAMES)
+        for i in range(frames // 3):
+            shown.page.keyboard.press("ArrowLeft" if i % 40 < 20 else "ArrowRight")
+        frames_line("tape, steps: between frames (ms)", shown.page.evaluate(FRAMES))
+
+
+def _wheel(shown: Screen[Desk], deltas: str, frames: int) -> list[float]:
+    """One wheel event per frame, as a trackpad sends them; the times between frames."""
+    found: list[float] = shown.page.evaluate(
+        "(frames) => new Promise((resolve) => {"
+        " const canvas = document.querySelector('[data-llmserve=tape-canvas]');"
+        " const box = canvas.getBoundingClientRect(); const found = [];"
+        " let last = performance.now(); let i = 0;"
+        " const tick = (now) => { found.push(now - last); last = now;"
+        f" const [deltaY, shiftKey] = [{deltas}];"
+        " canvas.dispatchEvent(new WheelEvent('wheel', { deltaY, shiftKey, cancelable: true,"
+        " clientX: box.left + box.width / 2, clientY: box.top + 90 }));"
+        " if (++i < frames) requestAnimationFrame(tick); else resolve(found.slice(5)); };"
+        " requestAnimationFrame(tick); })",
+        frames,
+    )
+    return found
 
 
 class Reader:
@@ -208,8 +261,8 @@ def throughput() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("updates", "frames", "throughput"))
+    parser.add_argument("--only", choices=("updates", "frames", "tape", "throughput"))
     chosen = parser.parse_args().only
-    for part in (updates, frames, throughput):
+    for part in (updates, frames, tape, throughput):
         if chosen in (None, part.__name__):
             part()

@@ -1,4 +1,4 @@
-"""JupyterLab with one notebook open in a real browser."""
+"""JupyterLab, or Notebook 7, with one notebook open in a real browser."""
 
 from __future__ import annotations
 
@@ -129,15 +129,19 @@ class Lab:
         return path
 
 
+PATHS = {"jupyterlab": "lab/tree", "notebook": "notebooks"}
+"""Where each application shows a notebook."""
+
+
 @contextmanager
-def lab(notebook: Path) -> Iterator[Lab]:
+def lab(notebook: Path, application: str = "jupyterlab") -> Iterator[Lab]:
     """A server on the notebook's folder, and a browser on the notebook, its kernel ready."""
     token = secrets.token_hex(16)
-    with server(notebook.parent, token) as url, sync_playwright() as driver:
+    with server(notebook.parent, token, application) as url, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1640, "height": 1500})
         try:
-            page.goto(f"{url}/lab/tree/{notebook.name}?token={token}", timeout=120_000)
+            page.goto(f"{url}/{PATHS[application]}/{notebook.name}?token={token}", timeout=120_000)
             opened = Lab(page)
             opened.wait_until(lambda: _kernel_is_idle(f"{url}/api/sessions?token={token}"), 120)
             page.keyboard.press("Control+b")  # the side bar is in the way of the charts
@@ -150,7 +154,7 @@ def lab(notebook: Path) -> Iterator[Lab]:
 
 
 @contextmanager
-def server(folder: Path, token: str) -> Iterator[str]:
+def server(folder: Path, token: str, application: str = "jupyterlab") -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -170,7 +174,7 @@ def server(folder: Path, token: str) -> Iterator[str]:
     with (home / "log").open("w") as log:
         server = subprocess.Popen(
             [
-                sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
+                sys.executable, "-m", application, "--no-browser", "--allow-root",
                 f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
                 f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}",
             ],
@@ -197,7 +201,7 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
                 return
         except OSError:
             time.sleep(0.2)  # the server is starting
-    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+    raise RuntimeError(f"Jupyter did not start:\n{log.read_text()[-2000:]}")
 
 
 def _kernel_is_idle(sessions: str) -> bool:

@@ -88,6 +88,21 @@ class Kernel:
         cell.status = self._reply(started, until)
         return cell
 
+    def subshell(self) -> str:
+        """A shell beside the one that runs cells, as JupyterLab opens for its widgets."""
+        message = self._client.session.msg("create_subshell_request", {})
+        self._client.control_channel.send(message)
+        while True:
+            reply = self._client.get_control_msg(timeout=30)
+            if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
+                return str(reply["content"]["subshell_id"])
+
+    def tell_widget(self, model_id: str, data: dict[str, Any], subshell: str) -> None:
+        """A page's message to a widget, over the subshell."""
+        message = self._client.session.msg("comm_msg", {"comm_id": model_id, "data": data})
+        message["header"]["subshell_id"] = subshell
+        self._client.shell_channel.send(message)
+
     def interrupt(self) -> None:
         """SIGINT to the kernel's process group, as the page's stop button does."""
         self.manager.interrupt_kernel()
@@ -128,9 +143,11 @@ class Kernel:
 
 
 @contextmanager
-def kernel() -> Iterator[Kernel]:
-    """Started with this checkout's sources first on its path; gone when the block is left."""
-    path = os.pathsep.join([str(SRC), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+def kernel(*folders: Path) -> Iterator[Kernel]:
+    """Started with this checkout's sources first on its path, then these folders; gone when the
+    block is left."""
+    parts = [str(SRC), *map(str, folders), os.environ.get("PYTHONPATH", "")]
+    path = os.pathsep.join(parts).rstrip(os.pathsep)
     manager = KernelManager(kernel_name="python3")
     manager.start_kernel(env={**os.environ, "PYTHONPATH": path})
     client = manager.client()

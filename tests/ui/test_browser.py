@@ -96,6 +96,7 @@ def test_a_knob_changed_elsewhere_moves_its_control_in_the_browser(shown: Shown)
 def test_an_empty_session_says_what_to_do_and_an_ended_one_that_it_ended(shown: Shown) -> None:
     hint = shown.page.locator("[data-llmserve=empty]")
     assert hint.is_visible()
+    assert "playground below" in (hint.text_content() or "")
     assert "%%llmserve" in (hint.text_content() or "")
     play(shown, 1)
     assert not hint.is_visible()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+from typing import get_args
 
 import pytest
 

@@ -66,7 +66,7 @@ const CSS = `
 .llmserve-dash textarea { display: block; width: 100%; resize: vertical; margin-bottom: 4px; }
 .llmserve-dash input { width: 74px; }
 .llmserve-dash .unit { white-space: nowrap; }
-.llmserve-dash .replies { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(250px, 100%), 1fr)); gap: 6px; margin: 4px 0 6px; }
+.llmserve-dash .replies { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(180px, 100%), 1fr)); gap: 6px; margin: 4px 0 6px; }
 .llmserve-dash .reply { border: 1px solid var(--jp-border-color2, #e0e0e0); border-radius: 3px; padding: 4px 8px; min-width: 0; font-size: 12px; }
 .llmserve-dash .reply-text { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 110px; overflow: auto; min-height: 1.4em; }
 .llmserve-dash .reply > .faint { font-size: 11px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
@@ -136,7 +136,7 @@ export class Page {
     this.#name.textContent = about.model;
     this.#place.textContent = `${about.engine} on ${about.device} · figures of the last ${window} s`;
     this.#hint.replaceChildren(
-      "No requests yet. Send one: ",
+      "No requests yet. Send one from the playground below, or: ",
       code("%%llmserve"),
       " with a prompt below it, ",
       code('session.generate("Hello")'),
