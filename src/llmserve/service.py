@@ -59,7 +59,8 @@ class Service:
         self._lobby = Lobby(self._scheduler, clock, self._tell)
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
-        self._at_the_gate = 0
+        self.at_the_gate = 0
+        """Who waits in `when_up`."""
         self._ids = itertools.count(1)
 
     @property
@@ -158,13 +159,13 @@ class Service:
         if self.ready:
             return
         knobs, limit = self.board.current, self.board.current.queue_timeout_s
-        waiting = self._scheduler.waiting + self._at_the_gate
+        waiting = self._scheduler.waiting + self.at_the_gate
         if knobs.queue_mode == "reject":
             raise Refused(Rejected("no_place", message="the engine takes no requests now"))
         if waiting >= knobs.queue_max:
             raise Refused(Rejected("queue_full", message=f"{waiting} requests wait for the engine"))
         self.keeper.wanted()
-        self._at_the_gate += 1
+        self.at_the_gate += 1
         try:
             async with asyncio.timeout(limit):
                 await self.keeper.up()
@@ -172,7 +173,7 @@ class Service:
             told = f"the engine did not come up within {limit:g} s (queue_timeout_s)"
             raise Refused(Rejected("queue_timeout", message=told)) from None
         finally:
-            self._at_the_gate -= 1
+            self.at_the_gate -= 1
 
     async def drain(self, seconds: float, told: Exception) -> int:
         return await self._runner.drain(seconds, told)

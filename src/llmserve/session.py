@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,8 @@ from llmserve.endpoint.cache import CacheOptions
 from llmserve.endpoint.server import Server, bind
 from llmserve.engines import EngineInfo
 from llmserve.events import EventBus
-from llmserve.house import Freed, House, Switches
+from llmserve.freed import Freed, MemoryStayed
+from llmserve.house import House, Switches
 from llmserve.knobs import Applied, KnobBoard, Knobs
 from llmserve.observe import Telemetry, Why
 from llmserve.observe.lifecycle import LifecycleLog, LogOptions
@@ -308,9 +310,13 @@ class Session:
     def close(self) -> Freed:
         """Give back the thread, the port, the child processes and their memory; say how much.
 
-        Safe to call twice. Requests in flight end, waiting ones are refused.
+        Safe to call twice. Requests in flight end, waiting ones are refused. Warns with
+        MemoryStayed where engine processes outlive it and hold more than 64 MiB.
         """
+        first = not self.closed
         self._closer()
+        if first and (stayed := self._house.freed.stayed) is not None:
+            warnings.warn(stayed, MemoryStayed, stacklevel=2)
         return self._house.freed
 
     def __enter__(self) -> Self:

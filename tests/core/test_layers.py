@@ -17,7 +17,8 @@ LAYERS = [
     ("user_policy",), ("waiting_line",), ("admission",),
     ("scheduler",), ("engines",), ("observe",), ("stream",), ("announcer",), ("lobby",),
     ("keeper",), ("runner",), ("tuner",), ("service",),
-    ("endpoint",), ("figures",), ("bench",), ("lab",), ("prompting",), ("accounts",), ("house",),
+    ("endpoint",), ("figures",), ("bench",), ("lab",), ("prompting",), ("accounts",),
+    ("freed",), ("house",),
     ("ui",), ("session",), ("opening",),
     ("completion", "knobs_page", "magics", "nested", "bench_cli", "cli", "__init__"),
 ]  # fmt: skip

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Protocol
 
 import llmserve
+from llmserve.engines.processes import MARK, mark
 
 HEADER = struct.Struct("!I")
 LAST_LINES = 40
@@ -68,7 +69,7 @@ class Child(asyncio.Protocol):
 
     def __init__(self, module: str, environment: Mapping[str, str], owner: Owner) -> None:
         self._command = [sys.executable, "-P", "-m", module]
-        self._environment = {**os.environ, **import_path(), **environment}
+        self._environment = {**os.environ, **import_path(), **environment, MARK: mark()}
         self._owner = owner
         self._frames = Frames()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  # closed in stop

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from llmserve.knobs import SPECS, Knobs
@@ -11,6 +11,7 @@ from llmserve.knobs_page import allowed
 from llmserve.magics.showing import Bundle
 
 if TYPE_CHECKING:
+    from llmserve.engines.processes import Stale
     from llmserve.session import Session
 
 _CELL = 'style="text-align:left;padding:1px 14px 1px 0"'
@@ -34,12 +35,27 @@ def server_card(session: Session, name: str, seconds: float | None = None) -> Bu
 
 def status_card(session: Session, name: str) -> Bundle:
     card = server_card(session, name)
-    details = {**session.info.details, **_policy(session)}
+    details = {**session.info.details, **_policy(session), **_state(session)}
     figures = str(session.stats())
     parts = [card, table(details)] if details else [card]
     text = "\n".join([*(part["text/plain"] for part in parts), figures])
     body = "".join(part["text/html"] for part in parts)
     return {"text/plain": text, "text/html": f"{body}<pre>{html.escape(figures)}</pre>"}
+
+
+def _state(session: Session) -> dict[str, str]:
+    """Where the engine does not take requests just now: why, and the cure."""
+    state = session.service.keeper.state
+    cure = {"asleep": "%llmserve wake", "failed": "%llmserve restart"}.get(state)
+    if state == "up":
+        return {}
+    return {"state": state if cure is None else f"{state}; requests wait: {cure}"}
+
+
+def stale_note(found: Sequence[Stale]) -> str:
+    many = f"{len(found)} engine process{'es' * (len(found) != 1)} of kernels that are gone"
+    listed = "; ".join(map(str, found))
+    return f"{many}: {listed}. `%llmserve status --remove-stale` ends them."
 
 
 def _policy(session: Session) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmserve.bench.options import read_load_options
 from llmserve.core import ParamError
 from llmserve.engines import EngineError
+from llmserve.engines.processes import end, stale
 from llmserve.knobs import SPECS, KnobError
 from llmserve.magics import cards, grammar
 from llmserve.magics.problems import Interrupted, Problem, nearest
@@ -103,6 +104,13 @@ class Face:
             show(note("Nothing is running. %llmserve start"))
         else:
             show(cards.status_card(session, self._name))
+        if found := stale():
+            show(note(cards.stale_note(found)))
+            if args.remove_stale:
+                left = end([one.process for one in found], 0)
+                show(note(f"Ended {len(found) - len(left)} of them."))
+        elif args.remove_stale:
+            show(note("No engine of a kernel that is gone was found."))
 
     def _do_set(self, args: argparse.Namespace) -> None:
         session = self._need()
@@ -185,7 +193,8 @@ class Face:
         if session is None:
             show(note("Nothing is running."))
             return
-        show(note(str(session.close())))
+        freed = session.close()
+        show({"text/plain": str(freed), "text/html": freed._repr_html_()})
         self._session = None
         self._started_with = {}
 

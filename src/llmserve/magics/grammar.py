@@ -127,6 +127,10 @@ def _set(parser: Parser) -> None:
 
 
 def _life(parsers: Mapping[str, Parser]) -> None:
+    parsers["status"].add_argument(
+        "--remove-stale", action="store_true",
+        help="end engine processes whose kernel is gone",
+    )  # fmt: skip
     parsers["sleep"].add_argument(
         "level", nargs="?", type=int, choices=(1, 2), default=1,
         help="vLLM on a GPU: 1 keeps the weights in host memory, 2 drops them",

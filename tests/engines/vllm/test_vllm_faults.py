@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -133,6 +136,50 @@ def test_a_killed_engine_ends_what_ran_and_comes_back_for_what_waits(cramped: Se
     assert cramped.info.pids[0] != dead.pid
     assert gone({dead.pid}) == set()
     assert cramped.knobs.max_num_seqs == 4
+
+
+def ask_over_http(session: Session, count: int) -> list[Future[int]]:
+    """Statuses to come; returns once the requests stand at the gate."""
+    pool = ThreadPoolExecutor(count)
+
+    def ask() -> int:
+        headers = {"Authorization": f"Bearer {session.api_key}"}
+        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+        url = f"{session.url}/chat/completions"
+        return httpx.post(url, json=body, headers=headers, timeout=300).status_code
+
+    asked = [pool.submit(ask) for _ in range(count)]
+    pool.shutdown(wait=False)
+    until = time.monotonic() + 60
+    while session.service.at_the_gate < count:
+        assert time.monotonic() < until, "the requests were answered, or never came"
+        time.sleep(0.01)
+    return asked
+
+
+def test_requests_over_http_wait_while_a_dead_engine_is_brought_back(cramped: Session) -> None:
+    """It died while nobody looked: the first request finds it dead."""
+    dead = psutil.Process(cramped.info.pids[0])
+    dead.kill()
+    engine: Any = cramped.service.engine
+    until = time.monotonic() + 60
+    while not engine._llm.errored:
+        assert time.monotonic() < until, "vLLM's client never noticed"
+        time.sleep(0.05)
+    asked = ask_over_http(cramped, 3)
+    assert [one.result(300) for one in asked] == [200] * 3
+    assert cramped.info.pids[0] != dead.pid
+
+
+def test_asleep_it_holds_no_process_and_serves_who_waited_once_awake(cramped: Session) -> None:
+    family = set(cramped.info.pids)
+    assert "stopped instead" in cramped.sleep(1)
+    assert gone(family) == set()
+    asked = ask_over_http(cramped, 2)
+    cramped.set(max_num_seqs=3)
+    cramped.wake()
+    assert [one.result(60) for one in asked] == [200] * 2
+    assert int(cramped.tape().iloc[-1].max_num_seqs) == 3
 
 
 def children() -> set[int]:

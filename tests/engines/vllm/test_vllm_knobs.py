@@ -89,12 +89,11 @@ def test_evicting_makes_room_at_once_and_loses_nothing(
 ) -> None:
     async def evict(watcher: Watcher) -> tuple[int, tuple[str, ...]]:
         await watcher.when(lambda step: step.running == 32)
-        applied = await session.service.set_knobs({"max_num_seqs": 4})
+        applied = await session.service.set_knobs({"max_num_seqs": 4}, evict=True)
         assert applied.adopted_step is not None
-        evicted = await engine_of(session).evict()
         await watcher.when(lambda step: step.running <= 4)
         await session.service.set_knobs({"max_num_seqs": 32})
-        return applied.adopted_step, evicted
+        return applied.adopted_step, applied.evicted
 
     async def both(watcher: Watcher) -> tuple[list[Any], tuple[int, tuple[str, ...]]]:
         evicting = asyncio.create_task(evict(watcher))

@@ -16,6 +16,7 @@ from llmserve.clock import Clock
 from llmserve.core import Chunk, ParamError, Request
 from llmserve.engines import EngineError, EngineInfo, StepSink, Submit
 from llmserve.engines.ceilings import clamp
+from llmserve.engines.processes import end
 from llmserve.engines.vllm import contract
 from llmserve.engines.vllm.birth import (
     UNSUPPORTED,
@@ -27,7 +28,7 @@ from llmserve.engines.vllm.birth import (
     start_failure,
 )
 from llmserve.engines.vllm.gate import API_OPTIONS, API_PATHS, build_api, open_api
-from llmserve.engines.vllm.launch import Launch, end
+from llmserve.engines.vllm.launch import Launch
 from llmserve.engines.vllm.options import parse
 from llmserve.engines.vllm.replies import Payload, to_chunk, to_params
 from llmserve.engines.vllm.tokenizer import VllmTokenizer

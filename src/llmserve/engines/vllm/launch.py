@@ -21,15 +21,17 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import psutil
 
+from llmserve.engines.processes import MARK, is_gone, mark
 from llmserve.engines.vllm.parent_watch import FOLDER_PREFIX
 
 LAST_LINES = 20
+_OWNER = "owner"
 _TAG = re.compile(r"^(\(.*?pid=\d+\) )?(ERROR [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
 
 
@@ -40,13 +42,16 @@ class Launch:
     """Environment and executable belong to the process: one start at a time."""
 
     def __init__(self) -> None:
+        sweep()
         self.folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+        (self.folder / _OWNER).write_text(mark())
         self.given_up = False
         """Set when nobody waits for the start any more: it must not leave an engine behind."""
         self._log = self.folder / "log"
         self._python = self.folder / "python"
         self._python.write_text(
-            f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@" '
+            f"#!/bin/sh\n{MARK}={shlex.quote(mark())} "
+            f'exec {shlex.quote(sys.executable)} "$@" '
             f"</dev/null >>{shlex.quote(str(self._log))} 2>&1\n"
         )
         self._python.chmod(0o700)
@@ -129,10 +134,9 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def end(processes: Sequence[psutil.Process], grace_s: float) -> None:
-    """Return when all have gone; kill what is left after the grace."""
-    _, alive = psutil.wait_procs(processes, timeout=grace_s)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=5)
+def sweep() -> None:
+    """Remove the folders of kernels that are gone, whose own engines had no time to."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if is_gone((folder / _OWNER).read_text()):
+                shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,7 @@ by SIGTERM, which vLLM takes as a request to shut down in order, then for good.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
@@ -31,6 +32,7 @@ class Watch(str):
 def arm(kernel: str) -> Watch:
     """Called by unpickling: in the engine process, in its workers, and by copies in the kernel."""
     if int(kernel) != os.getpid() and not _armed():
+        atexit.register(_tidy_after, int(kernel))
         threading.Thread(
             target=_watch, args=(int(kernel), os.getppid()), name=_NAME, daemon=True
         ).start()
@@ -55,6 +57,12 @@ def _watch(kernel: int, parent: int) -> None:
     for child in psutil.Process().children(recursive=True):
         child.kill()
     os._exit(1)
+
+
+def _tidy_after(kernel: int) -> None:
+    """vLLM's own watch may end this process in order before ours does."""
+    if not psutil.pid_exists(kernel):
+        _tidy()
 
 
 def _tidy() -> None:
