@@ -1,6 +1,8 @@
 """What a dashboard costs. On a quiet machine:
 
-    PYTHONPATH=src:tests python tests/bench/dashboard_cost.py [--only updates|frames|tape|throughput]
+    PYTHONPATH=src:tests python tests/bench/dashboard_cost.py [--only updates]
+
+Its parts are updates, frames, tape and throughput.
 
 updates: kernel CPU and bytes of each kind of message, under a recorded load on virtual time.
 frames: a real Chromium shows a recorded stream with the engine off, five updates a second; the

@@ -45,7 +45,8 @@ def buttons_obeyed(page: Lab, folder: Path) -> None:
     before = max_num_seqs(folder)
     presses = (
         ("preset-latency", 8), ("undo", before), ("ab", 128), ("ab", 32),
-        ("preset-throughput", 128), ("preset-balanced", 32), ("preset-latency", 8), ("defaults", 32),
+        ("preset-throughput", 128), ("preset-balanced", 32), ("preset-latency", 8),
+        ("defaults", 32),
     )  # fmt: skip
     for name, value in presses:
         page.page.locator(f".llmserve-{name}").first.click()
