@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -188,6 +189,7 @@ def main() -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     name = "bench"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the servers would stay
     with contextlib.ExitStack() as stack:
         theirs = stack.enter_context(vllm_server(asked.model, name, asked.dtype))
         session = stack.enter_context(llmserve.serve(
