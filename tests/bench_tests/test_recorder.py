@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+from bench_tests.world import World
+from llmserve.bench import recorder as recording
+from llmserve.bench.driver import Bench
 from llmserve.bench.recorder import Recorder
+from llmserve.bench.report import Report
 from llmserve.events import Event
 from observe.tape import dispatched, finished, one_request, step, submitted
 
@@ -36,3 +42,23 @@ def test_a_run_may_be_read_before_anything_came() -> None:
 def test_tokens_counted_by_delivery_are_put_right_at_the_end() -> None:
     events = [*one_request()[:-1], finished(6, tokens=9)]
     assert recorded(*events).report().generated_tokens == 9
+
+
+def test_memory_is_bounded_and_a_run_that_outgrows_it_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recording, "GAPS", 512)
+    monkeypatch.setattr(recording, "REQUESTS", 128)
+
+    async def main(world: World) -> tuple[Report, Bench]:
+        bench = world.bench(concurrency=16, requests=1000, prompt_tokens=4, max_tokens=3)
+        return await bench.run(), bench
+
+    report, bench = World().run(main)
+    kept = bench._recorder
+    assert (report.sent, report.n, report.generated_tokens) == (1000, 1000, 3000), "all are counted"
+    assert (report.ttft.n, report.capped) == (128, True)
+    assert report.itl.n <= 512
+    assert "more samples than are kept" in str(report)
+    assert not kept._expected
+    assert not kept._journeys._live
