@@ -66,14 +66,19 @@ class Keyring:
         return f"Keyring({len(self._holders)} keys, hidden)"
 
     def holder(self, authorization: bytes) -> Holder | None:
-        """Every key is compared, and compared whole, whichever fits."""
+        """Of what the Authorization header says."""
         scheme, _, token = authorization.partition(b" ")
-        brought = hashlib.sha256(token.strip()).digest()
+        found = self.holder_of(token)
+        return found if scheme.lower() == b"bearer" else None
+
+    def holder_of(self, key: bytes) -> Holder | None:
+        """Every key is compared, and compared whole, whichever fits."""
+        brought = hashlib.sha256(key.strip()).digest()
         found = None
         for known, holder in self._holders.items():
             if hmac.compare_digest(brought, known):
                 found = holder
-        return found if scheme.lower() == b"bearer" else None
+        return found
 
 
 def digest(key: str) -> bytes:

@@ -41,6 +41,14 @@ def test_another_scheme_with_the_right_key_is_refused(server: Serving) -> None:
     assert answer.status_code == 401
 
 
+def test_the_key_may_come_as_anthropics_clients_send_it(server: Serving) -> None:
+    with server.http(key=None) as http:
+        for key, status in ((KEY, 200), ("sk-wrong", 401), (f"Bearer {KEY}", 401), ("", 401)):
+            assert http.get("/v1/models", headers={"x-api-key": key}).status_code == status
+        both = {"x-api-key": KEY, "Authorization": "Bearer sk-wrong"}
+        assert http.get("/v1/models", headers=both).status_code == 401
+
+
 def test_health_needs_no_key(server: Serving) -> None:
     with server.http(key=None) as http:
         assert http.get("/health").status_code == 200

@@ -23,7 +23,10 @@ _HOLDER = "llmserve.holder"
 
 
 class KeyGate:
-    """ASGI middleware: 401 without a key, 403 where a tenant's key does not lead."""
+    """ASGI middleware: 401 without a key, 403 where a tenant's key does not lead.
+
+    The key comes as OpenAI's clients send it, else as Anthropic's do (`x-api-key`).
+    """
 
     def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
         self._app = app
@@ -31,10 +34,11 @@ class KeyGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
-            authorization = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
-            holder = self._keyring.holder(authorization)
+            authorization, key = (_header(scope, name) for name in (b"authorization", b"x-api-key"))
+            by_key = self._keyring.holder_of(key)  # both are compared, whichever was brought
+            holder = self._keyring.holder(authorization) if authorization else by_key
             if holder is None:
-                await Answer(send).fail(_refusal(bool(authorization)))
+                await Answer(send).fail(_refusal(bool(authorization or key)))
                 return
             if holder.tenant is not None and not scope["path"].startswith(_TENANT_PATHS):
                 await Answer(send).fail(_not_yours())
@@ -49,11 +53,16 @@ def tenant_of_key(scope: Scope) -> str | None:
     return None if holder is None else holder.tenant
 
 
+def _header(scope: Scope, name: bytes) -> bytes:
+    value: bytes = next((value for key, value in scope["headers"] if key == name), b"")
+    return value
+
+
 def _refusal(brought: bool) -> ApiError:
     message = (
         "Incorrect API key provided."
         if brought
-        else "No API key was provided. Send it as `Authorization: Bearer KEY`."
+        else "No API key was provided. Send it as `Authorization: Bearer KEY` or `x-api-key: KEY`."
     )
     return ApiError(
         401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"}
