@@ -161,6 +161,15 @@ def test_a_value_told_long_ago_is_no_echo(parts: Parts, controls: Controls) -> N
     assert parts.board.current.max_num_seqs == 8
 
 
+def test_a_page_that_reports_nothing_leaves_nothing_behind(
+    parts: Parts, controls: Controls
+) -> None:
+    for value in range(1, 200):
+        controls.told({"max_num_seqs": value})
+        parts.clock.advance(ECHO_S / 4)
+    assert len(controls._told["max_num_seqs"]) <= 4
+
+
 def test_a_log_slider_gives_round_figures(parts: Parts, controls: Controls) -> None:
     controls.by_name["queue_timeout_s"].main.value = 10**1.55
     assert parts.board.current.queue_timeout_s == 35.48

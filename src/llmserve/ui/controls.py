@@ -77,7 +77,8 @@ class Controls:
         other = {n: v for n, v in values.items() if v != self.by_name[n].value()}
         with self._lock:
             for name, value in other.items():
-                self._told.setdefault(name, []).append((now, value))
+                lately = [(t, v) for t, v in self._told.get(name, ()) if t > now - ECHO_S]
+                self._told[name] = [*lately, (now, value)]
 
     def close(self) -> None:
         self._unwatch()
