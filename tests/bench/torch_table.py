@@ -25,8 +25,8 @@ from bench.torch_engines import Column, Rival, Setting, known, open_columns
 from bench.torch_models import SHAPES, make_model, read_bytes, write_gguf
 from bench.torch_profile import print_profile, profile, some_prompts
 
-Rates = dict[int, dict[str, list[float]]]
-"""By batch and column, one figure a block: tokens per second, the roof as such."""
+Rates = dict[str, list[float]]
+"""By column, one figure a block: tokens per second, and as many as the memory would allow."""
 
 
 def interval(ratios: list[float]) -> tuple[float, float, float]:
@@ -39,8 +39,8 @@ def interval(ratios: list[float]) -> tuple[float, float, float]:
 
 async def measure(
     columns: dict[str, Column], roof: Rival, name: str, options: argparse.Namespace
-) -> Rates:
-    found: Rates = defaultdict(lambda: defaultdict(list))
+) -> None:
+    found: dict[int, Rates] = defaultdict(lambda: defaultdict(list))
     names = list(columns)
     for batch in options.batches:
         prompts = some_prompts(batch, SHAPES[name]["vocab_size"])
@@ -52,21 +52,20 @@ async def measure(
                 took = await columns[one].block(prompts, options.new)
                 found[batch][one].append(batch * options.new / took)
             found[batch]["roof"].append(await roof.ask(roof=1) / read_bytes(name) * batch)
-    return found
+        print_rates(found[batch], batch, name)
 
 
-def print_table(found: Rates, name: str) -> None:
-    for batch, rates in found.items():
-        roofs = rates["roof"]
-        read = statistics.median(roofs) / batch * read_bytes(name) / 1e9
-        print(f"{batch:3} at once; memory read {read:.1f} GB/s")
-        for one, figures in rates.items():
-            line = f"    {one:13} {statistics.median(figures):8,.0f} tok/s"
-            if one != "ours" and "ours" in rates:
-                pairs = zip(rates["ours"], figures, strict=True)
-                ratio, low, high = interval([ours / theirs for ours, theirs in pairs])
-                line += f"   ours is {ratio:.2f} of it (95 % {low:.2f} to {high:.2f})"
-            print(line, flush=True)
+def print_rates(rates: Rates, batch: int, name: str) -> None:
+    read = statistics.median(rates["roof"]) / batch * read_bytes(name) / 1e9
+    load = os.getloadavg()[0]
+    print(f"{batch:3} at once; memory read {read:.1f} GB/s; load average {load:.1f}")
+    for one, figures in rates.items():
+        line = f"    {one:13} {statistics.median(figures):8,.0f} tok/s"
+        if one != "ours" and "ours" in rates:
+            pairs = zip(rates["ours"], figures, strict=True)
+            ratio, low, high = interval([ours / theirs for ours, theirs in pairs])
+            line += f"   ours is {ratio:.2f} of it (95 % {low:.2f} to {high:.2f})"
+        print(line, flush=True)
 
 
 async def run(name: str, options: argparse.Namespace) -> None:
@@ -88,11 +87,10 @@ async def run(name: str, options: argparse.Namespace) -> None:
         try:
             await roof.start(setting)
             columns = await open_columns(options.only, setting)
-            print_table(await measure(columns, roof, name, options), name)
+            await measure(columns, roof, name, options)
         finally:
             for column in (*columns.values(), roof):
                 await column.stop()
-        print(f"  load average {os.getloadavg()[0]:.1f}")
         if options.profile:
             for batch in options.batches:
                 print_profile(profile({"model": folder, "dtype": options.dtype}, batch), batch)

@@ -86,3 +86,13 @@ def test_a_containers_limit_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = {"memory.max": 1000, "memory.current": 400}
     monkeypatch.setattr(memory, "_cgroup", lambda name: figures[name])
     assert memory.free_bytes(torch.device("cpu")) == 600
+
+
+def test_waiting_briefly_bounds_how_long_a_thread_spins() -> None:
+    brief = parse({"threads": 3}).openmp_environment
+    assert brief["OMP_NUM_THREADS"] == "3"
+    assert 0 < int(brief["GOMP_SPINCOUNT"]) < 10_000
+    assert "OMP_WAIT_POLICY" not in brief
+    passive = parse({"omp_wait_policy": "passive"}).openmp_environment
+    assert passive["OMP_WAIT_POLICY"] == "passive"
+    assert "GOMP_SPINCOUNT" not in passive

@@ -152,9 +152,8 @@ class TorchEngine:
     def _environment(self) -> dict[str, str]:
         threads = str(self._options.thread_count)
         environment = {
-            "OMP_NUM_THREADS": threads,
+            **self._options.openmp_environment,
             "MKL_NUM_THREADS": threads,
-            "OMP_WAIT_POLICY": self._options.omp_wait_policy,
             "TOKENIZERS_PARALLELISM": "false",
             "TQDM_DISABLE": "1",
             "PYTHONFAULTHANDLER": "1",

@@ -11,6 +11,11 @@ import msgspec
 from llmserve.models import bundled_path
 
 
+SPINS = 2000
+"""Of GNU's OpenMP, which torch brings on Linux: enough to bridge the gap between two products,
+which a sleeping thread takes longer to wake from than a small one takes."""
+
+
 class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     """Hub id or folder; None for the bundled toy model."""
@@ -41,8 +46,9 @@ class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Prompts that begin as another did copy that part's keys and values."""
     threads: int | None = None
     """None for all cores but one, at least one."""
-    omp_wait_policy: Literal["passive", "active"] = "passive"
-    """active is faster on an idle machine and falls to a tenth beside a busy process."""
+    omp_wait_policy: Literal["brief", "passive", "active"] = "brief"
+    """What a thread does between two products: brief spins for a tenth of a millisecond and then
+    sleeps, passive sleeps at once, active spins on and falls to a tenth beside a busy process."""
 
     @property
     def model_path(self) -> str:
@@ -56,6 +62,14 @@ class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def model_id(self) -> str:
         return "llmserve-tiny" if self.model is None else self.model
+
+    @property
+    def openmp_environment(self) -> dict[str, str]:
+        """For the process: OpenMP reads it when it starts."""
+        threads = {"OMP_NUM_THREADS": str(self.thread_count)}
+        if self.omp_wait_policy == "brief":
+            return threads | {"GOMP_SPINCOUNT": str(SPINS), "KMP_BLOCKTIME": "100us"}
+        return threads | {"OMP_WAIT_POLICY": self.omp_wait_policy}
 
     @property
     def thread_count(self) -> int:
