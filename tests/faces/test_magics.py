@@ -268,3 +268,21 @@ def test_why_tells_what_the_time_went_into_and_which_knob_binds(served: Shell) -
     why = served.ok("%llmserve why --window 60").result
     assert why.window_s == 60
     assert "TTFT p95 is" in str(why)
+
+
+def test_sleep_wake_and_restart_say_what_was_done_and_status_says_what_to_do(
+    served: Shell,
+) -> None:
+    assert "stopped instead" in served.ok("%llmserve sleep 2 --drain 1").text
+    status = served.ok("%llmserve status").text
+    assert "asleep; requests wait: %llmserve wake" in status
+    assert "The engine is awake again" in served.ok("%llmserve wake").text
+    assert "The engine was restarted." in served.ok("%llmserve restart").text
+    assert "asleep" not in served.ok("%llmserve status").text
+    assert served.ok("%llmserve ask --max-tokens 2 hello").shown
+
+
+def test_evict_is_for_engines_that_can(served: Shell) -> None:
+    line = served.run("%llmserve set max_num_seqs=2 --evict").red_line
+    assert "leave evict out" in line
+    assert served.ip.user_ns["session"].knobs.max_num_seqs != 2
