@@ -10,7 +10,6 @@ import msgspec
 
 from llmserve.models import bundled_path
 
-
 SPINS = 2000
 """Of GNU's OpenMP, which torch brings on Linux: enough to bridge the gap between two products,
 which a sleeping thread takes longer to wake from than a small one takes."""
