@@ -169,10 +169,23 @@ class Proof:
         return after.device_used <= self._device_at_open + MIB
 
 
-def device_used() -> int | None:
-    """Bytes in use on all GPUs; None without one."""
+def came_back(before: Holdings, after: Holdings) -> str:
+    """How much less is held now, on GPUs where there are some."""
+    if before.device_used is not None and after.device_used is not None:
+        return f"{max(0, before.device_used - after.device_used) / MIB:,.0f} MiB of device memory"
+    held, left = (sum(one.resident for one in each.engine) for each in (before, after))
+    return f"{max(0, held - left) / MIB:,.0f} MiB of the engine's processes"
+
+
+def weighed(pids: tuple[int, ...]) -> Holdings:
+    """What these processes and their descendants hold now."""
     scales = Scales()
     try:
-        return scales.weigh(()).device_used
+        return scales.weigh(with_descendants(pids))
     finally:
         scales.close()
+
+
+def device_used() -> int | None:
+    """Bytes in use on all GPUs; None without one."""
+    return weighed(()).device_used

@@ -21,6 +21,10 @@ _ATTEMPTS = 3
 """At bringing back an engine, before what waits is told that it does not come."""
 
 
+_STOP_S = 15.0
+"""For a start that is cut short to end what it has started."""
+
+
 class Front(Protocol):
     """Who hands requests to the engine."""
 
@@ -88,7 +92,7 @@ class EngineKeeper:
         for task in working:
             task.cancel()
         if working:
-            await asyncio.wait(working, timeout=5)
+            await asyncio.wait(working, timeout=_STOP_S)
         await self._engine.stop()
 
     def died(self) -> None:

@@ -25,7 +25,7 @@ from llmserve.endpoint.cache import CacheOptions
 from llmserve.endpoint.server import Server, bind
 from llmserve.engines import EngineInfo
 from llmserve.events import EventBus
-from llmserve.freed import Freed, MemoryStayed
+from llmserve.freed import Freed, MemoryStayed, came_back, weighed
 from llmserve.house import House, Switches
 from llmserve.knobs import Applied, KnobBoard, Knobs
 from llmserve.observe import Telemetry, Why
@@ -187,7 +187,9 @@ class Session:
         served after `wake`. level: of vLLM on a GPU, 1 keeps the weights in host memory, 2 drops
         them; an engine without a sleep of its own is stopped, and started by `wake`.
         """
-        return self.runtime.call(self.service.keeper.sleep(level, drain_s))
+        before = weighed(self.service.pids)
+        told = self.runtime.call(self.service.keeper.sleep(level, drain_s))
+        return f"{told}; {came_back(before, weighed(self.service.pids))} came back"
 
     def wake(self) -> str:
         """Let the engine serve again, with the knobs as they are now. EngineError if it cannot."""

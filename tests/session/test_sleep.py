@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Any
 
@@ -26,7 +27,11 @@ def test_asleep_it_holds_no_process_and_awake_it_says_the_same_as_before(
         before = session.generate("hello", max_tokens=5, temperature=0.0)
         pids = session.service.pids
         assert len(pids) == len(session.info.pids)
-        assert "stopped instead" in session.sleep()
+        told = session.sleep()
+        assert "stopped instead" in told
+        mib = re.search(r"; (\d+) MiB of the engine's processes came back$", told)
+        assert mib is not None
+        assert (int(mib[1]) > 64) == bool(pids), "only a process has memory to give back"
         assert session.service.pids == ()
         assert not any(psutil.pid_exists(pid) for pid in pids)
         session.set(max_num_seqs=3)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +19,7 @@ import pytest
 import llmserve
 from llmserve.core import Outcome, Request, SamplingParams
 from llmserve.engines import EngineError
+from llmserve.engines.vllm.parent_watch import FOLDER_PREFIX
 from llmserve.session import Session
 from support.crowd import Watcher, collect_all, crowd
 from support.kernels import Kernel, gone, kernel
@@ -51,6 +54,12 @@ def live() -> Iterator[Kernel]:
         yield made
 
 
+def folders_of(pid: int) -> list[Path]:
+    """What a kernel's engines have in the temporary folder."""
+    found = Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*/owner")
+    return [owner.parent for owner in found if owner.read_text().startswith(f"{pid}/")]
+
+
 def test_interrupts_lose_no_token_and_a_restart_leaves_no_process(live: Kernel) -> None:
     live.ok(LOAD)
     live.ok("calm = session.runtime.call(ask('calm'))")
@@ -62,22 +71,26 @@ def test_interrupts_lose_no_token_and_a_restart_leaves_no_process(live: Kernel) 
         assert live.finish(cell).error.count("KeyboardInterrupt")
     assert "True" in live.ok("pending.result(120) == calm, [len(ids) for ids in calm]").text
     assert "400" in live.ok("[len(ids) for ids in calm]").text
-    family = live.family() - {live.pid}
+    family, pid = live.family() - {live.pid}, live.pid
     live.restart()
     assert gone(family) == set()
+    assert folders_of(pid) == []
 
 
 def test_children_of_a_killed_kernel_are_gone_within_ten_seconds(live: Kernel) -> None:
     family = live.family()
     assert len(family) >= 3
+    assert len(folders_of(live.pid)) == 1
     os.kill(live.pid, signal.SIGKILL)
     assert gone(family, timeout=10) == set()
+    assert folders_of(live.pid) == []
 
 
 def test_shutting_the_kernel_down_leaves_no_process(live: Kernel) -> None:
-    family = live.family()
+    family, pid = live.family(), live.pid
     live.manager.shutdown_kernel()
     assert gone(family) == set()
+    assert folders_of(pid) == []
 
 
 @pytest.fixture(scope="module")
