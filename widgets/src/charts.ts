@@ -11,6 +11,8 @@ import { PRINT, readTheme, type Theme } from "./theme.ts";
 
 /** Drawing may take this part of the page's time. */
 const DUTY = 0.4;
+/** One frame draws for about so long; what is left is drawn with the next ones. */
+const SLICE_MS = 8;
 const PICTURE_WIDTH = 400;
 const CONFIG = { displayModeBar: false, responsive: false };
 
@@ -28,6 +30,11 @@ export class Charts {
   #timer: ReturnType<typeof setTimeout> | undefined;
   #notBefore = 0;
   #drawn = "";
+  /** Panels of the round that is being drawn. */
+  #left: Panel[] = [];
+  #took = 0;
+  /** Whether something has come since the round began. */
+  #stale = false;
 
   #paused: number | undefined;
   #zoom: [number, number] | undefined;
@@ -51,6 +58,7 @@ export class Charts {
 
   #again(): void {
     this.#drawn = "";
+    this.#left = []; // a round that is under way would show the panels left at another time
     this.refresh();
   }
 
@@ -66,6 +74,11 @@ export class Charts {
   /** Have this drawn soon; many calls make one drawing. */
   show(content: Content): void {
     this.#content = content;
+    this.#stale = true;
+    this.#schedule();
+  }
+
+  #schedule(): void {
     if (this.#frame || this.#timer !== undefined) return;
     const wait = this.#notBefore - performance.now();
     if (wait > 0) {
@@ -107,15 +120,22 @@ export class Charts {
     const width = this.#page.panelWidth;
     if (!this.#content || width === 0) return;
     const started = performance.now();
-    const seen = this.#content.panels.filter((panel) => this.#inSight(panel.id));
-    const figures = this.#figures(this.#content, seen, readTheme(this.#page.probe), width);
-    seen.forEach((panel, i) => {
-      const { data, layout } = figures[i]!;
-      void Plotly.react(this.#page.panels.get(panel.id)!, data, layout, CONFIG);
-    });
+    if (!this.#left.length) {
+      this.#left = this.#content.panels.filter((panel) => this.#inSight(panel.id));
+      this.#took = 0;
+      this.#stale = false;
+    }
+    const theme = readTheme(this.#page.probe);
+    while (this.#left.length && performance.now() - started < SLICE_MS) {
+      const panel = this.#left.shift()!;
+      const [figure] = this.#figures(this.#content, [panel], theme, width);
+      void Plotly.react(this.#page.panels.get(panel.id)!, figure!.data, figure!.layout, CONFIG);
+    }
+    this.#took += performance.now() - started;
+    if (this.#left.length) return this.#request();
     this.#drawn = this.#look();
-    const took = performance.now() - started;
-    this.#notBefore = performance.now() + took * (1 / DUTY - 1);
+    this.#notBefore = performance.now() + this.#took * (1 / DUTY - 1);
+    if (this.#stale) this.#schedule();
   }
 
   /** What is scrolled away is drawn once it comes into sight. */

@@ -34,6 +34,7 @@ class Dashboard {
   #panels: Panel[] = [];
   #controls: Record<string, ControlPlace> = {};
   #ended = false;
+  #tableStale = false;
 
   constructor({ model, el }: Context) {
     this.#model = model;
@@ -97,18 +98,20 @@ class Dashboard {
   }
 
   #takeTape(message: TapeMessage, steps: DataView, segments: DataView): void {
-    if (this.#tape.take(message, steps, segments)) this.#drawTape();
-    else this.#say({ kind: "tape" });
+    if (!this.#tape.take(message, steps, segments)) return this.#say({ kind: "tape" });
+    this.#tapeView.draw();
+    if (message.whole) this.#drawTable();
+    else this.#tableStale = true; // a table that changes five times a second is not read
   }
 
   #select(number: number | undefined): void {
     this.#tapeView.select(number);
     this.#requests.select(number);
-    this.#drawTape();
+    this.#drawTable();
   }
 
-  #drawTape(): void {
-    this.#tapeView.draw();
+  #drawTable(): void {
+    this.#tableStale = false;
     this.#requests.draw(this.#rows.last);
   }
 
@@ -129,6 +132,7 @@ class Dashboard {
   #tick(): void {
     const now = performance.now();
     this.#refresh();
+    if (this.#tableStale) this.#drawTable();
     if (this.#ended) return;
     if (this.#feed.seq >= 0 && !this.#feed.live(now)) this.#page.setState("silent");
     const question = this.#feed.tick(now);
