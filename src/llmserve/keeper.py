@@ -8,12 +8,15 @@ short.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Literal, Protocol, cast
 
 from llmserve.core import ParamError
 from llmserve.engines import Engine, EngineError
+
+log = logging.getLogger(__name__)
 
 State = Literal["new", "up", "draining", "restarting", "asleep", "failed", "closed"]
 
@@ -198,6 +201,10 @@ class EngineKeeper:
                 await self._front.came_up()
             except EngineError as error:
                 self._error = error
+                continue
+            except Exception as error:  # a defect, but who waits must hear of it
+                log.exception("the engine failed to come up")
+                self._error = EngineError(f"the engine did not come up: {error!r}")
                 continue
             self._become("up")
             self._front.changed()

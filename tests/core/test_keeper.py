@@ -129,11 +129,16 @@ def test_an_engine_that_does_not_wake_is_started_anew() -> None:
     dozing(story)
 
 
-def test_a_waking_that_fails_is_told_to_all_and_the_next_request_tries_again() -> None:
+@pytest.mark.parametrize("defect", [False, True])
+def test_a_waking_that_fails_is_told_to_all_and_the_next_request_tries_again(
+    defect: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     async def story(world: World) -> None:
         await world.service.keeper.sleep(1, 0)
         waiting = world.submit("a")
         world.engine.start_failures = 3
+        if defect:
+            world.engine.start_failure = ZeroDivisionError("it did not start")
         with pytest.raises(EngineError, match="did not start"):
             await world.service.keeper.wake()
         with pytest.raises(EngineError, match="did not start"):
@@ -141,6 +146,7 @@ def test_a_waking_that_fails_is_told_to_all_and_the_next_request_tries_again() -
         assert await text(world.submit("b")) == "hello"
 
     run(story)
+    assert ("ZeroDivisionError" in caplog.text) == defect
 
 
 @pytest.mark.parametrize("level", [0, 3])

@@ -40,6 +40,7 @@ class ScriptedEngine:
         self.starts = 0
         self.fail_next: Exception | None = None
         self.start_failures = 0
+        self.start_failure: Exception = EngineError("it did not start")
         self.stops = 0
         self.applied: list[Knobs] = []
         self.lives = asyncio.Event()
@@ -60,7 +61,7 @@ class ScriptedEngine:
         await self.lives.wait()
         if self.start_failures:
             self.start_failures -= 1
-            raise EngineError("it did not start")
+            raise self.start_failure
 
     async def stop(self) -> None:
         self.stops += 1
