@@ -144,7 +144,8 @@ def lab(notebook: Path, application: str = "jupyterlab") -> Iterator[Lab]:
             page.goto(f"{url}/{PATHS[application]}/{notebook.name}?token={token}", timeout=120_000)
             opened = Lab(page)
             opened.wait_until(lambda: _kernel_is_idle(f"{url}/api/sessions?token={token}"), 120)
-            page.keyboard.press("Control+b")  # the side bar is in the way of the charts
+            if application == "jupyterlab":
+                page.keyboard.press("Control+b")  # the side bar is in the way of the charts
             yield opened
         except BaseException:
             Lab(page).screenshot("failed")

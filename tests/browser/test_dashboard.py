@@ -55,6 +55,8 @@ def buttons_obeyed(page: Lab, folder: Path) -> None:
 
 
 def ink(page: Lab) -> str:
+    """Of a title in sight: what is scrolled away is not drawn anew."""
+    page.page.locator("[data-llmserve=panel-ttft]").scroll_into_view_if_needed()
     title = page.page.locator("[data-llmserve=panel-ttft] .gtitle").first
     return str(title.evaluate("e => getComputedStyle(e).fill"))
 

@@ -148,7 +148,7 @@ export class TapeView {
     }
     context.fillText("engine step", GUTTER + (width - GUTTER) / 2, y + 22);
     context.textAlign = "left";
-    context.fillText(`${this.#shown.length} requests`, 8, y + 9);
+    context.fillText(`${this.#shown.length} request${this.#shown.length === 1 ? "" : "s"}`, 8, y + 9);
   }
 
   #paintRow(
