@@ -114,7 +114,7 @@ bench-peers: $(VENV)/.dev .venv-peers/.ready
 	cd tests && ../$(PY) -m bench.driver_check --write
 
 bench-torch: $(VENV)/.dev
-	cd tests && ../$(PY) -W ignore -m bench.torch_table $(ARGS)
+	cd tests && ../$(PY) -m bench.torch_table $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VLLM) build dist widgets/node_modules src/llmserve/ui/static .mypy_cache .ruff_cache \

@@ -205,6 +205,7 @@ def known() -> dict[str, Column]:
     return {
         "ours": Ours(),
         "ours-general": Ours({"forward": "general"}),
+        "ours-float32": Ours({"dtype": "float32"}),
         "ours-int8": Ours({"quantization": "int8"}),
         "generate": Rival("generate"),
         "vllm": Rival("vllm", str(VLLM_PYTHON)),
