@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -106,6 +108,7 @@ class Rival:
             self.python, "-W", "ignore", str(Path(__file__).with_name("torch_rival.py")),
             self.kind, str(setting.folder), threads, setting.dtype,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment,
+            start_new_session=True,
         )  # fmt: skip
         await asyncio.wait_for(self._answer(), START_S)
 
@@ -130,8 +133,8 @@ class Rival:
 
     async def stop(self) -> None:
         if self.process is not None:
-            assert self.process.stdin is not None
-            self.process.stdin.close()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # vLLM's own processes too
             await self.process.wait()
         if self.log is not None:
             self.log.close()

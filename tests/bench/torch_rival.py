@@ -112,7 +112,6 @@ def main(kind: str, model: str, threads: str, dtype: str) -> None:
         told = read_memory() if "roof" in asked else block(asked["prompts"], asked["new"])
         out.write(json.dumps(told) + "\n")
         out.flush()
-    os._exit(0)
 
 
 if __name__ == "__main__":
