@@ -109,7 +109,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Sequences of one call that come together: the first answers for all of them at the door, and
     the others, which have 0 here, are paid for."""
     payload: Any = None
-    """An engine's own request object, carried untouched."""
+    """An engine's own request object (`engines.Repeatable`), carried untouched."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

@@ -37,6 +37,7 @@ class Stream:
         self._ended = False
         self._wanted: Callable[[], bool] = lambda: False
         self._on_end: Callable[[Exception | None], None] = lambda failure: None
+        self._seen: Callable[[Chunk], None] = lambda chunk: None
         self._waiter: asyncio.Future[None] | None = None
         self._text: list[str] = []
         self._tokens: list[int] = []
@@ -78,12 +79,18 @@ class Stream:
         if not self._ended and not self._wanted():
             self._cancel()
 
-    def share(self, wanted: Callable[[], bool], on_end: Callable[[Exception | None], None]) -> None:
+    def share(
+        self,
+        wanted: Callable[[], bool],
+        on_end: Callable[[Exception | None], None],
+        seen: Callable[[Chunk], None] = lambda chunk: None,
+    ) -> None:
         """Others take part: while `wanted` says so, a client that leaves stops nothing.
 
-        `on_end` is called once, with what is raised to who iterates.
+        `on_end` is called once, with what is raised to who iterates; `seen` with each chunk, ahead
+        of who iterates.
         """
-        self._wanted, self._on_end = wanted, on_end
+        self._wanted, self._on_end, self._seen = wanted, on_end, seen
 
     @property
     def usage(self) -> Usage:
@@ -99,6 +106,7 @@ class Stream:
         self._tokens.extend(chunk.token_ids)
         if chunk.logprobs:
             self._logprobs.extend(chunk.logprobs)
+        self._seen(chunk)
         self._chunks.append(chunk)
         self._wake()
         return first

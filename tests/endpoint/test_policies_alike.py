@@ -279,8 +279,6 @@ def test_a_tenant_over_its_rate_is_429_and_told_when_to_return(
 def test_choices_that_are_refused_together_cost_their_tenant_nothing(
     server: Serving, http: httpx.Client
 ) -> None:
-    if getattr(server.service.engine, "api_paths", {}):
-        pytest.skip("an engine's own application asks for its choices one by one")
     mine = {**SHORT, "tenant": "with choices"}
     with server.knobs(rate_limit_rps=0.001, rate_burst=3):
         assert http.post(CHAT, json=mine).status_code == 200

@@ -217,16 +217,6 @@ def test_without_the_option_every_request_is_computed() -> None:
     assert len(world.of(Submitted)) == 2
 
 
-def test_an_engine_that_answers_http_itself_cannot_be_asked_to_keep_replies() -> None:
-    async def story(world: World) -> None:
-        world.engine.api_paths = {"/v1/completions": "POST"}  # type: ignore[attr-defined]  # as vLLM
-        with pytest.raises(ValueError, match="whose replies cannot be kept"):
-            cache_of(world)
-        ReplyCache(world.service, None)
-
-    run(story)
-
-
 def test_the_option_is_off_unless_asked_for_and_checked() -> None:
     assert CacheOptions.read(None) is CacheOptions.read(False) is None
     assert CacheOptions.read(True) == CacheOptions()

@@ -48,7 +48,7 @@ def build_app(
         ],
         middleware=[
             Middleware(KeyGate, keyring),
-            Middleware(OwnApi, service),
+            Middleware(OwnApi, service, served.cache),
         ],
         exception_handlers={
             HTTPException: _http_error,

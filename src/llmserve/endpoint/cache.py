@@ -8,7 +8,7 @@ its own, unless told otherwise: how soon a reply comes would tell one that anoth
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from cachetools import TTLCache
@@ -20,6 +20,8 @@ from llmserve.service import Service
 from llmserve.stream import Stream
 
 Found = Literal["hit", "miss"]
+CACHE_HEADER = "x-llmserve-cache"
+"""`hit` when nothing had to be computed for the answer; absent where nothing may be kept."""
 
 
 class CacheOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,30 +49,41 @@ class CacheOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"response_cache: {error}") from None
 
 
+class _Kept(NamedTuple):
+    outcome: Outcome
+    raw: Any
+    """The reply as the engine's own application has it; None on our routes."""
+
+
 class _Flight:
     """One generation and who else waits for its reply."""
 
     def __init__(self, work: Stream) -> None:
         self.work = work
+        self._raws: list[Any] = []
         self.followers: list[Stream] = []
         self.left = False
         """Whether the client that began it is gone."""
+
+    def see(self, chunk: Chunk) -> None:
+        if (payload := self.work.request.payload) is not None:
+            self._raws.append(payload.copied(chunk.raw))
+
+    def reply(self) -> _Kept:
+        """All of it, once it has come to its end."""
+        outcome, payload = self.work.outcome, self.work.request.payload
+        assert outcome is not None  # it has ended
+        return _Kept(outcome, payload.joined(self._raws) if payload is not None else None)
 
 
 class ReplyCache:
     """In front of `Service.submit`; on the loop's thread."""
 
     def __init__(self, service: Service, options: CacheOptions | None) -> None:
-        """ValueError where the engine answers HTTP itself: such replies do not pass here."""
-        if options is not None and getattr(service.engine, "api_paths", {}):
-            raise ValueError(
-                "response_cache: this engine answers by an HTTP application of its own, whose "
-                "replies cannot be kept; leave it out (the engine's prefix cache still helps)"
-            )
         self._service = service
         self._shared = options is not None and options.shared
         self._flights: dict[Hashable, _Flight] = {}
-        self._kept: TTLCache[Hashable, Outcome] | None = (
+        self._kept: TTLCache[Hashable, _Kept] | None = (
             None
             if options is None
             else TTLCache(options.max_entries, options.ttl_s, timer=service.clock.now)
@@ -82,25 +95,27 @@ class ReplyCache:
         `anew`: compute it whatever is here, and keep nothing. A hit counts against its tenant's
         rate of requests, and is Refused where that is used up.
         """
-        if self._kept is None or anew or not _is_certain(request):
+        if self._kept is None or anew or (asked := _what_is_asked(request)) is None:
             return self._service.submit(request), None
         whose = None if self._shared else request.tenant
-        key = (whose, self._service.engine.info.model_id, request.prompt_ids, request.sampling)
-        outcome, flight = self._kept.get(key), self._flights.get(key)
-        hit = outcome is not None or flight is not None
+        key = (whose, self._service.engine.info.model_id, asked)
+        kept, flight = self._kept.get(key), self._flights.get(key)
+        hit = kept is not None or flight is not None
         if hit:
             self._service.admit_kept(request)
         self._tell(request, hit)
-        if outcome is not None:
+        if kept is not None:
             stream = Stream(request, lambda: None)
-            self._replay(stream, outcome)
+            self._replay(stream, kept)
             return stream, "hit"
         if flight is not None:
             return self._follow(request, flight), "hit"
         flight = _Flight(self._service.submit(request))
         self._flights[key] = flight
         flight.work.share(
-            lambda: self._wanted(flight), lambda failure: self._land(key, flight, failure)
+            lambda: self._wanted(flight),
+            lambda failure: self._land(key, flight, failure),
+            flight.see,
         )
         return flight.work, "miss"
 
@@ -132,18 +147,19 @@ class ReplyCache:
         outcome = flight.work.outcome
         assert outcome is not None  # it has ended
         good = failure is None and outcome.finish_reason in ("stop", "length")
-        if good and self._kept is not None:
-            self._kept[key] = outcome
+        reply = flight.reply() if good else None
+        if reply is not None and self._kept is not None:
+            self._kept[key] = reply
         for follower in flight.followers:
-            if good:
-                self._replay(follower, outcome)
+            if reply is not None:
+                self._replay(follower, reply)
             else:
                 last = Chunk(finish_reason=outcome.finish_reason)
                 follower.end(last, self._service.clock.now(), failure)
         flight.followers.clear()
 
-    def _replay(self, stream: Stream, outcome: Outcome) -> None:
-        now = self._service.clock.now()
+    def _replay(self, stream: Stream, reply: _Kept) -> None:
+        now, outcome, payload = self._service.clock.now(), reply.outcome, stream.request.payload
         whole = Chunk(
             text=outcome.text,
             token_ids=outcome.token_ids,
@@ -151,14 +167,26 @@ class ReplyCache:
             finish_reason=outcome.finish_reason,
             stop_reason=outcome.stop_reason,
             cached_tokens=outcome.usage.cached_tokens,
+            raw=payload.copied(reply.raw) if payload is not None else None,
         )
         stream.put(whole, now)
         stream.end(whole, now)
 
 
-def _is_certain(request: Request) -> bool:
-    sampling = request.sampling
-    return sampling.temperature == 0 or sampling.seed is not None
+def _what_is_asked(request: Request) -> Hashable | None:
+    """Equal for requests that must get the same reply; None where chance has a part in it."""
+    payload, sampling = request.payload, request.sampling
+    if payload is not None:
+        key: Hashable | None = payload.key
+        return key
+    certain = sampling.temperature == 0 or sampling.seed is not None
+    return (request.prompt_ids, sampling) if certain else None
+
+
+def looked(headers: dict[str, str], found: Found | None) -> None:
+    """Tell in an answer's headers what came of its requests: one miss, and it was computed."""
+    if found is not None and headers.get(CACHE_HEADER) != "miss":
+        headers[CACHE_HEADER] = found
 
 
 def asks_anew(scope: Scope) -> bool:

@@ -18,7 +18,7 @@ from llmserve.core import Outcome, Request, SamplingParams, Usage
 from llmserve.endpoint import openai, prompts
 from llmserve.endpoint.answers import DONE, Answer, read_json, unless_gone
 from llmserve.endpoint.arrivals import arrivals
-from llmserve.endpoint.cache import asks_anew
+from llmserve.endpoint.cache import asks_anew, looked
 from llmserve.endpoint.errors import SERVING_ERRORS, ClientGone, aborted, as_api_error, stopping
 from llmserve.endpoint.openai import ChatBody, CompletionBody
 from llmserve.endpoint.replies import ChatReply, CompletionReply, Head, Reply
@@ -26,9 +26,6 @@ from llmserve.endpoint.sender import Sender, sender
 from llmserve.endpoint.served import Served
 from llmserve.endpoint.structured import check_supported
 from llmserve.stream import Stream
-
-CACHE_HEADER = "x-llmserve-cache"
-"""`hit` when nothing had to be computed for the answer; absent where nothing may be kept."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -97,8 +94,7 @@ class Generation:
             for choice in range(call.choices):
                 stream, found = self._served.cache.submit(call.request(choice), anew=call.anew)
                 streams.append(stream)
-                if found is not None and answer.headers.get(CACHE_HEADER) != "miss":
-                    answer.headers[CACHE_HEADER] = found
+                looked(answer.headers, found)
             if call.body.stream:
                 await self._stream(call, streams, answer)
             else:

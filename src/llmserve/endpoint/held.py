@@ -23,7 +23,9 @@ _PROMPTS = {"/v1/completions": "prompt", "/v1/responses": "input"}
 class Call:
     """One HTTP request on its way through the other application."""
 
-    def __init__(self, path: str, fields: Mapping[str, object], limit: int = 0) -> None:
+    def __init__(
+        self, path: str, fields: Mapping[str, object], limit: int = 0, choices: int = 1
+    ) -> None:
         """limit: the model's longest context."""
         self.path = path
         self.limit = limit
@@ -33,6 +35,10 @@ class Call:
         """The body, to find out what an error is about."""
         self.decided = False
         """A chunk has come, or a refusal: what is sent from now on is the answer."""
+        self.choices = choices
+        """Sequences that it asks for; 0 once the first of them has come to the door."""
+        self.headers: dict[str, str] = {}
+        """To be added to those of the answer."""
         self.refusal: Exception | None = None
         """Or a later failure: a status of its own while nothing has been sent, and else the
         stream's last event."""
@@ -81,8 +87,10 @@ class Held:
             return
         headers = dict(start["headers"])
         self._streams = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        headers |= {name.encode(): value.encode() for name, value in self._call.headers.items()}
         if self._streams:
-            start = {**start, "headers": [*(headers | dict(SSE_HEADERS)).items()]}
+            headers |= dict(SSE_HEADERS)
+        start = {**start, "headers": [*headers.items()]}
         self._kept = None
         for message in (start, *kept[1:]):
             await self._send(message)

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.core import Chunk, Request, SamplingParams
 from llmserve.endpoint.answers import Answer, read_json
+from llmserve.endpoint.cache import ReplyCache, asks_anew, looked
 from llmserve.endpoint.errors import (
     SERVING_ERRORS,
     ApiError,
@@ -27,7 +28,7 @@ from llmserve.endpoint.errors import (
 from llmserve.endpoint.held import Call, Held, blamed
 from llmserve.endpoint.openai import MAX_CHOICES, MAX_SEQUENCES, understood
 from llmserve.endpoint.sender import Claims, Sender, sender
-from llmserve.engines import EngineError, HasApi
+from llmserve.engines import EngineError, HasApi, Repeatable
 from llmserve.service import Service
 from llmserve.stream import Stream
 
@@ -38,6 +39,8 @@ class _Asked(NamedTuple):
     own_id: bool
     """The client chose the request's id, and may choose the same one twice."""
     arrived: float
+    anew: bool
+    """No reply that is kept will do."""
 
 
 _ASKED: ContextVar[_Asked] = ContextVar("llmserve_asked")
@@ -46,9 +49,10 @@ _ASKED: ContextVar[_Asked] = ContextVar("llmserve_asked")
 class OwnApi:
     """ASGI middleware, behind the key. Passes on what the engine does not answer itself."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, cache: ReplyCache) -> None:
         self._app = app
         self._service = service
+        self._cache = cache
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         paths: Mapping[str, str] = getattr(self._service.engine, "api_paths", {})
@@ -69,14 +73,15 @@ class OwnApi:
         posted = scope["method"] == "POST"
         body = await read_json(scope, receive) if posted else b""
         fields = _fields(body) if posted else {}
-        if posted:
-            _check_choices(fields)
+        choices = _choices(fields)
         who = sender(scope, understood(fields, Claims))
         own_id = any(name == b"x-request-id" for name, _ in scope["headers"])
         app = await self._application()
-        call = Call(scope["path"], fields, self._service.engine.info.max_model_len)
+        call = Call(scope["path"], fields, self._service.engine.info.max_model_len, choices)
         held = Held(send, call)
-        token = _ASKED.set(_Asked(call, who, own_id, arrived))
+        # vLLM reads a call of a tool out of a stream piece by piece, and a kept reply is one piece
+        anew = asks_anew(scope) or bool(fields.get("tools") and fields.get("stream"))
+        token = _ASKED.set(_Asked(call, who, own_id, arrived, anew))
         try:
             await app(scope, _replay(body, receive), held)
         except SERVING_ERRORS:  # applications tell their client of an error and raise it as well
@@ -103,9 +108,9 @@ class OwnApi:
         prompt_ids: tuple[int, ...],
         sampling: SamplingParams,
         priority: int | None,
-        payload: object,
+        payload: Repeatable,
     ) -> _Submitted:
-        call, who, own_id, arrived = _ASKED.get()
+        call, who, own_id, arrived, anew = _ASKED.get()
         request = Request(
             id=self._service.new_id(id) if own_id else id,
             prompt_ids=prompt_ids,
@@ -114,10 +119,14 @@ class OwnApi:
             priority=who.priority if priority is None else priority,
             tenant=who.tenant,
             ttft_slo_ms=who.ttft_slo_ms,
+            choices=call.choices,
             payload=payload,
         )
         try:
-            return _Submitted(self._service.submit(request), call)
+            stream, found = self._cache.submit(request, anew=anew)
+            looked(call.headers, found)
+            call.choices = 0
+            return _Submitted(stream, call)
         except SERVING_ERRORS as error:
             call.refusal = call.refusal or error
             raise
@@ -141,17 +150,18 @@ class _Submitted:
             raise
 
 
-def _check_choices(fields: Mapping[str, object]) -> None:
-    """The bounds of our own routes, for each choice is a request of its own here; vLLM would take
-    thousands of them."""
+def _choices(fields: Mapping[str, object]) -> int:
+    """How many sequences are asked for, within the bounds of our own routes, for each is a request
+    of its own here; vLLM would take thousands of them."""
     n, prompt = fields.get("n"), fields.get("prompt")
-    n = n if isinstance(n, int) else 1
+    n = max(1, n) if isinstance(n, int) else 1
     if n > MAX_CHOICES:
         raise ApiError(400, f"n is at most {MAX_CHOICES}, not {n}", param="n", code="invalid_value")
     several = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
-    if several and len(cast("list[object]", prompt)) * n > MAX_SEQUENCES:
+    if several and (n := len(cast("list[object]", prompt)) * n) > MAX_SEQUENCES:
         message = f"one request may ask for at most {MAX_SEQUENCES} replies"
         raise ApiError(400, message, param="prompt", code="invalid_value")
+    return n
 
 
 def _fields(body: bytes) -> dict[str, Any]:

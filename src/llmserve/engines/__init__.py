@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Hashable,
+    Mapping,
+    Sequence,
+)
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -103,8 +110,25 @@ class Submit(Protocol):
 
     def __call__(
         self, *, id: str, prompt_ids: tuple[int, ...], sampling: SamplingParams,
-        priority: int | None, payload: object,
+        priority: int | None, payload: Repeatable,
     ) -> Submission: ...
+
+
+class Repeatable(Protocol):
+    """A payload whose chunks carry `raw` objects: how a reply to it can be kept."""
+
+    @property
+    def key(self) -> Hashable | None:
+        """Equal for requests that must get the same reply; None where chance has a part in it."""
+        ...
+
+    def copied(self, raw: Any) -> Any:
+        """One that who reads it may change."""
+        ...
+
+    def joined(self, raws: Sequence[Any]) -> Any:
+        """All of one reply's raw objects as one; they are used up."""
+        ...
 
 
 class HasApi(Protocol):

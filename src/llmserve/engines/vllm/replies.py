@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable, Sequence
+from copy import copy
 from typing import Any, NamedTuple
+
+import msgspec
 
 from llmserve.core import Chunk, FinishReason, SamplingParams, Structured, TokenLogprob
 
@@ -15,6 +19,35 @@ class Payload(NamedTuple):
     params: Any
     options: dict[str, Any]
     """Further keywords of AsyncLLM.generate."""
+
+    @property
+    def key(self) -> Hashable | None:
+        """What the reply depends on, where it depends on nothing else: text in, no chance."""
+        certain = self.params.temperature == 0 or self.params.seed is not None
+        if not certain or set(self.prompt) - _PLAIN or self.options.get("lora_request") is not None:
+            return None
+        # some of vLLM's parameters are lists and objects: their reprs tell all of them
+        told = repr(msgspec.structs.asdict(self.params))
+        return (*self.prompt["prompt_token_ids"], told)
+
+    def copied(self, raw: Any) -> Any:
+        """A RequestOutput with lists of its own, as `RequestOutput.add` extends them in place."""
+        made = copy(raw)
+        made.outputs = [copy(part) for part in raw.outputs]
+        for part in made.outputs:
+            part.token_ids = list(part.token_ids)
+            part.logprobs = copy(part.logprobs)
+        return made
+
+    def joined(self, raws: Sequence[Any]) -> Any:
+        whole, *others = raws
+        for other in others:
+            whole.add(other, aggregate=True)
+        return whole
+
+
+_PLAIN = {"type", "prompt", "prompt_token_ids", "prompt_token_offsets", "arrival_time"}
+"""Fields of a rendered prompt that hold text alone."""
 
 
 FINISH: dict[str, FinishReason] = {
