@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -88,3 +91,21 @@ def test_wrong_wishes_are_refused_in_the_cell() -> None:
             session.set(max_num_seqs=4, evict=True)
         assert session.knobs.max_num_seqs == 32
         assert session.generate("hello", max_tokens=2)
+
+
+def test_a_program_that_ends_without_closing_leaves_nothing_and_complains_of_nothing() -> None:
+    """As a kernel does that is restarted: its sessions are closed on its way out."""
+    code = """
+import logging
+logging.basicConfig(level="WARNING")
+import llmserve
+session = llmserve.serve(engine="torch", threads=1)
+print(session.info.pids[0])
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=120, check=True
+    )
+    assert not psutil.pid_exists(int(ran.stdout))
+    assert ran.stderr == ""

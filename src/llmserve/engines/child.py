@@ -24,10 +24,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import llmserve
+from llmserve.engines.own_thread import in_own_thread
 from llmserve.engines.processes import MARK, mark
 
 HEADER = struct.Struct("!I")
@@ -106,14 +108,14 @@ class Child(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()  # the child's reader sees the end and ends the process
         if self._process is not None:
-            await asyncio.to_thread(_reap, self._process, grace_s)
+            await in_own_thread(partial(_reap, self._process, grace_s))
         self._output.close()
 
     async def exit_status(self) -> int:
         """The dead child's, reaping it."""
         await self._ended.wait()
         assert self._process is not None
-        return await asyncio.to_thread(_reap, self._process, 5.0)
+        return await in_own_thread(partial(_reap, self._process, 5.0))
 
     def last_lines(self) -> str:
         """The end of what it wrote to its output and error streams."""

@@ -3,13 +3,9 @@ failure says."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-import threading
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 
@@ -18,8 +14,6 @@ from llmserve.engines.vllm import INSTALL, SUPPORTED
 from llmserve.engines.vllm.launch import Launch
 from llmserve.engines.vllm.options import VllmOptions
 from llmserve.engines.vllm.parent_watch import Watch
-
-T = TypeVar("T")
 
 SCHEDULERS = "llmserve.engines.vllm.live_scheduler"
 UNSUPPORTED = {
@@ -122,29 +116,3 @@ def start_failure(error: Exception, words: str) -> str:
     """vLLM's own message often only points "above", to the log, which is given here."""
     said = str(error).strip() or repr(error)
     return f"vLLM did not start: {said}" + (f"\nThe engine's last lines:\n{words}" if words else "")
-
-
-async def in_own_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a new thread. When cancelled, its result is not waited for."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: T | None, error: BaseException | None) -> None:
-        if result.done():
-            return
-        if error is None:
-            result.set_result(value)  # type: ignore[arg-type]  # None only where T allows it
-        else:
-            result.set_exception(error)
-
-    def main() -> None:
-        value, failure = None, None
-        try:
-            value = work()
-        except BaseException as error:  # handed to who waits
-            failure = error
-        with suppress(RuntimeError):  # the loop has gone
-            loop.call_soon_threadsafe(settle, value, failure)
-
-    threading.Thread(target=main, name="llmserve-vllm-start", daemon=True).start()
-    return await result

@@ -16,6 +16,7 @@ from llmserve.clock import Clock
 from llmserve.core import Chunk, ParamError, Request
 from llmserve.engines import EngineError, EngineInfo, StepSink, Submit
 from llmserve.engines.ceilings import clamp
+from llmserve.engines.own_thread import in_own_thread
 from llmserve.engines.processes import end
 from llmserve.engines.vllm import contract
 from llmserve.engines.vllm.birth import (
@@ -23,7 +24,6 @@ from llmserve.engines.vllm.birth import (
     create,
     describe,
     import_vllm,
-    in_own_thread,
     not_ours,
     start_failure,
 )
@@ -59,7 +59,7 @@ class VllmEngine:
         self._fewest_tokens = 1
         self._by_priority = False
         self._weights_dropped = False
-        self._api: tuple[Any, Any] | None = None
+        self._api: tuple[Any, Submit, Any] | None = None
         self._api_lock = asyncio.Lock()
 
     @property
@@ -98,10 +98,10 @@ class VllmEngine:
         self._family = []
         if llm is not None:
             with suppress(Exception):  # of a dead engine; what counts is checked below
-                await asyncio.to_thread(llm.shutdown, timeout=STOP_GRACE_S)
+                await in_own_thread(partial(llm.shutdown, timeout=STOP_GRACE_S))
                 context = llm.engine_core.resources.ctx  # vLLM leaves it to the collector
                 await asyncio.wait_for(in_own_thread(partial(context.destroy, linger=0)), 2)
-        await asyncio.to_thread(end, family, 1.0)
+        await in_own_thread(partial(end, family, 1.0))
         launch.remove()
 
     async def apply(self, knobs: Knobs) -> Applied:
@@ -192,12 +192,12 @@ class VllmEngine:
         """vLLM's own application, made at the first request for it."""
         llm = self._running()
         async with self._api_lock:
-            if self._api is None or self._api[0] is not llm:
+            if self._api is None or self._api[:2] != (llm, submit):
                 args, extra = self._options.engine_args, self._options.api_args
                 app = await asyncio.to_thread(build_api, llm, args, extra)
                 await open_api(app, llm, submit)
-                self._api = (llm, app)
-            return self._api[1]
+                self._api = (llm, submit, app)
+            return self._api[2]
 
     def _running(self) -> Any:
         if self._llm is None:
