@@ -30,7 +30,9 @@ from bench.torch_models import SHAPES, make_model
 from bench.torch_profile import some_prompts
 
 CORES = len(os.sched_getaffinity(0))
-POLICIES = ("passive", "brief", "active")
+POLICIES = ("passive", "brief")
+"""Without "active": its threads spin between requests too and so slow the engines beside it; give
+it a run of its own, `--threads 2 --policies active`."""
 Key = tuple[int, str]
 
 
