@@ -96,6 +96,7 @@ class VllmEngine:
             return
         family = self._family or launch.processes()
         self._family = []
+        launch.remove()  # first: a kernel on its way out is killed before vLLM has ended
         if llm is not None:
             with suppress(Exception):  # of a dead engine; what counts is checked below
                 await in_own_thread(partial(llm.shutdown, timeout=STOP_GRACE_S))
