@@ -59,9 +59,10 @@ class House:
         self.end_by: Callable[[psutil.Process], None] = psutil.Process.kill
         self._device_at_open: int | None = None
 
-    def open(self) -> None:
+    def open(self, engine: str) -> None:
+        """engine: its name, for who waits."""
         self._device_at_open = device_used()
-        self._runtime.call(self._open())
+        self._runtime.call(self._open(), telling=f"starting {engine}")
         if self._interval is not None:
             self._switching = FastSwitching(self._interval)
 

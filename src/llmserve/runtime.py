@@ -1,7 +1,7 @@
 """One thread named `llmserve`, one event loop: the only bridge between a cell and serving.
 
 The kernel's own loop is never used nor patched. A cell that sleeps, computes, raises or is
-interrupted leaves this thread as it was, and nothing here prints.
+interrupted leaves this thread as it was, and nothing on it prints.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ import sys
 import threading
 from collections.abc import Coroutine
 from typing import Any, ClassVar, TypeVar
+
+from llmserve.waits import Waiting
+
+_TELL_EVERY_S = 0.25
 
 T = TypeVar("T")
 
@@ -38,20 +42,32 @@ class Runtime:
             raise RuntimeError("this session is closed; start a new one")
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
-    def call(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+    def call(
+        self, work: Coroutine[Any, Any, T], timeout: float | None = None, *, telling: str = ""
+    ) -> T:
         """Run `work` and wait for it. An interrupt cancels `work` and nothing else.
 
+        telling: what to tell who waits, as "starting torch", should it take over two seconds.
         Raises TimeoutError after `timeout` seconds, RuntimeError when called on the loop itself.
         """
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("already on the serving loop: await the async form instead")
         future = self.submit(work)
+        waiting = Waiting(telling) if telling else None
+        outcome = "failed"
         try:
-            return future.result(timeout)
+            while waiting and not concurrent.futures.wait([future], _TELL_EVERY_S).done:
+                waiting()
+            result = future.result(timeout)
+            outcome = "done"
+            return result
         except BaseException:
             future.cancel()
             raise
+        finally:
+            if waiting:
+                waiting.end(outcome)
 
     def close(self) -> None:
         """Cancel what still runs, end the loop and the thread. Safe to call twice."""

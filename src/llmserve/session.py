@@ -95,7 +95,7 @@ class Session:
             house.after_close.append(lifecycle.close)
         self._closer = weakref.finalize(self, house.close)
         try:
-            house.open()
+            house.open(engine)
         except BaseException:
             self._closer()
             raise
@@ -188,19 +188,20 @@ class Session:
         them; an engine without a sleep of its own is stopped, and started by `wake`.
         """
         before = weighed(self.service.pids)
-        told = self.runtime.call(self.service.keeper.sleep(level, drain_s))
+        sleep = self.service.keeper.sleep(level, drain_s)
+        told = self.runtime.call(sleep, telling="going to sleep")
         return f"{told}; {came_back(before, weighed(self.service.pids))} came back"
 
     def wake(self) -> str:
         """Let the engine serve again, with the knobs as they are now. EngineError if it cannot."""
-        return self.runtime.call(self.service.keeper.wake())
+        return self.runtime.call(self.service.keeper.wake(), telling="waking the engine")
 
     def restart(self, *, drain_s: float = 5.0) -> str:
         """A new engine, in whatever state this one is; who waits goes on waiting meanwhile.
 
         Requests in the engine may end first, for `drain_s` seconds.
         """
-        return self.runtime.call(self.service.keeper.restart(drain_s))
+        return self.runtime.call(self.service.keeper.restart(drain_s), telling="restarting")
 
     def policy(self, function: F) -> F:
         """Let your function choose who goes next, as a decorator: `policy=custom` from now on.
