@@ -85,7 +85,7 @@ def test_a_preempted_one_loses_its_kv_and_computes_again() -> None:
     assert own == [
         (0, "prefill", 0, 0, 9, 0), (0, "preempted", 1, 2, 0, 0), (0, "prefill", 3, None, 10, 0)
     ]
-    assert news.rows[0][-1] == 1
+    assert news.rows[0][-2] == 1
 
 
 def test_who_runs_and_gets_no_token_waits_for_the_budget_and_keeps_its_kv() -> None:
@@ -107,7 +107,7 @@ def test_steps_carry_their_time_and_what_they_computed() -> None:
 
 def test_a_row_tells_a_request_s_times_and_end() -> None:
     news = told(submitted("a", t=10.5), Dispatched(t=11.0, request_id="a"), finished("a"))
-    assert news.rows == [[0, "a", "gold", 2, 40, 0.5, 1.0, None, 3.0, "stop", 7, 0]]
+    assert news.rows == [[0, "a", "gold", 2, 40, 0.5, 1.0, None, 3.0, "stop", 7, 0, 0]]
 
 
 def test_one_refused_at_the_door_has_a_row_and_no_cell() -> None:
