@@ -30,9 +30,7 @@ from bench.torch_models import SHAPES, make_model
 from bench.torch_profile import some_prompts
 
 CORES = len(os.sched_getaffinity(0))
-POLICIES = ("passive", "brief")
-"""Without "active": its threads spin between requests too and so slow the engines beside it; give
-it a run of its own, `--threads 2 --policies active`."""
+POLICIES = ("passive", "brief", "active")
 Key = tuple[int, str]
 
 
