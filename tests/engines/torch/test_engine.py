@@ -17,6 +17,7 @@ from llmserve.clock import MonotonicClock
 from llmserve.core import Chunk, ParamError, Request, SamplingParams, StepRecord
 from llmserve.engines import EngineError, create
 from llmserve.engines.torch.engine import TorchEngine
+from llmserve.engines.torch.options import SPINS
 from llmserve.knobs import Knobs
 from support.tiny_models import VOCAB, generate, reference
 
@@ -279,7 +280,7 @@ def test_an_interrupt_of_the_kernels_group_does_not_reach_the_child(started: Sta
 def test_threads_and_waiting_are_set_in_the_child(started: Started) -> None:
     environment = psutil.Process(started.engine.info.pids[0]).environ()
     assert environment["OMP_NUM_THREADS"] == "1"
-    assert environment["OMP_WAIT_POLICY"] == "passive"
+    assert environment["GOMP_SPINCOUNT"] == str(SPINS["brief"])
     assert environment["HF_HUB_OFFLINE"] == "1"
 
 
