@@ -93,6 +93,8 @@ class Finished(_Event, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     error: str | None = None
+    cached_tokens: int | None = None
+    """Of the prompt, where it became known only now: a server at an address tells it last."""
 
 
 class KnobsChanged(_Event, frozen=True, kw_only=True):

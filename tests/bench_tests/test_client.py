@@ -28,6 +28,7 @@ TWO = b'{"choices":[{"text":" two","index":0,"finish_reason":"length"}]}'
 USAGE = (
     b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}'
 )
+CACHED = USAGE.replace(b'7}', b'7,"prompt_tokens_details":{"cached_tokens":2}}')
 DONE = b"data: [DONE]\n\n"
 Read = tuple[list[str], str, int | None]
 
@@ -60,12 +61,14 @@ async def theirs(
                     reason = choice.finish_reason or reason
         except openai.APIError as error:
             return error
+    details = None if usage is None else usage.prompt_tokens_details
     return Reply(
         reason=reason,
         tokens=len(texts) if usage is None else usage.completion_tokens,
         prompt_tokens=None if usage is None else usage.prompt_tokens,
         text="".join(texts),
         ended=0.0,
+        cached_tokens=None if details is None else details.cached_tokens,
     )
 
 
@@ -84,6 +87,7 @@ def test_of_our_endpoint_it_reads_what_asyncopenai_reads(server: Serving) -> Non
         assert found == same
         assert isinstance(found, Reply)
         assert (found.tokens, found.prompt_tokens, found.reason) == (30, 3, "length")
+        assert found.cached_tokens == 0
 
     asyncio.run(main())
 
@@ -117,6 +121,9 @@ def test_a_refusal_has_the_code_and_words_that_asyncopenai_gives(
 STREAMS = {
     "plain": [event(ONE), event(TWO), event(USAGE), DONE],
     "no usage": [event(ONE), event(TWO), DONE],
+    "usage of a cache": [event(ONE), event(TWO), event(CACHED), DONE],
+    "usage of an empty cache": [event(ONE), event(CACHED.replace(b":2}", b":0}")), DONE],
+    "usage with no detail": [event(ONE), event(CACHED.replace(b":2}", b":null}")), DONE],
     "no end mark": [event(ONE), event(TWO), event(USAGE)],
     "one piece": [event(ONE) + event(TWO) + event(USAGE) + DONE],
     "crlf": [event(ONE, b"\r\n"), event(TWO, b"\r\n"), event(USAGE, b"\r\n"), DONE],

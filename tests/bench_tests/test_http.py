@@ -25,11 +25,15 @@ def server() -> Iterator[Serving]:
         yield served
 
 
-def bench(server: Serving, *, exact: bool = True, model: str | None = None, **load: Any) -> Report:
+def bench(
+    server: Serving, *, exact: bool = True, model: str | None = None,
+    prompts: dict[int, tuple[int, ...]] | None = None, **load: Any,
+) -> Report:  # fmt: skip
     async def main() -> Report:
         async with aclosing(Client(f"{server.root}/v1", KEY)) as client:
             tokenizer = server.service.engine.tokenizer if exact else None
-            target = HttpTarget(client, model or server.model, MonotonicClock(), tokenizer)
+            name = model or server.model
+            target = HttpTarget(client, name, MonotonicClock(), tokenizer, prompts=prompts)
             return await Bench(target, Workload(**load)).run()
 
     return asyncio.run(main())
@@ -67,3 +71,27 @@ def test_a_prompt_too_long_and_an_unknown_model_are_errors_of_their_kind(server:
     load: dict[str, Any] = {"concurrency": 1, "requests": 1, "max_tokens": 1}
     assert bench(server, prompt_tokens=20_000, **load).errors == {"too_long": 1}
     assert bench(server, prompt_tokens=5, model="nobody", **load).errors == {"error": 1}
+
+
+def test_a_cache_that_held_the_prompts_before_is_seen_from_afar(server: Serving) -> None:
+    load: dict[str, Any] = {"concurrency": 2, "requests": 4, "prompt_tokens": 64, "max_tokens": 2}
+    arrivals = Workload(**load).arrivals()
+    prompts = {one.salt: (7, i, *range(2, 64)) for i, one in enumerate(arrivals)}
+    first, second = (bench(server, prompts=prompts, **load) for _ in range(2))
+    assert (first.prefix_hits, first.contaminated) == (0, False)
+    assert second.contaminated
+    assert (second.prefix_hits or 0) > 0.5
+    assert "CONTAMINATED CACHE" in str(second)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    "shared", [{"prefix_tokens": 96, "prefix_groups": 2}, {"turns": 3}], ids=["prefix", "chat"]
+)
+def test_what_a_run_puts_into_the_cache_itself_is_no_contamination_from_afar(
+    server: Serving, exact: bool, shared: dict[str, int]
+) -> None:
+    load: dict[str, Any] = {"concurrency": 1, "requests": 6, "prompt_tokens": 128, **shared}
+    report = bench(server, exact=exact, max_tokens=4, **load)
+    assert (report.prefix_hits or 0) > 0.3
+    assert not report.contaminated

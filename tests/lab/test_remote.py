@@ -125,7 +125,11 @@ def test_of_a_foreign_server_the_load_is_swept_and_its_knobs_are_not(foreign: st
         ):
             with pytest.raises(KnobError, match=r"is no llmserve.*sweep the load.*two addresses"):
                 refused()
-        assert server.bench(repeats=1, **LOAD).generated_tokens == 4, "no usage: by deliveries"
+        report = server.bench(repeats=1, **LOAD)
+        assert report.generated_tokens == 4, "no usage: by deliveries"
+        assert report.prefix_hits is None
+        assert "cache: not seen" in str(report)
+        assert "cache: not seen" in str(report.runs[0])
 
 
 def test_a_wrong_knob_or_key_or_address_is_told_before_anything_is_sent(

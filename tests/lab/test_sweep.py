@@ -12,10 +12,11 @@ from lab.worlds import simulated
 from llmserve.bench.workload import Workload
 from llmserve.clock import VirtualClock
 from llmserve.events import Event, EventBus, KnobsChanged, Submitted
+from llmserve.figures import Figure
 from llmserve.knobs import KnobError
 from llmserve.lab.points import Sweep, combinations
 from llmserve.lab.sides import here
-from llmserve.lab.sweep import Sweeping
+from llmserve.lab.sweep import Sweeping, redrawing
 from llmserve.service import Service
 
 LOAD = Workload(concurrency=8, requests=16, prompt_tokens=4, max_tokens=8)
@@ -188,6 +189,27 @@ def test_a_sweep_shows_everywhere_and_comes_back_from_json() -> None:
         assert figure.png.startswith(b"\x89PNG")
     line = swept({"max_num_seqs": [1, 8]}, rounds=2).plot("ttft_mean").plotly["data"]
     assert [trace["name"] for trace in line] == ["mean", "95 % low", "95 % high"]
+
+
+def test_the_live_plot_gains_a_point_with_every_run_and_makes_no_picture() -> None:
+    clock, drawn = VirtualClock(), list[Figure]()
+
+    async def main() -> None:
+        async with simulated(clock) as (service, bus):
+            job = Sweeping(here(service, bus), {"concurrency": [1, 2, 4]}, LOAD, rounds=1)
+            watch = redrawing(job, drawn.append)
+
+            def hear(event: Event) -> None:
+                if isinstance(event, Submitted):
+                    watch()
+
+            bus.attach(hear)
+            await job.run()
+            watch()
+
+    clock.run(main())
+    assert [[len(line["x"]) for line in one.plotly["data"]] for one in drawn] == [[1], [2], [3]]
+    assert not any("image/png" in one._repr_mimebundle_() for one in drawn)
 
 
 def test_combinations_vary_the_last_axis_fastest() -> None:

@@ -1,7 +1,7 @@
 """A client of OpenAI's completions that does as little as it can: it is a driver's, and what it
 spends on reading is not the server's.
 
-AsyncOpenAI builds a checked model of every chunk; here msgspec takes the four fields that count.
+AsyncOpenAI builds a checked model of every chunk; here msgspec takes the few fields that count.
 A test holds both to reading the same.
 """
 
@@ -38,6 +38,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int | None
     text: str
     ended: float
+    cached_tokens: int | None = None
+    """Of the prompt, as `usage.prompt_tokens_details` says; None where it does not."""
 
 
 class ReplyError(Exception):
@@ -58,9 +60,14 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     completion_tokens: int = 0
     prompt_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -183,12 +190,14 @@ class _Reading:
 
     def reply(self, ended: float) -> Reply:
         usage = self._usage
+        details = None if usage is None else usage.prompt_tokens_details
         return Reply(
             reason=self._reason,
             tokens=self._deliveries if usage is None else usage.completion_tokens,
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             text="".join(self._texts),
             ended=ended,
+            cached_tokens=None if details is None else details.cached_tokens,
         )
 
 

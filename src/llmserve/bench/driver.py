@@ -62,7 +62,7 @@ class Target(Protocol):
 
     @property
     def sees_cache(self) -> bool:
-        """Whether its events tell how much of a prompt was cached."""
+        """Whether every first token's event tells how much of the prompt was cached."""
         ...
 
     def prepare(
@@ -260,10 +260,10 @@ class Bench:
         finally:
             self._outstanding -= 1
 
-    async def _send(self, request: Request, arrival: Arrival, known: int) -> Said | None:
+    async def _send(self, request: Request, arrival: Arrival, known: int | None) -> Said | None:
         """`known`: tokens of its prompt that the server has seen in this run."""
         if arrival.prefix_tokens and arrival.prefix_salt in self._begun:
-            known = arrival.prefix_tokens
+            known = arrival.prefix_tokens if request.prompt_ids else None
         elif arrival.prefix_tokens:
             self._begun.add(arrival.prefix_salt)
         own_slo = arrival.ttft_slo_ms

@@ -2,7 +2,7 @@
 
 A server's queue cannot be seen from here: requests count as dispatched when they are sent, so
 queue time is 0 and TTFT holds it all. A delivery counts as one token until `usage` tells how many
-there were in all.
+there were in all, and of the prompt how many were cached, where the server tells that.
 """
 
 from __future__ import annotations
@@ -137,14 +137,16 @@ class HttpTarget:
             self._ended(request, "abort", self.clock.now())
             raise
         reason = cast("FinishReason", reply.reason)
-        self._ended(request, reason, reply.ended, reply.tokens, reply.prompt_tokens)
+        self._ended(request, reason, reply.ended, reply)
         return self._said(request, reply) if reason in ("stop", "length") else None
 
     def _said(self, request: Request, reply: Reply) -> Said:
         """The reply's own tokens are not told: its text, tokenized again, is near enough."""
         if self._tokenizer is None:
             text = f"{cast('Sent', request.payload).text}{reply.text}"
-            return Said(text=text, tokens=len(text.split()))
+            told = reply.prompt_tokens
+            tokens = len(text.split()) if told is None else told + reply.tokens
+            return Said(text=text, tokens=tokens)
         ids = (*request.prompt_ids, *self._tokenizer.encode(reply.text)[: reply.tokens])
         return Said(ids=ids, tokens=len(ids))
 
@@ -174,17 +176,18 @@ class HttpTarget:
             self._ended(request, "error", self.clock.now(), error=str(error))
 
     def _ended(
-        self, request: Request, reason: FinishReason, t: float, tokens: int = 0,
-        prompt_tokens: int | None = None, error: str | None = None,
+        self, request: Request, reason: FinishReason, t: float, reply: Reply | None = None,
+        error: str | None = None,
     ) -> None:  # fmt: skip
-        known = len(request.prompt_ids) if prompt_tokens is None else prompt_tokens
+        told = None if reply is None else reply.prompt_tokens
         self.bus.publish(
             Finished(
                 t=t,
                 request_id=request.id,
                 reason=reason,
-                prompt_tokens=known,
-                completion_tokens=tokens,
+                prompt_tokens=len(request.prompt_ids) if told is None else told,
+                completion_tokens=0 if reply is None else reply.tokens,
+                cached_tokens=None if reply is None else reply.cached_tokens,
                 error=error,
             )
         )

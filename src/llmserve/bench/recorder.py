@@ -45,7 +45,8 @@ class Recorder:
     def __init__(
         self, *, everything: bool = False, slo: Slo | None = None, sees_cache: bool = True
     ) -> None:
-        """`sees_cache`: whether events tell how much of a prompt was cached."""
+        """`sees_cache`: whether each first token tells how much of the prompt was cached; else the
+        ends may, of some servers."""
         self._everything = everything
         self._slo = slo
         self._sees_cache = sees_cache
@@ -65,23 +66,27 @@ class Recorder:
         self._limited = slo is not None
         """Whether any request has an objective: else goodput means nothing."""
         self._prompt_tokens = self._tokens = 0
-        self._cached_tokens = self._shared_tokens = self._preempted = 0
+        self._cached_tokens = self._preempted = 0
+        self._shared_tokens: int | None = 0
         self._kv_peak = 0.0
         self._memory_bytes: int | None = None
         self._fill = [0, 0, 0, 0]
         """Tokens, their budget, sequences, their cap: summed over steps."""
 
     def expect(
-        self, request_id: str, *, shared_tokens: int = 0, ttft_slo_ms: float | None = None
+        self, request_id: str, *, shared_tokens: int | None = 0, ttft_slo_ms: float | None = None
     ) -> None:
         """This request is of the run. Call before it is submitted.
 
         shared_tokens: how much of its prompt an earlier one of the run had, so that a cache may
-        help by so much and no more.
+        help by so much and no more; None where that is known in words, not in tokens.
         """
         self._expected[request_id] = ttft_slo_ms
         self._limited |= ttft_slo_ms is not None
-        self._shared_tokens += shared_tokens
+        if shared_tokens is None or self._shared_tokens is None:
+            self._shared_tokens = None
+        else:
+            self._shared_tokens += shared_tokens
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
@@ -159,6 +164,9 @@ class Recorder:
         self._tokens += event.completion_tokens - journey.tokens
         if journey.first is not None:  # of a prompt sent as text the server counts the tokens
             self._prompt_tokens += event.prompt_tokens - journey.prompt_tokens
+        if event.cached_tokens is not None:
+            self._sees_cache = True
+            self._cached_tokens += event.cached_tokens
         self._ended = max(self._ended, event.t)
         tpot = journey.tpot_s(event.t, event.completion_tokens)
         slo, e2e = self._slo or _NO_SLO, event.t - journey.submitted

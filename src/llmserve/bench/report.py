@@ -22,6 +22,10 @@ LATE_S = 0.005
 LATE_SHARE = 0.1
 """A driver later than this in one of a hundred requests, and by so much of the TTFT that as many
 met, was itself the limit."""
+CACHE_UNSEEN = (
+    "cache: not seen, for the replies do not tell (those of vLLM do, with "
+    "--enable-prompt-tokens-details)"
+)
 _STRAY = 0.01
 """Share of prompt tokens that may be cached beyond what the run's own prompts share."""
 
@@ -56,8 +60,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that met the SLO, or their own objective; None where there was none."""
     cached_tokens: int | None = None
     """Of `prompt_tokens`, those that needed no computation; None where nobody tells."""
-    shared_tokens: int = 0
-    """So many of them could be cached by the run's own earlier prompts."""
+    shared_tokens: int | None = 0
+    """So many of them could be cached by the run's own earlier prompts; None where prompts that
+    share a beginning were sent as text, whose tokens only the server knows."""
     same_prompts: bool = False
     preempted: int = 0
     kv_peak: float | None = None
@@ -104,7 +109,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def contaminated(self) -> bool:
         """The cache held more of the prompts than this run can have put there. A preempted
         request finds its own prompt cached, so nothing is said of runs with preemption."""
-        if self.same_prompts or self.preempted or self.cached_tokens is None:
+        if self.same_prompts or self.preempted:
+            return False
+        if self.cached_tokens is None or self.shared_tokens is None:
             return False
         return self.cached_tokens - self.shared_tokens > _STRAY * self.prompt_tokens
 
@@ -192,6 +199,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         if self.met is not None:
             goal = self.slo or "each request's own"
             remarks.append(f"goodput {self.goodput_per_s:,.2f} requests/s within {goal}")
+        if self.cached_tokens is None and self.n:
+            remarks.append(CACHE_UNSEEN)
         remarks += self.warnings()
         return remarks
 

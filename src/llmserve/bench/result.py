@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llmserve.bench.intervals import Interval, interval
-from llmserve.bench.report import COLUMNS, LATENCIES, Report
+from llmserve.bench.report import CACHE_UNSEEN, COLUMNS, LATENCIES, Report
 from llmserve.figures import lines
 from llmserve.observe.samples import Summary
 
@@ -213,6 +213,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         if self.errors:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.errors.items()))
             found.append(f"not served: {kinds}")
+        if any(run.n and run.cached_tokens is None for run in self.runs):
+            found.append(CACHE_UNSEEN)
         return found + self.warnings()
 
     def _rate_rows(self) -> list[tuple[str, str]]:

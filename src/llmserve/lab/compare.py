@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmserve.bench.cell import make_load, run_job
+from llmserve.bench.cell import live, make_load, nothing, run_job
 from llmserve.bench.job import Job
 from llmserve.bench.report import Report
 from llmserve.bench.slo import Slo, parse_slo
@@ -98,6 +98,6 @@ def compare(
         pairs=pairs, warmup=warmup, slo=parse_slo(slo), seed=seed,
     )  # fmt: skip
     try:
-        return run_job(runtime, job, progress=progress)
+        return run_job(runtime, job, progress=progress, watch=live(job) if progress else nothing)
     finally:
         runtime.call(switch.back())

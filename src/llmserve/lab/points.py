@@ -128,9 +128,12 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
             found.append("interrupted: what is missing can be measured by the same call again")
         return found
 
-    def curve(self, title: str = "Throughput and latency", latency: str = "ttft_p95") -> Figure:
+    def curve(
+        self, title: str = "Throughput and latency", latency: str = "ttft_p95",
+        picture: bool = True,
+    ) -> Figure:  # fmt: skip
         """Throughput across, latency up, a point of the sweep each; a line per value of the
-        first axis where there are two."""
+        first axis where there are two. picture=False: for an open page only, without a PNG."""
         axes = list(self.points[0].values) if self.points else []
         series: dict[str, list[tuple[float, float]]] = {}
         for point in self.measured():
@@ -142,7 +145,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
             name: ([x for x, _ in places], [y for _, y in places])
             for name, places in series.items()
         }
-        return lines(title, drawn, x="tokens/s", y=f"{latency} (ms)")
+        return lines(title, drawn, x="tokens/s", y=f"{latency} (ms)", picture=picture)
 
     def plot(self, figure: str = "generated_tokens_per_s") -> Figure:
         """One axis: the figure with both ends of its interval. Two: a table with colours."""

@@ -112,7 +112,8 @@ class Remote:
             a, b, load, pairs=pairs, warmup=warmup, slo=parse_slo(slo),
             seed=getattr(load, "seed", 0),
         )  # fmt: skip
-        return run_job(self._runtime, job, progress=progress)
+        watch = live(job) if progress else nothing
+        return run_job(self._runtime, job, progress=progress, watch=watch)
 
     def close(self) -> None:
         if self._runtime.alive:

@@ -6,18 +6,19 @@ does not favour the points that come first. A file keeps each run: the same call
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from llmserve.bench.cell import make_load, run_job
+from llmserve.bench.cell import make_load, nothing, run_job
 from llmserve.bench.job import Job
 from llmserve.bench.report import Report
 from llmserve.bench.slo import Slo, parse_slo
 from llmserve.bench.workload import Load, Workload
+from llmserve.figures import Figure, shown
 from llmserve.knobs import SPECS, KnobError
 from llmserve.lab.points import Point, Sweep, combinations
 from llmserve.lab.sides import NeedsRestart, Stage, Switch
@@ -207,25 +208,19 @@ def sweep(
         stage, grid, make_load(load, rest), rounds=rounds, warmup=warmup,
         slo=parse_slo(slo), path=path,
     )  # fmt: skip
-    return run_job(runtime, job, progress=progress, watch=_live(job) if progress else _nothing)
+    watch = redrawing(job, shown()) if progress else nothing
+    return run_job(runtime, job, progress=progress, watch=watch)
 
 
-def _nothing() -> None:
-    """No plot is wanted."""
-
-
-def _live(job: Sweeping) -> Any:
-    """Redraws the curve in the cell's own thread when another run has ended; no shell, no plot."""
-    from llmserve.figures import shown
-
+def redrawing(job: Sweeping, update: Callable[[Figure], None]) -> Callable[[], None]:
+    """What draws the curve anew, in the cell's own thread, when another run has ended."""
     drawn = 0
-    update = shown()
 
     def watch() -> None:
         nonlocal drawn
         done = job.state.runs_done
-        if done != drawn and any(point.runs for point in job.result().points):
+        if done != drawn and (found := job.result()).measured():
             drawn = done
-            update(job.result().curve())
+            update(found.curve(picture=False))
 
     return watch
