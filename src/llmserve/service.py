@@ -210,6 +210,8 @@ class Service:
             return
         now, knobs = self.clock.now(), self.board.current
         self._expire(knobs, now)
+        if self.ready and self.engine.dead:
+            self.keeper.died()
         while self.ready and (request := self._scheduler.next(knobs, now)) is not None:
             self._runner.run(self._lobby.leave(request.id))
         self._tuner.drop_broken_policy()

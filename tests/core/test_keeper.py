@@ -304,6 +304,16 @@ def test_who_waits_for_an_engine_that_does_not_come_is_told_why() -> None:
     run(story)
 
 
+def test_who_comes_to_an_engine_that_died_unseen_waits_for_the_next_one() -> None:
+    async def story(world: World) -> None:
+        assert await text(world.submit("a")) == "hello"
+        world.engine.dead = True
+        assert await text(world.submit("b")) == "hello"
+        assert world.engine.starts == 2
+
+    run(story)
+
+
 def test_evicting_happens_once_the_cap_is_adopted_and_names_who_made_room() -> None:
     async def story(world: World, engine: DozingEngine) -> None:
         streams = [world.submit(name) for name in "abc"]

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import psutil
@@ -73,6 +74,18 @@ def test_a_restarted_engine_is_another_process_and_serves() -> None:
         assert session.info.pids != before
         assert not psutil.pid_exists(before[0])
         assert session.generate("hello", max_tokens=2)
+
+
+def test_an_engine_that_was_killed_while_idle_is_started_anew_for_the_next_request() -> None:
+    with llmserve.serve(**TORCH) as session:
+        killed = psutil.Process(session.info.pids[0])
+        killed.kill()
+        until = time.monotonic() + 30
+        while not session.service.engine.dead:
+            assert time.monotonic() < until, "the engine does not know of its death"
+            time.sleep(0.01)
+        assert session.generate("hello", max_tokens=2)
+        assert session.info.pids[0] != killed.pid
 
 
 def test_a_session_closes_from_its_sleep() -> None:

@@ -46,6 +46,7 @@ class ScriptedEngine:
         self.lives = asyncio.Event()
         """Clear it, and the next start takes until it is set."""
         self.lives.set()
+        self.dead = False
         self.info = EngineInfo(
             engine="scripted", model_id="script", max_model_len=100, kv_capacity_tokens=1000
         )
@@ -62,6 +63,7 @@ class ScriptedEngine:
         if self.start_failures:
             self.start_failures -= 1
             raise self.start_failure
+        self.dead = False
 
     async def stop(self) -> None:
         self.stops += 1

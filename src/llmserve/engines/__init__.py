@@ -79,6 +79,11 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
+    @property
+    def dead(self) -> bool:
+        """It ended by itself, and has to be started anew before it takes requests."""
+        ...
+
     async def start(self) -> None:
         """Return when ready to generate; EngineError with the cause where it cannot be."""
         ...

@@ -96,6 +96,10 @@ class SimulatorEngine:
                 await task
         self._fail("the simulator was stopped")
 
+    @property
+    def dead(self) -> bool:
+        return False
+
     async def apply(self, knobs: Knobs) -> Applied:
         asked_at = self._clock.now()
         values, clamps = clamp(knobs, self._ceilings)

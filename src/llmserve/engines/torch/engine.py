@@ -92,6 +92,10 @@ class TorchEngine:
         if run is not None:
             await run.stop()
 
+    @property
+    def dead(self) -> bool:
+        return self._run is not None and self._run.over
+
     async def apply(self, knobs: Knobs) -> Applied:
         asked_at = self._clock.now()
         run = self._running()

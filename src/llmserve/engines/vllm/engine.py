@@ -105,6 +105,10 @@ class VllmEngine:
         await in_own_thread(partial(end, family, 1.0))
         launch.remove()
 
+    @property
+    def dead(self) -> bool:
+        return self._llm is not None and bool(self._llm.errored)
+
     async def apply(self, knobs: Knobs) -> Applied:
         asked_at = self._clock.now()
         values, clamps = self._clamp(knobs)
