@@ -6,12 +6,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llmserve.bench.result import Result
 from llmserve.cli import main
+from llmserve.events import Event
 from llmserve.lab.points import Sweep
 from llmserve.lab.verdict import Comparison
+from support.foreign import foreign
 from support.serving import KEY, Serving, serving
 
 FAST = ["--engine", "simulator", "--option", "prefill_ms=1", "--option", "decode_ms=1", "--quiet"]
@@ -78,6 +81,62 @@ def test_an_llmserve_is_swept_and_compared_at_its_address(
     assert Comparison.from_json(capsys.readouterr().out).b == "policy=priority"
 
 
+@pytest.mark.parametrize(("word", "sent"), [("--plain", False), ("--quiet", True)])
+def test_plain_sends_a_url_no_field_of_our_own(
+    word: str, sent: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with foreign() as (url, bodies):
+        assert main(["bench", "--url", url, *LOAD, "--repeats", "1", "--quiet", word]) in MEASURED
+    assert len(bodies) == 4
+    for body in bodies:
+        assert {"model", "prompt", "max_tokens", "temperature", "stream"} <= body.keys()
+        assert (body.keys() >= {"ignore_eos", "priority", "tenant"}) is sent
+        assert bool(body.keys() & {"ignore_eos", "priority", "tenant", "ttft_slo_ms"}) is sent
+
+
+@pytest.mark.parametrize(
+    ("words", "cores", "outside"),
+    [(["--own-process"], 2, True), ([], 2, False), ([], 8, True), (["--here"], 8, False)],
+)
+def test_the_command_line_says_where_the_driver_runs(
+    words: list[str], cores: int, outside: bool, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("llmserve.bench.cell.usable_cores", lambda: cores)
+    load = ["--rate", "200", "--requests", "10", "--max-tokens", "3", "--no-warmup"]
+    assert main(["bench", *FAST, *load, *words, "--repeats", "1", "--json", "-"]) in MEASURED
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert run["n"] == 10
+    assert ("from a process of its own" in run["workload"]) is outside
+
+
+def test_the_key_of_a_url_is_read_from_the_variable_that_is_named(
+    server: Serving, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["bench", "--url", f"{server.root}/v1", "--quiet", *LOAD, "--repeats", "1"]
+    monkeypatch.setenv("LLMSERVE_API_KEY", "wrong")
+    monkeypatch.setenv("BENCH_KEY", KEY)
+    assert main(words) == 1
+    assert main([*words, "--key-env", "BENCH_KEY"]) in MEASURED
+    assert KEY not in "".join(capsys.readouterr())
+
+
+def test_a_knob_that_the_server_lacks_is_not_swept(
+    server: Serving, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = server.service.engine
+    lacking = msgspec.structs.replace(engine.info, unsupported={"batching": "it has one way only"})
+    monkeypatch.setattr(engine, "info", lacking)
+    heard: list[Event] = []
+    server.bus.attach(heard.append)
+    url = ["--url", f"{server.root}/v1", "--api-key", KEY, "--quiet"]
+    assert main(["sweep", "batching=static,continuous", *url, *LOAD, "--rounds", "1"]) == 1
+    server.bus.detach(heard.append)
+    assert not heard
+    error = capsys.readouterr().err
+    assert "batching cannot be tried here: it has one way only" in error
+
+
 def test_a_warning_has_an_exit_status_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["sweep", "max_num_seqs=1,999", *FAST, *LOAD, "--rounds", "1"]
     assert main(words) == 3
@@ -99,6 +158,11 @@ def test_nothing_served_is_a_failure(server: Serving, capsys: pytest.CaptureFixt
         ("bench --engine simulator --knob fifo", "take NAME=VALUE"),
         ("bench --engine simulator --replay /no/such/file.csv", "no/such/file"),
         ("bench --engine simulator --slo speed:1", "SLO"),
+        ("bench --engine simulator --plain", "--plain is of a --url"),
+        ("bench --url http://127.0.0.1:9/v1 --own-process", "not of a --url"),
+        ("bench --url http://127.0.0.1:9/v1 --key-env NO_SUCH", "NAME of an environment variable"),
+        ("bench --url http://127.0.0.1:9/v1 --key-env PATH --api-key k", "not both"),
+        ("sweep rate=1,2 --engine simulator --rate 3", "rate is an axis"),
         ("compare fifo", "two settings, or --url twice"),
         ("compare --engine simulator fifo fastest", "policy"),
         ("sweep max_num_seqs --engine simulator", "an axis is"),

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.bench.result import Result
 from llmserve.session import Session
+from support.serving import KEY, serving
 from support.shells import Shell
 
 
@@ -159,6 +161,43 @@ def test_sweep_and_compare_return_what_they_found(served: Shell) -> None:
     assert (compared.a, compared.b, compared.pairs) == ("policy=fifo", "max_num_seqs=1", 2)
 
 
+def test_a_server_elsewhere_is_measured_with_none_running_here(
+    ip: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BENCH_KEY", KEY)
+    load = "--concurrency 2 --requests 4 --prompt-tokens 8 --max-tokens 3 --no-warmup --quiet"
+    with serving("simulator", prefill_ms=1.0, decode_ms=1.0) as server:
+        there = f"--url {server.root}/v1 --key-env BENCH_KEY"
+        path = tmp_path / "found.json"
+        ran = ip.ok(f"%llmserve bench {there} --repeats 1 {load} --json {path}")
+        assert (ran.result.engine, ran.result.model, ran.result.n) == ("http", server.model, 4)
+        assert Result.from_json(path.read_text()) == ran.result
+        swept = ip.ok(f"%llmserve sweep max_num_seqs=1,2 {there} --rounds 1 {load}").result
+        assert [len(point.runs) for point in swept.points] == [1, 1]
+        compared = ip.ok(f"%llmserve compare fifo priority {there} --pairs 2 {load}").result
+        assert compared.b == "policy=priority"
+        twice = f"{there} --url {server.root}/v1"
+        assert ip.ok(f"%llmserve compare {twice} --pairs 2 {load} --markdown -").text.count("|") > 9
+    assert "Nothing is running" in ip.ok("%llmserve status").text
+
+
+def test_a_key_typed_by_mistake_or_read_for_a_url_is_never_shown(
+    ip: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_KEY", "sk-very-secret")
+    at = "%llmserve bench --rate 1 --url"
+    with serving("simulator") as server:
+        for line in (
+            f"{at} {server.root}/v1 --key-env sk-very-secret",
+            f"{at} {server.root}/v1 --key-env BENCH_KEY",
+            f"{at} {server.root}/v1 --api-key sk-very-secret",
+            f"{at} {server.root}/v1 --api-key=sk-very-secret",
+        ):
+            ran = ip.run(line)
+            assert "sk-very-secret" not in ran.red_line + str(ran.shown), line
+    assert "NAME of an environment variable" in ip.run(f"{at} http://x/v1 --key-env none").red_line
+
+
 def test_help_names_every_subcommand_and_every_option(ip: Shell) -> None:
     overview = ip.ok("%llmserve").text
     names = "start status set ask dashboard requests bench sweep compare stop"
@@ -185,7 +224,14 @@ def test_help_names_every_subcommand_and_every_option(ip: Shell) -> None:
         ("%llmserve start --engine simulator one two", "one model"),
         ("%llmserve start --port many", "invalid int"),
         ("%llmserve set max_num_seqs=3", "%llmserve start"),
-        ("%llmserve compare fifo --rate 1", "takes two sides, not 1"),
+        ("%llmserve compare fifo --rate 1", "two settings, or --url twice"),
+        ("%llmserve compare fifo --url http://127.0.0.1:9/v1", "two settings, or --url twice"),
+        ("%llmserve bench --url http://127.0.0.1:9/v1 --rate 1", "http://127.0.0.1:9/v1"),
+        ("%llmserve bench --url http://127.0.0.1:9/v1 --here", "not of a --url"),
+        ("%llmserve bench --model m --rate 1", "--model is of a --url"),
+        ("%llmserve bench --plain --rate 1", "--plain is of a --url"),
+        ("%llmserve sweep rate=1,2 --rate 1", "rate is an axis"),
+        ("%llmserve bench --rate 1", "%llmserve start"),
         ("%llmserve sweep --rate 1", "needs an axis"),
         ("%llmserve bench --prompt-tokens many", "invalid length"),
         ("%llmserve bench --speed 2 --rate 1", "--speed is of a --replay"),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -14,6 +11,7 @@ import llmserve
 from llmserve.events import KnobsChanged, Submitted
 from llmserve.knobs import KnobError
 from llmserve.lab.remote import Remote, RemoteError
+from support.foreign import foreign
 from support.scripted import ByteTokenizer
 from support.serving import KEY, Serving, serving
 
@@ -35,38 +33,10 @@ def remote(server: Serving) -> Iterator[Remote]:
         yield one
 
 
-class Foreign(BaseHTTPRequestHandler):
-    """An OpenAI endpoint that is no llmserve; every reply is one word."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        known = self.path == "/v1/models"
-        self._answer(200 if known else 404, json.dumps({"data": [{"id": "m"}]}).encode())
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        chunk = {"choices": [{"index": 0, "text": "word", "finish_reason": "length"}]}
-        self._answer(200, b"data: " + json.dumps(chunk).encode() + b"\n\ndata: [DONE]\n\n")
-
-    def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing to say."""
-
-
 @pytest.fixture
-def foreign() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Foreign) as httpd:
-        thread = Thread(target=httpd.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}/v1"
-        httpd.shutdown()
-        thread.join()
+def elsewhere() -> Iterator[str]:
+    with foreign() as (url, _):
+        yield url
 
 
 def test_a_bench_of_an_address_counts_prompts_by_the_servers_own_count(remote: Remote) -> None:
@@ -109,13 +79,13 @@ def test_two_settings_are_compared_from_afar(server: Serving, remote: Remote) ->
     assert server.service.board.current == before
 
 
-def test_two_addresses_are_compared(remote: Remote, foreign: str) -> None:
-    found = remote.against(foreign, pairs=2, **LOAD)
-    assert (found.a, found.b, found.pairs) == (remote.url, foreign, 2)
+def test_two_addresses_are_compared(remote: Remote, elsewhere: str) -> None:
+    found = remote.against(elsewhere, pairs=2, **LOAD)
+    assert (found.a, found.b, found.pairs) == (remote.url, elsewhere, 2)
 
 
-def test_of_a_foreign_server_the_load_is_swept_and_its_knobs_are_not(foreign: str) -> None:
-    with llmserve.connect(foreign) as server:
+def test_of_a_foreign_server_the_load_is_swept_and_its_knobs_are_not(elsewhere: str) -> None:
+    with llmserve.connect(elsewhere) as server:
         load = {name: value for name, value in LOAD.items() if name != "concurrency"}
         swept = server.sweep(concurrency=[1, 2], rounds=1, **load)
         assert [len(point.runs) for point in swept.points] == [1, 1]

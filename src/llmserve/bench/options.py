@@ -8,6 +8,7 @@ from typing import Any
 from llmserve.bench.arrivals import PROCESSES
 from llmserve.bench.kinds import NAMED, Length, LogNormal
 
+KEY = "LLMSERVE_API_KEY"
 _REPLAY = ("speed", "longest")
 _SHARED_WITH_REPLAY = ("rate", "concurrency", "requests", "seed", "same_prompts")
 
@@ -52,6 +53,37 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         "cores up",
     )  # fmt: skip
     add("--here", dest="own_process", action="store_false", help="send from the server's own loop")
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """What only a sweep has."""
+    add = parser.add_argument
+    add("axes", nargs="*", metavar="name=value,value,…")
+    add("--rounds", type=int, metavar="N", help="runs of each point; 3 unless told")
+    add("--path", metavar="FILE", help="keep each run, and go on from there")
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """What only a comparison has."""
+    add = parser.add_argument
+    add("sides", nargs="*", metavar="name=value,name=value | POLICY | .")
+    add("--pairs", type=int, metavar="N", help="runs of each side; 6 unless told")
+
+
+def add_address(parser: argparse.ArgumentParser, url_help: str, *, several: bool = False) -> None:
+    """A server elsewhere: its `--url`, and how it wants to be asked."""
+    add = parser.add_argument
+    add("--url", action="append" if several else "store", help=url_help)
+    add("--key-env", metavar="NAME", help=f"environment variable with the URL's key; else ${KEY}")
+    add("--plain", action="store_true", help="send a URL no field that OpenAI's API lacks")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Where the figures go, and what is shown meanwhile."""
+    add = parser.add_argument
+    add("--json", metavar="FILE", help="write all that was measured; - is standard output")
+    add("--markdown", metavar="FILE", help="write the tables; - is standard output")
+    add("--quiet", action="store_true", help="no progress bar")
 
 
 def read_load_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import msgspec
 from llmserve.bench.cell import live, make_load, nothing, run_job
 from llmserve.bench.client import Client, ReplyError
 from llmserve.bench.http import HttpTarget
+from llmserve.bench.options import KEY
 from llmserve.bench.repeats import Repeats
 from llmserve.bench.slo import parse_slo
 from llmserve.clock import MonotonicClock
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from llmserve.engines import Tokenizer
     from llmserve.lab.points import Sweep
     from llmserve.lab.verdict import Comparison
-
-KEY = "LLMSERVE_API_KEY"
-
 
 class RemoteError(OSError):
     """Nobody answers at the address, or not as a server would."""

@@ -10,9 +10,9 @@ import argparse
 import re
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
-from llmserve.bench.options import read_load_options
 from llmserve.core import ParamError
 from llmserve.engines import EngineError
 from llmserve.engines.processes import end, stale
@@ -143,23 +143,24 @@ class Face:
         return table if args.all else table.tail(args.last)
 
     def _do_bench(self, args: argparse.Namespace) -> Any:
-        options = read_load_options(args)
-        return self._need().bench(**options)
+        return self._measured("bench", args)
 
     def _do_sweep(self, args: argparse.Namespace) -> Any:
-        from llmserve.lab.options import read_axes
-
-        axes: dict[str, Any] = dict(read_axes(vars(args).pop("axes")))
-        return self._need().sweep(**axes, **read_load_options(args))
+        return self._measured("sweep", args)
 
     def _do_compare(self, args: argparse.Namespace) -> Any:
-        from llmserve.lab.options import read_setting
+        return self._measured("compare", args)
 
-        sides = vars(args).pop("sides")
-        if len(sides) != 2:
-            raise Problem(f"%llmserve compare takes two sides, not {len(sides)}")
-        a, b = (read_setting(text) for text in sides)
-        return self._need().compare(a, b, **read_load_options(args))
+    def _measured(self, kind: Literal["bench", "sweep", "compare"], args: Any) -> Any:
+        """Of the server that runs here, or of a --url, for which none need run."""
+        from llmserve.lab.asked import Asked
+
+        asked = Asked(kind, args)
+        if asked.model and not asked.urls:
+            raise Problem("--model is of a --url")
+        found = asked.measure(lambda: nullcontext(self._need()))
+        asked.write(found, lambda text: show({"text/plain": text}))
+        return found
 
     def _do_url(self, args: argparse.Namespace) -> None:
         session = self._need()

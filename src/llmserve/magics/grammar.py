@@ -12,7 +12,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from llmserve.bench.options import add_bench, add_load
+from llmserve.bench.options import (
+    add_address,
+    add_bench,
+    add_compare,
+    add_load,
+    add_output,
+    add_sweep,
+)
 from llmserve.knobs import SPECS
 from llmserve.magics.problems import Problem, nearest
 
@@ -101,9 +108,7 @@ def build_parsers() -> dict[str, Parser]:
     parsers["tenants"].add_argument(
         "source", nargs="?", metavar="FILE", help="first read keys and terms anew from this JSON"
     )
-    _bench(parsers["bench"])
-    _sweep(parsers["sweep"])
-    _compare(parsers["compare"])
+    _measuring(parsers)
     parsers["why"].add_argument(
         "--window", type=float, default=30.0, metavar="S", help="seconds that it looks back"
     )
@@ -160,22 +165,21 @@ def _ask(parser: Parser) -> None:
     add("--tenant", metavar="NAME", help="on whose account")
 
 
-def _bench(parser: Parser) -> None:
-    add_bench(parser)
-    add_load(parser)
-
-
-def _sweep(parser: Parser) -> None:
-    parser.add_argument("axes", nargs="*", metavar="name=value,value,…")
-    parser.add_argument("--rounds", type=int, metavar="N", help="runs of each point; 3 unless told")
-    parser.add_argument("--path", metavar="FILE", help="keep each run, and go on from there")
-    add_load(parser)
-
-
-def _compare(parser: Parser) -> None:
-    parser.add_argument("sides", nargs="*", metavar="name=value,name=value | POLICY | .")
-    parser.add_argument("--pairs", type=int, metavar="N", help="runs of each side; 6 unless told")
-    add_load(parser)
+def _measuring(parsers: Mapping[str, Parser]) -> None:
+    helps = {
+        "bench": "of any OpenAI endpoint (…/v1), in place of the server that runs here",
+        "sweep": "of a server elsewhere; its knobs are turned where it is an llmserve",
+        "compare": "of an llmserve elsewhere; twice: two servers in place of settings",
+    }
+    for (name, url_help), add_own in zip(
+        helps.items(), (add_bench, add_sweep, add_compare), strict=True
+    ):
+        parser = parsers[name]
+        add_own(parser)
+        add_load(parser)
+        add_address(parser, url_help, several=name == "compare")
+        parser.add_argument("--model", help="as the URL's server names it; none: its first")
+        add_output(parser)
 
 
 def split_words(line: str) -> list[str]:
