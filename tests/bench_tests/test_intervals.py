@@ -20,7 +20,8 @@ def test_t_is_that_of_the_tables(freedom: int, table: float) -> None:
 
 
 def test_an_interval_of_three_repeats_holds_the_truth_as_often_as_it_says() -> None:
-    """And a percentile bootstrap, the usual choice, does not: why it is not used here."""
+    """And a percentile bootstrap, the usual choice, does not: why it is not used here. As 1 of 27
+    resamples is the lowest value alone, its 2.5 % and 97.5 % are the extremes of the three."""
     rng = random.Random(7)
     trials, held, bootstrap = 4000, 0, 0
     picks = np.array(np.meshgrid(*[range(3)] * 3)).reshape(3, -1)  # all 27 resamples
@@ -31,10 +32,11 @@ def test_an_interval_of_three_repeats_holds_the_truth_as_often_as_it_says() -> N
         assert found.low is not None
         assert found.high is not None
         held += found.low <= 10 <= found.high
-        low, high = np.percentile(np.array(values)[picks].mean(axis=0), (2.5, 97.5))
+        means = np.array(values)[picks].mean(axis=0)
+        low, high = np.percentile(means, (2.5, 97.5), method="inverted_cdf")
         bootstrap += low <= 10 <= high
     assert held / trials == pytest.approx(0.95, abs=0.012)
-    assert bootstrap / trials < 0.8
+    assert bootstrap / trials == pytest.approx(0.75, abs=0.02)
 
 
 def test_one_value_has_no_interval_and_equal_ones_have_one_of_no_width() -> None:
