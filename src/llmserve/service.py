@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import msgspec
 
@@ -17,7 +18,7 @@ from llmserve.admission import Accepted, Rejected
 from llmserve.announcer import Announcer
 from llmserve.clock import Clock
 from llmserve.core import Request
-from llmserve.engines import Engine, EngineError
+from llmserve.engines import Counts, Engine, EngineError
 from llmserve.events import EventBus, Held
 from llmserve.keeper import EngineKeeper
 from llmserve.knobs import Applied, KnobBoard, Knobs
@@ -174,6 +175,12 @@ class Service:
             raise Refused(Rejected("queue_timeout", message=told)) from None
         finally:
             self.at_the_gate -= 1
+
+    async def device_bytes(self) -> int | None:
+        """What the engine holds on GPUs by its own count; None where it has none."""
+        if not self.ready or "device_bytes" not in self.engine.info.supports:
+            return None
+        return await cast("Counts", self.engine).device_bytes()
 
     async def drain(self, seconds: float, told: Exception) -> int:
         return await self._runner.drain(seconds, told)

@@ -8,7 +8,8 @@ vllm:     vLLM here against `vllm serve`
 
 Each part starts both servers, warms them up, and compares them in pairs of runs on identical
 arrivals, A B B A, as `llmserve compare` does. A part's rows are kept in a file at once (--keep), so
-that parts may be run one by one; --write puts all that is kept into docs/benchmarks.md.
+that parts may be run one by one; --write puts all that is kept into docs/benchmarks.md. Rows of
+another model or load are not mixed in: the file begins anew.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ import asyncio
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,12 @@ from llmserve.runtime import Runtime
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 VLLM = ROOT / ".venv-vllm" / "bin" / "python"
+KEEP = ROOT / "tests" / "artifacts" / "peers.json"
 DTYPE = "float32"
+SEQS, BATCHED = 32, 2048
+PASSIVE = {"OMP_WAIT_POLICY": "passive"}
+REST_S = 1.3
+"""A worker of vLLM spins for a second after its last step, on cores that the next turn needs."""
 SHOWN = ("generated_tokens_per_s", "ttft_mean", "itl_mean", "e2e_mean")
 WORDS = {
     "generated_tokens_per_s": "generated tokens/s", "ttft_mean": "mean TTFT (ms)",
@@ -66,34 +71,51 @@ class Row(msgspec.Struct, frozen=True):
     load: float
 
 
+class Kept(msgspec.Struct):
+    """What was measured so far, of one model and one load."""
+
+    asked: dict[str, Any]
+    parts: dict[str, list[Row]] = {}
+
+
 async def nothing() -> None:
     """A server is entered by asking it."""
 
 
+async def rest() -> None:
+    await asyncio.sleep(REST_S)
+
+
 def side(
-    label: str, url: str, model: str, tokens_of: str | None, extra: dict[str, Any] | None = None
-) -> Side:
+    label: str, url: str, model: str, tokens_of: str | None,
+    extra: dict[str, Any] | None = None, enter: Callable[[], Awaitable[None]] = nothing,
+) -> Side:  # fmt: skip
     """tokens_of: a model, for prompts in its tokens; None for as many words of text."""
     tokenizer = None if tokens_of is None else open_tokenizer(Path(tokens_of))
     target = HttpTarget(Client(url, KEY), model, MonotonicClock(), tokenizer, extra=extra)
-    return Side(label, target, nothing)
+    return Side(label, target, enter)
 
 
 @contextmanager
 def our_server(
-    python: str, engine: str, model: str, *words: str, text: bool = False
-) -> Iterator[Side]:
-    port, cores = free_port(), len(os.sched_getaffinity(0))
-    threads = [f"--option=threads={cores}"] if engine == "torch" else []
+    python: str, engine: str, model: str, *words: str, env: dict[str, str],
+    text: bool = False, enter: Callable[[], Awaitable[None]] = nothing,
+) -> Iterator[Side]:  # fmt: skip
+    port = free_port()
     command = llmserve(
-        python, model, port, engine, f"--option=dtype={DTYPE}", "--max-num-seqs", "32",
-        *threads, *words,
-    )  # fmt: skip
-    env = {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT / "src")}
+        python, model, port, engine, f"--option=dtype={DTYPE}", "--max-num-seqs", str(SEQS), *words
+    )
+    env = env | {"PYTHONPATH": str(ROOT / "src")}
     with running(command, f"http://127.0.0.1:{port}/health", env):
         name = served_model(f"http://127.0.0.1:{port}/v1")
         tokens_of = None if text else model
-        yield side(f"llmserve, {engine}", f"http://127.0.0.1:{port}/v1", name, tokens_of)
+        url = f"http://127.0.0.1:{port}/v1"
+        yield side(f"llmserve, {engine}", url, name, tokens_of, enter=enter)
+
+
+def our_torch(model: str, *, text: bool = False) -> AbstractContextManager[Side]:
+    threads = f"--option=threads={len(os.sched_getaffinity(0))}"
+    return our_server(sys.executable, "torch", model, threads, env=PASSIVE, text=text)
 
 
 def served_model(url: str) -> str:
@@ -115,41 +137,53 @@ def torch_part(model: str) -> Iterator[tuple[Side, Side]]:
         str(PEERS), "-c", start, "serve", model, "--continuous-batching", "--device", "cpu",
         "--dtype", DTYPE, "--port", str(port), "--host", "127.0.0.1",
     ]  # fmt: skip
-    env = {"OMP_WAIT_POLICY": "passive"}
     greedy = {
         "temperature": None,  # 0 would end its batching loop
         "generation_config": json.dumps({"do_sample": False, "eos_token_id": -1}),
     }
     with ExitStack() as stack:
-        ours = stack.enter_context(our_server(sys.executable, "torch", model, text=True))
-        stack.enter_context(running(command, f"http://127.0.0.1:{port}/health", env))
+        ours = stack.enter_context(our_torch(model, text=True))
+        stack.enter_context(running(command, f"http://127.0.0.1:{port}/health", PASSIVE))
         yield ours, side("transformers serve", f"http://127.0.0.1:{port}/v1", model, None, greedy)
 
 
 @contextmanager
 def generate_part(model: str) -> Iterator[tuple[Side, Side]]:
     with ExitStack() as stack:
-        ours = stack.enter_context(our_server(sys.executable, "torch", model))
+        ours = stack.enter_context(our_torch(model))
         batches = stack.enter_context(Batches.open(model, DTYPE))
         yield ours, Side("model.generate, static batch", batches, nothing)
 
 
 @contextmanager
 def vllm_part(model: str) -> Iterator[tuple[Side, Side]]:
-    port = free_port()
-    common = ("--max-model-len", "2048", "--max-num-seqs", "32", "--enforce-eager")
+    """Both with the same limits, or their engines would not be the same."""
+    port, length = free_port(), context_of(model)
     command = [
         str(VLLM.with_name("vllm")), "serve", model, "--served-model-name", "peer", "--host",
-        "127.0.0.1", "--port", str(port), "--api-key", KEY, "--dtype", DTYPE, *common,
-        "--disable-uvicorn-access-log",
+        "127.0.0.1", "--port", str(port), "--api-key", KEY, "--dtype", DTYPE, "--enforce-eager",
+        "--max-model-len", str(length), "--max-num-seqs", str(SEQS),
+        "--max-num-batched-tokens", str(BATCHED), "--disable-uvicorn-access-log",
+        "--enable-prompt-tokens-details",
+    ]  # fmt: skip
+    words = [
+        f"--option=max_model_len={length}", "--option=enforce_eager=true",
+        f"--option=max_num_seqs_ceiling={SEQS}", "--max-num-batched-tokens", str(BATCHED),
+        f"--option=max_num_batched_tokens_ceiling={BATCHED}",
     ]  # fmt: skip
     env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    os.environ.update(env)
-    options = ("--option=max_model_len=2048", "--option=enforce_eager=true")
     with ExitStack() as stack:
         stack.enter_context(running(command, f"http://127.0.0.1:{port}/health", env))
-        ours = stack.enter_context(our_server(str(VLLM), "vllm", model, *options))
-        yield ours, side("vllm serve", f"http://127.0.0.1:{port}/v1", "peer", model)
+        ours = stack.enter_context(
+            our_server(str(VLLM), "vllm", model, *words, env=env, enter=rest)
+        )
+        url = f"http://127.0.0.1:{port}/v1"
+        yield ours, side("vllm serve", url, "peer", model, enter=rest)
+
+
+def context_of(model: str) -> int:
+    config = json.loads((Path(model) / "config.json").read_text())
+    return min(2048, int(config["max_position_embeddings"]))
 
 
 PARTS: dict[str, Callable[[str], Any]] = {
@@ -214,7 +248,7 @@ def section(rows: list[Row], options: argparse.Namespace) -> list[str]:
     lines = [
         f"{machine()}. Model: {Path(options.model).name}, {DTYPE}, greedy, no end token, "
         f"{options.prompt} tokens in (words of text for transformers serve, which takes no "
-        f"tokens), {options.new} out, {rows[0].pairs} pairs of runs in turns; "
+        f"tokens), {options.new} out, {min(row.pairs for row in rows)} pairs of runs in turns; "
         "the intervals of one comparison hold together at 95 %. Load average while it ran "
         f"{loads[0]:.1f} to {loads[-1]:.1f}.",
         "", f"| {' | '.join(head)} |", "| --- | --- | --- | ---: | ---: | ---: | --- |",
@@ -228,17 +262,25 @@ def section(rows: list[Row], options: argparse.Namespace) -> list[str]:
     return lines
 
 
+def read_kept(path: Path, asked: dict[str, Any]) -> Kept:
+    if path.exists():
+        kept = msgspec.json.decode(path.read_bytes(), type=Kept)
+        if kept.asked == asked:
+            return kept
+    return Kept(asked)
+
+
 def main(options: argparse.Namespace) -> None:
-    kept: dict[str, list[Row]] = {}
-    if options.keep.exists():
-        kept = msgspec.json.decode(options.keep.read_bytes(), type=dict[str, list[Row]])
+    asked = {name: getattr(options, name) for name in ("model", "concurrency", "prompt", "new")}
+    kept = read_kept(options.keep, asked)
     for name in options.parts:
         if (python := NEEDS.get(name)) is not None and not python.exists():
             print(f"{name} is left out: there is no {python.parent.parent.name}")
             continue
-        kept[name] = measure(name, options)
+        kept.parts[name] = measure(name, options)
+        options.keep.parent.mkdir(parents=True, exist_ok=True)
         options.keep.write_bytes(msgspec.json.encode(kept))
-    rows = [row for name in PARTS for row in kept.get(name, [])]
+    rows = [row for name in PARTS for row in kept.parts.get(name, [])]
     if not rows:
         raise SystemExit("nothing was measured")
     lines = section(rows, options)
@@ -254,7 +296,7 @@ if __name__ == "__main__":
     parser.add_argument("--concurrency", type=int, nargs="+", default=[8])
     parser.add_argument("--prompt", type=int, default=200)
     parser.add_argument("--new", type=int, default=200)
-    parser.add_argument("--pairs", type=int, default=4)
-    parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "peers.json")
+    parser.add_argument("--pairs", type=int, default=4, help="2 or more")
+    parser.add_argument("--keep", type=Path, default=KEEP)
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     main(parser.parse_args())

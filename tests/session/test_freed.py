@@ -163,6 +163,26 @@ def test_where_it_does_not_the_devices_own_figure_is_told_and_labelled(
         assert line.split()[-4:] == ["900", "MiB", "100", "MiB"]
 
 
+@pytest.mark.parametrize(("stays", "after"), [(False, "gone"), (True, "unknown")])
+def test_there_the_engines_own_count_is_told_beside_it(stays: bool, after: str) -> None:
+    with stubborn(1) as child:
+        card = Card([900 * MIB, 100 * MIB], None)
+        how = psutil.Process.terminate if stays else psutil.Process.kill
+        freed = close(child.pid, scales=Scales(nvml=card), own_count=700 * MIB, by=how)
+        (line,) = (line for line in str(freed).splitlines() if "own count" in line)
+        assert line.split()[-3:] == ["700", "MiB", after]
+
+
+def test_an_engine_is_asked_for_its_own_count_where_it_has_one_and_may_fail_to_tell() -> None:
+    session = llmserve.serve(engine="torch", threads=1)
+    engine: Any = session.service.engine
+    assert session.runtime.call(engine.device_bytes()) == 0, "the child has not answered"
+    engine._info = msgspec.structs.replace(
+        engine.info, supports=engine.info.supports | {"device_bytes"}
+    )
+    assert session.close().before.own_count == 0
+
+
 def test_it_waits_for_a_driver_that_takes_memory_back_late() -> None:
     clock = MonotonicClock()
     card = Card([900 * MIB, 900 * MIB, 500 * MIB, 100 * MIB], None)

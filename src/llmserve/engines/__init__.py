@@ -102,6 +102,15 @@ class Engine(Protocol):
         ...
 
 
+class Counts(Protocol):
+    """An engine that lists "device_bytes" in `info.supports`: one on a GPU."""
+
+    async def device_bytes(self) -> int:
+        """What it holds on GPUs by its own count: less than the driver's, which also counts the
+        context of each process."""
+        ...
+
+
 class Submission(Protocol):
     """One request on its way, as `service.Stream` is: iterate it once, cancel it at any time."""
 

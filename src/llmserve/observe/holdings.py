@@ -32,6 +32,8 @@ class Holdings:
     kernel: Holding | None = None
     device_used: int | None = None
     """Bytes in use on all GPUs, by whomever; None where there is no GPU."""
+    own_count: int | None = None
+    """Bytes on GPUs as the engine itself counts them; None where it was not asked."""
 
     def of(self, pid: int) -> Holding | None:
         return next((one for one in self.engine if one.pid == pid), None)

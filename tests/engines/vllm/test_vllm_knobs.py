@@ -160,3 +160,9 @@ def test_a_knob_that_vllm_has_not_is_told_and_put_back(session: Session) -> None
     ]  # fmt: skip
     assert session.knobs.batching == "continuous"
     assert set(session.info.unsupported) >= {"batching", "batch_window_ms"}
+
+
+def test_its_workers_count_what_they_hold_on_gpus(session: Session) -> None:
+    engine: Any = session.service.engine
+    held = session.runtime.call(engine.device_bytes())
+    assert held == 0 if session.info.device == "cpu" else held > 0

@@ -12,7 +12,7 @@ from llmserve.core import Chunk, ParamError, Request
 from llmserve.engines import EngineError, EngineInfo, StepSink, Tokenizer
 from llmserve.engines.ceilings import clamp
 from llmserve.engines.torch.lifetime import Lifetime
-from llmserve.engines.torch.messages import Load, Ready, ResetCache, Retune
+from llmserve.engines.torch.messages import Load, Ready, ResetCache, Retune, Weigh
 from llmserve.engines.torch.options import parse
 from llmserve.engines.torch.tokenizer import ModelTokenizer, open_tokenizer
 from llmserve.knobs import Applied, Knobs, differences
@@ -114,6 +114,9 @@ class TorchEngine:
         """Forget all cached prefixes that no running request holds."""
         await self._running().ask(ResetCache(next(self._questions)))
 
+    async def device_bytes(self) -> int:
+        return await self._running().ask(Weigh(next(self._questions)))
+
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """Chunks; those that wait to be read are bounded by the request's max_tokens.
 
@@ -180,6 +183,7 @@ class TorchEngine:
                 for name, has in (
                     ("chat", has_chat),
                     ("reset_cache", True),
+                    ("device_bytes", ready.device.startswith("cuda")),
                     ("structured_outputs", ready.structured_outputs),
                 )
                 if has

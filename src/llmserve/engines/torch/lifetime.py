@@ -23,6 +23,8 @@ from llmserve.engines.torch.messages import (
     Stepped,
     Submit,
     ToChild,
+    Weigh,
+    Weighed,
 )
 
 WORKER = "llmserve.engines.torch.worker"
@@ -102,7 +104,7 @@ class Lifetime:
     def say(self, message: ToChild) -> None:
         self.child.send(self._encode(message))
 
-    async def ask(self, message: Retune | ResetCache) -> int:
+    async def ask(self, message: Retune | ResetCache | Weigh) -> int:
         self._refuse_when_over()
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._asked[message.number] = answer
@@ -142,13 +144,18 @@ class Lifetime:
                     if inbox is not None:  # else it was aborted meanwhile
                         inbox.put(delta)
             case Adopted():
-                asked = self._asked.get(message.number)
-                if asked is not None and not asked.done():
-                    asked.set_result(message.step)
+                self._answer(message.number, message.step)
+            case Weighed():
+                self._answer(message.number, message.device_bytes)
             case Ready():
                 self.ready.set_result(message)
             case Failed():
                 self._end(EngineError(message.message))
+
+    def _answer(self, number: int, told: int) -> None:
+        asked = self._asked.get(number)
+        if asked is not None and not asked.done():
+            asked.set_result(told)
 
     def child_ended(self) -> None:
         if not self.over:

@@ -51,3 +51,9 @@ def _cgroup(name: str) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdigit() else None
+
+
+def device_bytes() -> int:
+    """What this process holds on GPUs by torch's own count, its cache of freed blocks included."""
+    count = torch.cuda.device_count()
+    return sum(torch.cuda.memory_reserved(device) for device in range(count))

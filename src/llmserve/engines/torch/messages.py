@@ -42,7 +42,13 @@ class ResetCache(msgspec.Struct, frozen=True, tag=True):
     number: int
 
 
-ToChild = Load | Submit | Abort | Retune | ResetCache
+class Weigh(msgspec.Struct, frozen=True, tag=True):
+    """Answered by `Weighed` with the same number."""
+
+    number: int
+
+
+ToChild = Load | Submit | Abort | Retune | ResetCache | Weigh
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -69,6 +75,12 @@ class Adopted(msgspec.Struct, frozen=True, tag=True):
     """The first step planned after it."""
 
 
+class Weighed(msgspec.Struct, frozen=True, tag=True):
+    number: int
+    device_bytes: int
+    """On GPUs, by the process's own count."""
+
+
 class Delta(msgspec.Struct, frozen=True, array_like=True):
     """What a step added to one request, as in `Chunk`."""
 
@@ -90,4 +102,4 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
     """None where requests failed before any step."""
 
 
-FromChild = Ready | Failed | Adopted | Stepped
+FromChild = Ready | Failed | Adopted | Weighed | Stepped

@@ -22,6 +22,7 @@ from llmserve.engines.torch.detokenize import Detokenizer
 from llmserve.engines.torch.grammar import Grammars, Matcher
 from llmserve.engines.torch.kv import KvStore
 from llmserve.engines.torch.live import Live
+from llmserve.engines.torch.memory import device_bytes
 from llmserve.engines.torch.messages import (
     Abort,
     Adopted,
@@ -33,6 +34,8 @@ from llmserve.engines.torch.messages import (
     Stepped,
     Submit,
     ToChild,
+    Weigh,
+    Weighed,
 )
 from llmserve.engines.torch.model import FlatModel
 from llmserve.engines.torch.sampling import Draws, draw
@@ -73,6 +76,8 @@ class Runner:
             case ResetCache():
                 self._clear_cache()
                 return Adopted(message.number, self._index)
+            case Weigh():
+                return Weighed(message.number, device_bytes())
             case Load():
                 raise AssertionError("a model is loaded once")
 

@@ -65,6 +65,7 @@ def describe(
     speculative = config.speculative_config
     supports = {"evict", "pause", "reset_cache", "sleep", "structured_outputs"}
     supports |= {"chat"} if chat else set()
+    supports |= {"device_bytes"} if config.device_config.device_type == "cuda" else set()
     return EngineInfo(
         engine="vllm",
         model_id=options.model_id,

@@ -171,6 +171,10 @@ class VllmEngine:
             self._weights_dropped = False
         await self._while_alive(llm.wake_up(["kv_cache"]))
 
+    async def device_bytes(self) -> int:
+        told: int = await self._call("llmserve_device_bytes")
+        return told
+
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError

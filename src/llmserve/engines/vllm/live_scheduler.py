@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from typing import Any, cast
 
+import torch
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
@@ -182,8 +183,19 @@ def _note(core: Any, on: bool) -> None:
     core.scheduler.noting = on
 
 
+def _device_bytes(core: Any) -> int:
+    return sum(core.model_executor.collective_rpc(_reserved))
+
+
+def _reserved(worker: Any) -> int:
+    """In each worker's process."""
+    count = torch.cuda.device_count()
+    return sum(torch.cuda.memory_reserved(device) for device in range(count))
+
+
 # `call_utility_async` reaches methods of the engine core by name, and nothing else.
 EngineCore.llmserve_describe = _describe
 EngineCore.llmserve_adopt = _adopt
 EngineCore.llmserve_evict = _evict
 EngineCore.llmserve_note = _note
+EngineCore.llmserve_device_bytes = _device_bytes
