@@ -1,6 +1,6 @@
 """This project's engines beside their peers: one model, one workload, one driver, in turns.
 
-    cd tests && python -m bench.peers [--parts torch generate vllm] [--pairs 4] [--write]
+    cd tests && python -m bench.peers [--parts torch generate vllm] [--pairs 8] [--write]
 
 torch:    our torch engine's server against `transformers serve` with continuous batching
 generate: the same server against `model.generate` over a static batch, in a process of its own
@@ -186,10 +186,7 @@ def context_of(model: str) -> int:
     return min(2048, int(config["max_position_embeddings"]))
 
 
-PARTS: dict[str, Callable[[str], Any]] = {
-    "torch": torch_part, "generate": generate_part, "vllm": vllm_part,
-}  # fmt: skip
-
+PARTS = {"torch": torch_part, "generate": generate_part, "vllm": vllm_part}
 NEEDS = {"torch": PEERS, "vllm": VLLM}
 
 
@@ -296,7 +293,7 @@ if __name__ == "__main__":
     parser.add_argument("--concurrency", type=int, nargs="+", default=[8])
     parser.add_argument("--prompt", type=int, default=200)
     parser.add_argument("--new", type=int, default=200)
-    parser.add_argument("--pairs", type=int, default=4, help="2 or more")
+    parser.add_argument("--pairs", type=int, default=8, help="2 or more")
     parser.add_argument("--keep", type=Path, default=KEEP)
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     main(parser.parse_args())
