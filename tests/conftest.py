@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from llmserve.engines import has_gpu
+
+# a shell starts what it puts in the background with interrupts ignored, and so would all tests of
+# them and the processes that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ("support.shared_vllm",)
 
