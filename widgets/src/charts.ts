@@ -11,8 +11,9 @@ import { PRINT, readTheme, type Theme } from "./theme.ts";
 
 /** Drawing may take this part of the page's time. */
 const DUTY = 0.4;
-/** One frame draws for about so long; what is left is drawn with the next ones. */
-const SLICE_MS = 8;
+/** A frame that has drawn for so long leaves the other panels to the next ones: one panel a frame,
+ * for a panel takes some 6 ms, and two with the layout would miss the frame. */
+const SLICE_MS = 1;
 const PICTURE_WIDTH = 400;
 const CONFIG = { displayModeBar: false, responsive: false };
 
