@@ -57,7 +57,7 @@ class Runtime:
         waiting = Waiting(telling) if telling else None
         outcome = "failed"
         try:
-            while waiting and not concurrent.futures.wait([future], _TELL_EVERY_S).done:
+            while waiting and not _is_done(future):
                 waiting()
             result = future.result(timeout)
             outcome = "done"
@@ -98,6 +98,14 @@ def new_loop() -> asyncio.AbstractEventLoop:
         return asyncio.new_event_loop()
     made: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
     return made
+
+
+def _is_done(future: concurrent.futures.Future[Any]) -> bool:
+    """Wait a little for it. Not by `concurrent.futures.wait`: an interrupt in it may leave the
+    future locked, and with it the loop that is to set its result."""
+    with contextlib.suppress(TimeoutError, concurrent.futures.CancelledError):
+        future.exception(_TELL_EVERY_S)
+    return future.done()
 
 
 class FastSwitching:
