@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 SHOWN_AFTER_S = 2.0
+_TOLD: ContextVar[bool] = ContextVar("llmserve_wait_told", default=False)
 
 
 class Line(Protocol):
@@ -48,8 +51,21 @@ class Waiting:
             self._line.end()
 
 
+@contextmanager
+def told_already() -> Iterator[None]:
+    """Who waits within it sees a line of the caller's own."""
+    token = _TOLD.set(True)
+    try:
+        yield
+    finally:
+        _TOLD.reset(token)
+
+
 def line() -> Line | None:
-    """The cell's output in a notebook, else standard error where that is a terminal."""
+    """The cell's output in a notebook, else standard error where that is a terminal. None where
+    nobody would read it, or another tells already."""
+    if _TOLD.get():
+        return None
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if getattr(shell, "kernel", None) is not None:

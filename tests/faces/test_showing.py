@@ -8,6 +8,7 @@ import pytest
 
 from llmserve.magics import showing
 from llmserve.magics.showing import Bundle, Elapsed, Update
+from llmserve.waits import line
 
 
 class Page:
@@ -51,3 +52,13 @@ def test_a_failure_is_told_on_the_line(page: Page) -> None:
     with pytest.raises(RuntimeError), Elapsed("Starting"):
         raise RuntimeError
     assert page.shown[-1] == "Starting: not done."
+
+
+def test_beside_it_no_second_line_tells_of_the_same_wait(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert line() is not None
+    with Elapsed("Starting"):
+        assert line() is None
+    assert line() is not None

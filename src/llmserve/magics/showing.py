@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from llmserve.clock import MonotonicClock
+from llmserve.waits import told_already
 
 Bundle = Mapping[str, str]
 Update = Callable[[Bundle], None]
@@ -48,6 +49,7 @@ class Elapsed:
         self._after_s = after_s
         self._every_s = every_s
         self._over = threading.Event()
+        self._told = told_already()
 
     def __enter__(self) -> Self:
         self.update = show(note(f"{self._text} …"))
@@ -56,6 +58,7 @@ class Elapsed:
             target=run, args=(self._count,), name="llmserve-elapsed", daemon=True
         )
         self._thread.start()
+        self._told.__enter__()
         return self
 
     def __exit__(
@@ -64,6 +67,7 @@ class Elapsed:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._told.__exit__(None, None, None)
         self._over.set()
         self._thread.join()
         if kind is not None:
