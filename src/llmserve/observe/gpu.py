@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from llmserve.clock import Clock
+from llmserve.engines.processes import with_descendants
 from llmserve.events import DeviceSampled
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -35,13 +36,13 @@ class DeviceSampler:
         self._pids = pids
         self._clock = clock
         self._cgroup = cgroup
-        self._nvml: Any = _pynvml() if nvml is None else nvml
+        self._nvml: Any = find_nvml() if nvml is None else nvml
         self._handles: list[Any] | None = None
         self._cpu_asked = False
 
     def sample(self) -> list[DeviceSampled]:
         """One per GPU; without a GPU, one of the host."""
-        family = _family(self._pids())
+        family = {process.pid for process in with_descendants(self._pids())}
         samples = [s for h in self._gpus() if (s := self._gpu(h, family)) is not None]
         return samples or [self._host(family)]
 
@@ -117,24 +118,13 @@ class DeviceSampler:
         )
 
 
-def _pynvml() -> Any | None:
+def find_nvml() -> Any | None:
+    """The module of nvidia-ml-py, where it is."""
     try:
         import pynvml
     except ImportError:
         return None
     return pynvml
-
-
-def _family(pids: Iterable[int]) -> set[int]:
-    """The processes and all their descendants, of those that still are."""
-    family: set[int] = set()
-    for pid in pids:
-        try:
-            process = psutil.Process(pid)
-            family |= {pid, *(child.pid for child in process.children(recursive=True))}
-        except psutil.Error:
-            continue
-    return family
 
 
 def _resident(pids: set[int]) -> int | None:

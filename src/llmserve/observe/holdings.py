@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from llmserve.engines.processes import has_ended
+from llmserve.observe.gpu import find_nvml
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Scales:
     """`nvml` is the module `pynvml` or one like it; None looks for it."""
 
     def __init__(self, *, nvml: Any | None = None) -> None:
-        self._nvml: Any = _pynvml() if nvml is None else nvml
+        self._nvml: Any = find_nvml() if nvml is None else nvml
         self._devices: list[Any] = []
         if self._nvml is not None and self._ask(self._nvml.nvmlInit) is not _NOT_KNOWN:
             count = self._ask(self._nvml.nvmlDeviceGetCount)
@@ -88,14 +89,6 @@ class Scales:
 
 
 _NOT_KNOWN = object()
-
-
-def _pynvml() -> Any | None:
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    return pynvml
 
 
 def _weigh(process: psutil.Process, by_pid: dict[int, int]) -> Holding | None:
