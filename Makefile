@@ -98,7 +98,7 @@ vllm-test: $(VLLM)/.ready
 	$(VLLM)/bin/python -m pytest $(NBVAL) notebooks/03_vllm.ipynb
 
 bench-vllm: $(VLLM)/.ready
-	$(VLLM)/bin/python tests/bench/vllm_server.py $(ARGS)
+	cd tests && ../$(VLLM)/bin/python -m bench.vllm_server $(ARGS)
 	$(VLLM)/bin/python tests/bench/vllm_tape_cost.py
 
 # transformers' own server: what it needs beside .venv, whose packages it shares.

@@ -1,6 +1,6 @@
 """Our endpoint with vLLM in this process against vLLM's own server in a process of its own.
 
-    .venv-vllm/bin/python tests/bench/vllm_server.py [--concurrency 32 1] [--blocks 20] [--model M]
+    cd tests && ../.venv-vllm/bin/python -m bench.vllm_server [--concurrency 32 1] [--blocks 20]
 
 Both are started with the same model and options and stay up; one client, in a third process, drives
 them turn by turn: 200 tokens in, 200 out, streamed. Each block gives a ratio of throughputs and a
@@ -16,13 +16,10 @@ import json
 import os
 import random
 import signal
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +28,13 @@ from typing import Any
 import psutil
 
 import llmserve
+from bench.servers import KEY, free_port, running
 from llmserve.bench.intervals import Interval, interval
 from llmserve.models import bundled_path
 
 PROMPT, REPLY = 200, 200
 HALF, HALF_MS, FEWEST = 0.03, 0.5, 5
 SEQS, BATCHED = 64, 2048
-START_S = 300.0
 REST_S = 1.3
 """An engine's worker spins for a second after its last step, on cores that the next turn needs."""
 
@@ -86,41 +83,16 @@ class Client:
 @contextlib.contextmanager
 def vllm_server(model: str, name: str, dtype: str) -> Iterator[Side]:
     """`vllm serve` with its own key check, its log in a file."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         str(Path(sys.executable).with_name("vllm")), "serve", model, "--served-model-name", name,
-        "--host", "127.0.0.1", "--port", str(port), "--api-key", "sk-bench", "--dtype", dtype,
+        "--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, "--dtype", dtype,
         "--max-model-len", "512", "--max-num-seqs", str(SEQS), "--enforce-eager",
         "--max-num-batched-tokens", str(BATCHED), "--disable-uvicorn-access-log",
         "--enable-prompt-tokens-details",
     ]  # fmt: skip
-    with tempfile.TemporaryFile() as log:
-        # in this session, for the kernel shares the cores out among sessions
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            side = Side(f"http://127.0.0.1:{port}/v1", "sk-bench", name, process.pid)
-            wait_for(process, f"http://127.0.0.1:{port}/health", log)
-            yield side
-        finally:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                family = psutil.Process(process.pid).children(recursive=True)
-                process.terminate()
-                for left in psutil.wait_procs(family, timeout=20)[1]:
-                    left.kill()
-            process.kill()
-            process.wait()
-
-
-def wait_for(process: subprocess.Popen[bytes], url: str, log: Any) -> None:
-    until = time.monotonic() + START_S
-    while process.poll() is None and time.monotonic() < until:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
-            return
-        time.sleep(0.5)
-    log.seek(0)
-    raise SystemExit(f"vllm serve did not start:\n{log.read()[-4000:].decode(errors='replace')}")
+    with running(command, f"http://127.0.0.1:{port}/health") as process:
+        yield Side(f"http://127.0.0.1:{port}/v1", KEY, name, process.pid)
 
 
 def compare(
