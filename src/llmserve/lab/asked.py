@@ -35,7 +35,9 @@ class Server(Protocol):
 class Asked:
     """ValueError here where the words contradict each other, before any server is asked."""
 
-    def __init__(self, kind: Literal["bench", "sweep", "compare"], args: argparse.Namespace):
+    def __init__(
+        self, kind: Literal["bench", "sweep", "compare"], args: argparse.Namespace
+    ) -> None:
         given = vars(args)
         self._kind = kind
         self._axes = read_axes(given.pop("axes")) if kind == "sweep" else {}
