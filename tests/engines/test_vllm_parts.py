@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import msgspec
+import pydantic
 import pytest
 
 from llmserve import engines
 from llmserve.clock import MonotonicClock
 from llmserve.core import StepRow
+from llmserve.engines import EngineError
+from llmserve.engines.vllm.birth import OptionRefused, refusal, start_failure
 from llmserve.engines.vllm.launch import Launch
 from llmserve.engines.vllm.options import CPU_KV_BYTES, TIGHT_JSON, parse
 from llmserve.engines.vllm.wire import KEY, StepNote, take_note, to_record
@@ -55,6 +59,55 @@ def test_an_option_that_cannot_be_is_refused_by_name(
 def test_a_ceiling_is_a_whole_number(value: object) -> None:
     with pytest.raises(ValueError, match="max_num_seqs_ceiling is a whole number"):
         parse({"max_num_seqs_ceiling": value}, KNOWN, on_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"model": 5}, "model is a name or a folder, not 5"),
+        ({"speculative_config": "ngram"}, "speculative_config is a dict .* not 'ngram'"),
+        ({"additional_config": ["x"]}, "additional_config is a dict"),
+    ],
+)
+def test_a_value_that_vllm_would_stumble_over_is_refused(
+    options: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse(options, {*KNOWN, "speculative_config", "additional_config"}, on_cpu=True)
+
+
+class Config(pydantic.BaseModel):
+    """As vLLM's own are checked."""
+
+    max_model_len: int = 0
+    dtype: Literal["auto"] | list[int] = "auto"
+    method: Literal["ngram"] = "ngram"
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> Config:
+        if self.max_model_len > 8:
+            raise ValueError("longer than the model")
+        return self
+
+
+def refused(**args: object) -> str:
+    with pytest.raises(pydantic.ValidationError) as caught:
+        Config(**args)  # type: ignore[arg-type]  # that is what is tested
+    return refusal(caught.value, {"max_model_len": 0, "dtype": 0})
+
+
+def test_what_vllms_configuration_refuses_is_said_by_the_options_name() -> None:
+    assert refused(max_model_len="abc", dtype=5) == (
+        "max_model_len: Input should be a valid integer, unable to parse string as an integer, "
+        "not 'abc'\ndtype: Input should be 'auto', not 5"
+    )
+    assert refused(method="nope") == "method (Config): Input should be 'ngram', not 'nope'"
+    assert refused(max_model_len=9) == "longer than the model"
+
+
+def test_a_refused_option_shows_no_log_of_an_engine_that_never_was() -> None:
+    assert start_failure(OptionRefused("no"), "INFO all is well") == "vLLM did not start: no"
+    assert start_failure(EngineError("no"), "no room").endswith("The engine's last lines:\nno room")
 
 
 def test_no_model_is_the_bundled_one_and_the_rest_goes_through(

@@ -3,8 +3,10 @@ failure says."""
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -36,10 +38,14 @@ def create(options: VllmOptions, launch: Launch) -> Any:
         quiet = LoggingConfig(pylogging_config_file=str(launch.logging_config()))
         args.setdefault("logging_config", quiet)
     extra = {**(args.pop("additional_config", None) or {}), "llmserve": Watch(os.getpid())}
+    check_api(options.api_args)
     with launch.surroundings():
-        config = AsyncEngineArgs(
-            **args, **options.ceilings, additional_config=extra
-        ).create_engine_config(UsageContext.ENGINE_CONTEXT)
+        try:
+            config = AsyncEngineArgs(
+                **args, **options.ceilings, additional_config=extra
+            ).create_engine_config(UsageContext.ENGINE_CONTEXT)
+        except Exception as error:
+            raise OptionRefused(refusal(error, args)) from error
         scheduler = config.scheduler_config
         kind = "LiveAsyncScheduler" if scheduler.async_scheduling else "LiveScheduler"
         scheduler.scheduler_cls = f"{SCHEDULERS}.{kind}"
@@ -50,6 +56,46 @@ def create(options: VllmOptions, launch: Launch) -> Any:
         llm.shutdown(timeout=0)
         raise EngineError("the start was given up")
     return llm
+
+
+class OptionRefused(EngineError):
+    """Before any process was started: there are no last words of an engine to show."""
+
+
+def check_api(api_args: Mapping[str, Any]) -> None:
+    """What vLLM would say of its application's options only at the first request for it. A plugin
+    of the user's is imported here, which registers its parser."""
+    from vllm.renderers.chat_utils import validate_chat_template
+    from vllm.tool_parsers import ToolParserManager
+
+    try:
+        if plugin := api_args.get("tool_parser_plugin"):
+            ToolParserManager.import_tool_parser(plugin)
+        validate_chat_template(api_args.get("chat_template"))
+    except Exception as error:
+        raise OptionRefused(f"it refuses an option: {error}") from error
+    known, parser = ToolParserManager.list_registered(), api_args.get("tool_call_parser")
+    if parser is not None and parser not in known:
+        near = difflib.get_close_matches(str(parser), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        raise OptionRefused(f"tool_call_parser: there is no {parser!r}; {hint}")
+    if api_args.get("enable_auto_tool_choice") and parser is None:
+        told = "enable_auto_tool_choice needs a tool_call_parser"
+        raise OptionRefused(f"{told}: one of {', '.join(known)}")
+
+
+def refusal(error: Exception, args: Mapping[str, Any]) -> str:
+    """Which option is wrong and why: of pydantic's report what concerns who wrote the option."""
+    report = getattr(error, "errors", None)
+    if not callable(report):
+        return str(error).strip() or repr(error)
+    lines: dict[str, str] = {}  # one for each option: a union complains once for each member
+    for one in report(include_url=False):
+        said = str(one["msg"]).removeprefix("Value error, ").strip()
+        name = str(one["loc"][0]) if one["loc"] else ""
+        where = name if name in args else f"{name} ({getattr(error, 'title', 'vLLM')})"
+        lines.setdefault(name, f"{where}: {said}, not {one['input']!r}" if name else said)
+    return "\n".join(lines.values())
 
 
 def describe(
@@ -116,4 +162,6 @@ def not_ours(lost: list[str]) -> str:
 def start_failure(error: Exception, words: str) -> str:
     """vLLM's own message often only points "above", to the log, which is given here."""
     said = str(error).strip() or repr(error)
+    if isinstance(error, OptionRefused):
+        words = ""
     return f"vLLM did not start: {said}" + (f"\nThe engine's last lines:\n{words}" if words else "")

@@ -28,6 +28,9 @@ KNOBS = {
 }
 """vLLM's options that are not start-up options here, each with the reason."""
 
+DICTS = ("additional_config", "speculative_config")
+"""What vLLM itself does not check before it uses them as such."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class VllmOptions:
@@ -76,6 +79,11 @@ def parse(options: Mapping[str, object], known: set[str], *, on_cpu: bool) -> Vl
         args.setdefault("structured_outputs_config", dict(TIGHT_JSON))
     elif isinstance(args["model"], os.PathLike):
         args["model"] = os.fspath(args["model"])
+    elif not isinstance(args["model"], str):
+        raise ValueError(f"model is a name or a folder, not {args['model']!r}")
+    for name in DICTS:
+        if not isinstance(args.get(name, {}), dict | None):
+            raise ValueError(f"{name} is a dict of vLLM's own options, not {args[name]!r}")
     if on_cpu:
         args.setdefault("enforce_eager", True)  # compiling takes a minute and gains little there
         if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:

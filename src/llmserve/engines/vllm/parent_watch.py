@@ -48,9 +48,9 @@ def _armed() -> bool:
 
 def _watch(kernel: int, parent: int) -> None:
     """`parent` is the kernel for the engine process, and that process for its workers."""
-    while os.getppid() == parent and psutil.pid_exists(kernel):
+    while os.getppid() == parent and not _gone(kernel):
         time.sleep(POLL_S)
-    if not psutil.pid_exists(kernel):
+    if _gone(kernel):
         _tidy()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_S)
@@ -59,9 +59,17 @@ def _watch(kernel: int, parent: int) -> None:
     os._exit(1)
 
 
+def _gone(kernel: int) -> bool:
+    """Be it that whoever started it has not taken note of its end yet."""
+    try:
+        return psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True
+
+
 def _tidy_after(kernel: int) -> None:
     """vLLM's own watch may end this process in order before ours does."""
-    if not psutil.pid_exists(kernel):
+    if _gone(kernel):
         _tidy()
 
 

@@ -10,8 +10,11 @@ from typing import Any
 class VllmTokenizer:
     """A copy: the one that vLLM detokenises with may be in use in another thread."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
+        """chat_template: the text of one to use instead of the model's own."""
         self._tokenizer = copy.deepcopy(tokenizer)
+        if chat_template is not None:
+            self._tokenizer.chat_template = chat_template
 
     @property
     def has_chat(self) -> bool:
