@@ -11,7 +11,7 @@ No mask function is registered with transformers: for an attention name without 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,10 @@ NAME = "llmserve_ragged"
 STEP = "llmserve_step"
 HONOURED = frozenset({"dropout", "is_causal", "output_attentions", "position_ids", "use_cache"})
 """Keywords that models hand to attention and that change nothing here."""
+
+
+Together = Callable[[Tensor, Tensor, Tensor, float | None, Tensor], None]
+"""Queries, keys and values of a step, the scaling, and where to put what it attends to."""
 
 
 class UnsupportedModel(ValueError):
@@ -86,6 +90,8 @@ class Step:
     writes: list[Write] = field(default_factory=list)
     decodes: list[Decodes] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
+    together: Together | None = None
+    """Chunks that a kernel of its own takes in one piece (`ragged.py`)."""
 
 
 def layout(parts: Iterable[Part], kv: KvStore) -> Step:
@@ -182,7 +188,7 @@ def mix(
         for cache, fresh in ((write.slab.keys, keys), (write.slab.values, values)):
             flat = fresh[rows].reshape(-1, fresh.shape[-1])
             cache[layer].view(-1, fresh.shape[-1]).index_copy_(0, write.index, flat)
-    if len(step.decodes) == 1 and not step.chunks:
+    if len(step.decodes) == 1 and not step.chunks and step.together is None:
         return _attend_decodes(step.decodes[0], layer, queries, scaling)
     out = queries.new_empty(*queries.shape[:2], values.shape[2])
     for group in step.decodes:
@@ -190,6 +196,8 @@ def mix(
         out[rows] = _attend_decodes(group, layer, queries[rows], scaling)
     for chunk in step.chunks:
         _attend_chunk(chunk, layer, (queries, keys, values), scaling, out)
+    if step.together is not None:
+        step.together(queries, keys, values, scaling, out)
     return out
 
 
