@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -35,23 +35,20 @@ class Figure:
     plotly: dict[str, Any]
     """A plotly figure as JSON: `plotly.graph_objects.Figure(figure.plotly)` goes on from there."""
     png: bytes
-    """Nothing where the figure is only for a page that is open."""
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
-        picture = {"image/png": base64.b64encode(self.png).decode("ascii")} if self.png else {}
         return {
             "application/vnd.plotly.v1+json": self.plotly,
-            **picture,
+            "image/png": base64.b64encode(self.png).decode("ascii"),
             "text/plain": f"<figure: {self.plotly['layout']['title']['text']}>",
         }
 
 
 def lines(
     title: str, series: Series, *, x: str, y: str, steps: bool = False,
-    marks: Mapping[float, str] | None = None, picture: bool = True,
+    marks: Mapping[float, str] | None = None,
 ) -> Figure:
-    """One line per series; `steps` holds a value until the next; `marks` are labelled x values.
-    picture=False leaves the PNG out: it is most of the work."""
+    """One line per series; `steps` holds a value until the next; `marks` are labelled x values."""
     marks = marks or {}
     thin = {name: _thinned(xs, ys) for name, (xs, ys) in series.items()}
     traces = [
@@ -73,7 +70,7 @@ def lines(
             for at, text in marks.items()
         ],
     }
-    png = _draw_lines(title, thin, x, y, steps, marks) if picture else b""
+    png = _draw_lines(title, thin, x, y, steps, marks)
     return Figure({"data": traces, "layout": layout}, png)
 
 
@@ -216,24 +213,3 @@ def nice_ceiling(value: float) -> float:
     decade = 10.0 ** math.floor(math.log10(value))
     tops = (step * decade for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10))
     return next(top for top in tops if value <= top * 1.0000001)  # 10 · 10ⁿ may round below it
-
-
-def shown() -> Callable[[Figure], None]:
-    """A place in the cell that shows the latest figure; does nothing where there is no notebook."""
-    import sys
-
-    shell = sys.modules.get("IPython")
-    ip = None if shell is None else shell.get_ipython()
-    if ip is None or not hasattr(ip, "kernel"):
-        return lambda figure: None
-    from IPython.display import display
-
-    handles: list[Any] = []
-
-    def update(figure: Figure) -> None:
-        if handles:
-            handles[0].update(figure)
-        else:
-            handles.append(display(figure, display_id=True))
-
-    return update

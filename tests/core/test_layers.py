@@ -17,7 +17,7 @@ LAYERS = [
     ("user_policy",), ("waiting_line",), ("admission",),
     ("scheduler",), ("engines",), ("observe",), ("stream",), ("announcer",), ("lobby",),
     ("keeper",), ("runner",), ("tuner",), ("service",),
-    ("endpoint",), ("figures",), ("bench",), ("lab",), ("prompting",), ("accounts",),
+    ("endpoint",), ("figures",), ("sketch",), ("bench",), ("lab",), ("prompting",), ("accounts",),
     ("freed",), ("house",),
     ("ui",), ("session",), ("opening",),
     ("completion", "knobs_page", "magics", "nested", "bench_cli", "cli", "__init__"),

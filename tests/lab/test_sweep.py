@@ -12,12 +12,12 @@ from lab.worlds import simulated
 from llmserve.bench.workload import Workload
 from llmserve.clock import VirtualClock
 from llmserve.events import Event, EventBus, KnobsChanged, Submitted
-from llmserve.figures import Figure
 from llmserve.knobs import KnobError
 from llmserve.lab.points import Sweep, combinations
 from llmserve.lab.sides import here
 from llmserve.lab.sweep import Sweeping, redrawing
 from llmserve.service import Service
+from llmserve.sketch import Sketch
 
 LOAD = Workload(concurrency=8, requests=16, prompt_tokens=4, max_tokens=8)
 
@@ -191,8 +191,8 @@ def test_a_sweep_shows_everywhere_and_comes_back_from_json() -> None:
     assert [trace["name"] for trace in line] == ["mean", "95 % low", "95 % high"]
 
 
-def test_the_live_plot_gains_a_point_with_every_run_and_makes_no_picture() -> None:
-    clock, drawn = VirtualClock(), list[Figure]()
+def test_the_live_plot_gains_a_point_with_every_run_and_names_it() -> None:
+    clock, drawn = VirtualClock(), list[Sketch]()
 
     async def main() -> None:
         async with simulated(clock) as (service, bus):
@@ -208,8 +208,8 @@ def test_the_live_plot_gains_a_point_with_every_run_and_makes_no_picture() -> No
             watch()
 
     clock.run(main())
-    assert [[len(line["x"]) for line in one.plotly["data"]] for one in drawn] == [[1], [2], [3]]
-    assert not any("image/png" in one._repr_mimebundle_() for one in drawn)
+    assert [one.svg.count("<circle") for one in drawn] == [1, 2, 3]
+    assert "concurrency=4</text>" in drawn[-1].svg
 
 
 def test_combinations_vary_the_last_axis_fastest() -> None:

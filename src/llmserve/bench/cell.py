@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from llmserve.clock import MonotonicClock
 from llmserve.events import EventBus
 from llmserve.runtime import Runtime
 from llmserve.service import Service
+from llmserve.sketch import in_notebook
 
 T = TypeVar("T")
 _POLL_S = 0.2
@@ -134,4 +136,5 @@ def _bar(state: State, shown: bool) -> Any:
     class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types here
         monitor_interval = 0  # its monitor is a thread that would outlive the run
 
-    return Bar(total=state.total, unit="request", leave=False, disable=not shown)
+    out = sys.stdout if in_notebook() else sys.stderr  # a cell paints stderr red
+    return Bar(total=state.total, unit="request", leave=False, disable=not shown, file=out)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llmserve.bench.intervals import interval
-from llmserve.bench.report import Report
+from llmserve.bench.report import Report, not_served, unseen
 from llmserve.figures import heat, lines
 from llmserve.lab.verdict import CONFIDENCE, HIGHER_IS_BETTER
+from llmserve.sketch import Sketch, sketch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +33,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     """Round by round: run k of every point met the same arrivals, where only knobs differ."""
     skipped: str | None = None
     """Why this server could not try it."""
+    empty: tuple[Report, ...] = ()
+    """Runs in which nothing was served: they are told, and in no figure."""
 
     @property
     def label(self) -> str:
@@ -54,13 +57,17 @@ class Best(msgspec.Struct, frozen=True, kw_only=True):
     """Those that cannot be told from the leader."""
     few: bool = False
     """There were too few rounds to tell any two points apart."""
+    spoiled: bool = False
+    """The client was the limit somewhere, or a cache helped."""
 
     @property
     def single(self) -> Point | None:
         """The best point, where it is shown to be better than every other."""
-        return None if self.equals or self.few else self.leader
+        return None if self.equals or self.few or self.spoiled else self.leader
 
     def __str__(self) -> str:
+        if self.spoiled:
+            return f"best {self.figure}: not ranked, runs are spoiled (see the warnings)"
         if self.few:
             return f"best {self.figure}: not ranked, one round tells nothing apart"
         if not self.equals:
@@ -76,6 +83,13 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     points: tuple[Point, ...]
     rounds: int
     interrupted: bool = False
+    lost: str | None = None
+    """Why it could not go on, where the server stopped answering."""
+
+    @property
+    def n(self) -> int:
+        """Requests that ended well."""
+        return sum(run.n for point in self.points for run in point.runs)
 
     def measured(self) -> list[Point]:
         return [point for point in self.points if point.runs]
@@ -97,7 +111,10 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
             few |= len(pairs) < 2
             if found is None or not found.excludes_zero:
                 equals.append(other)
-        return Best(figure=figure, leader=leader, equals=tuple(equals), few=few)
+        spoiled = any(run.spoiled for point in points for run in point.runs)
+        return Best(
+            figure=figure, leader=leader, equals=tuple(equals), few=few, spoiled=spoiled
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """A row per point: its values, each figure's mean over rounds with both ends of its
@@ -120,32 +137,49 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     def warnings(self) -> list[str]:
         found = []
         for point in self.points:
-            said = {warning for run in point.runs for warning in run.warnings()}
+            said = {warning for run in point.runs for warning in run.doubts()}
+            said |= {*not_served([*point.runs, *point.empty])}
+            if point.empty:
+                said.add(f"nothing was served in {len(point.empty)} runs, which are left out")
             found += [f"{point.label}: {warning}" for warning in sorted(said)]
             if point.skipped:
                 found.append(f"{point.label}: not tried: {point.skipped}")
-        if self.interrupted:
-            found.append("interrupted: what is missing can be measured by the same call again")
+        if self.interrupted or self.lost is not None:
+            why = self.lost or "interrupted"
+            found.append(f"{why}: with a path, the same call measures what is missing")
         return found
 
     def curve(
-        self, title: str = "Throughput and latency", latency: str = "ttft_p95",
-        picture: bool = True,
-    ) -> Figure:  # fmt: skip
+        self, title: str = "Throughput and latency", latency: str = "ttft_p95"
+    ) -> Figure:
         """Throughput across, latency up, a point of the sweep each; a line per value of the
-        first axis where there are two. picture=False: for an open page only, without a PNG."""
-        axes = list(self.points[0].values) if self.points else []
-        series: dict[str, list[tuple[float, float]]] = {}
+        first axis where there are two."""
+        drawn = {
+            name: ([x for x, _, _ in places], [y for _, y, _ in places])
+            for name, places in self._places(latency).items()
+        }
+        return lines(title, drawn, x="tokens/s", y=f"{latency} (ms)")
+
+    def sketch(self) -> Sketch:
+        """The curve so far, each point with its values, for a sweep under way."""
+        found = self._places("ttft_p95")
+        drawn = {name: ([x for x, _, _ in p], [y for _, y, _ in p]) for name, p in found.items()}
+        notes = [place for places in found.values() for place in places]
+        return sketch(
+            "The sweep as it goes", {"TTFT p95 (ms), mean of the rounds": drawn},
+            x="generated tokens/s", notes=notes,
+        )  # fmt: skip
+
+    def _places(self, latency: str) -> dict[str, list[tuple[float, float, str]]]:
+        """By line of the curve: tokens/s, ms, and what the point is, in words."""
+        series: dict[str, list[tuple[float, float, str]]] = {}
         for point in self.measured():
-            name = f"{axes[0]}={point.values[axes[0]]}" if len(axes) > 1 else self._axes_words(axes)
+            name, *others = (f"{axis}={value}" for axis, value in point.values.items())
             x, y = point.mean("generated_tokens_per_s"), point.mean(latency)
             if x is not None and y is not None:
-                series.setdefault(name, []).append((x, y * 1e3))
-        drawn = {
-            name: ([x for x, _ in places], [y for _, y in places])
-            for name, places in series.items()
-        }
-        return lines(title, drawn, x="tokens/s", y=f"{latency} (ms)", picture=picture)
+                line = name if others else next(iter(point.values))
+                series.setdefault(line, []).append((x, y * 1e3, " ".join(others) or name))
+        return series
 
     def plot(self, figure: str = "generated_tokens_per_s") -> Figure:
         """One axis: the figure with both ends of its interval. Two: a table with colours."""
@@ -214,7 +248,8 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         found.append(self.workload)
         if self.measured():
             found += [str(self.best(name)) for name in ("generated_tokens_per_s", "ttft_p95")]
-        return found + self.warnings()
+        seen = unseen(run for point in self.points for run in point.runs)
+        return found + seen + self.warnings()
 
     def _rows(self) -> list[list[str]]:
         axes = list(self.points[0].values) if self.points else []

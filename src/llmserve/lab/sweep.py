@@ -18,11 +18,11 @@ from llmserve.bench.job import Job
 from llmserve.bench.report import Report
 from llmserve.bench.slo import Slo, parse_slo
 from llmserve.bench.workload import Load, Workload
-from llmserve.figures import Figure, shown
 from llmserve.knobs import SPECS, KnobError
 from llmserve.lab.points import Point, Sweep, combinations
 from llmserve.lab.sides import NeedsRestart, Stage, Switch
 from llmserve.runtime import Runtime
+from llmserve.sketch import Sketch, shown
 
 ROUNDS = 3
 _LOADS = frozenset(field.name for field in fields(Workload))
@@ -115,6 +115,7 @@ class Sweeping(Job[Sweep]):
         header = Header(str(load), stage.engine, stage.model, slo)
         self._journal = Journal(None if path is None else Path(path), header)
         self._skipped: dict[str, str] = {}
+        self._empty: dict[str, list[Report]] = {}
         super().__init__(rounds * len(self._points), load.about)
 
     async def run(self) -> Sweep:
@@ -127,7 +128,10 @@ class Sweeping(Job[Sweep]):
                     if not self.stopped:
                         await self._one(values, number)
         finally:
-            await self._switch.back()
+            try:
+                await self._switch.back()
+            except OSError as error:
+                self.lose(error)
         return self.result()
 
     async def _one(self, values: Mapping[str, Any], number: int) -> None:
@@ -141,10 +145,15 @@ class Sweeping(Job[Sweep]):
         except NeedsRestart as error:
             self._skipped[name] = str(error)
             return
+        except OSError as error:
+            self.lose(error)
+            return
         words = f"round {number + 1}: " + " ".join(f"{k}={v}" for k, v in values.items())
         seed = load.seed if isinstance(load, Workload) else 0
         report = await self.measure(words, self._target, load.with_seed(seed + number), self._slo)
-        if not report.interrupted:
+        if report.empty:  # of a server that is gone, say: the same call may find it back
+            self._empty.setdefault(name, []).append(report)
+        elif not report.interrupted:
             self._journal.keep(values, number, report)
 
     def _split(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], Load]:
@@ -175,6 +184,7 @@ class Sweeping(Job[Sweep]):
                     values=values,
                     runs=tuple(report for report in found if report is not None),
                     skipped=self._skipped.get(name),
+                    empty=tuple(self._empty.get(name, ())),
                 )
             )
         return Sweep(
@@ -182,6 +192,7 @@ class Sweeping(Job[Sweep]):
             points=tuple(points),
             rounds=self._rounds,
             interrupted=self.stopped,
+            lost=self.lost,
         )
 
 
@@ -208,11 +219,11 @@ def sweep(
         stage, grid, make_load(load, rest), rounds=rounds, warmup=warmup,
         slo=parse_slo(slo), path=path,
     )  # fmt: skip
-    watch = redrawing(job, shown()) if progress else nothing
+    watch = redrawing(job, shown(job.result().sketch())) if progress else nothing
     return run_job(runtime, job, progress=progress, watch=watch)
 
 
-def redrawing(job: Sweeping, update: Callable[[Figure], None]) -> Callable[[], None]:
+def redrawing(job: Sweeping, update: Callable[[Sketch], None]) -> Callable[[], None]:
     """What draws the curve anew, in the cell's own thread, when another run has ended."""
     drawn = 0
 
@@ -221,6 +232,6 @@ def redrawing(job: Sweeping, update: Callable[[Figure], None]) -> Callable[[], N
         done = job.state.runs_done
         if done != drawn and (found := job.result()).measured():
             drawn = done
-            update(found.curve(picture=False))
+            update(found.sketch())
 
     return watch

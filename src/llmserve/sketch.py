@@ -1,0 +1,152 @@
+"""A picture of work under way in its cell, drawn anew as it goes on.
+
+SVG, because a notebook draws a plotly figure once and passes its updates over; a sketch of two
+curves costs the cell's thread less than a millisecond a second, and stays when the kernel is gone.
+"""
+
+from __future__ import annotations
+
+import html
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmserve.figures import INKS, Series, nice_ceiling
+
+_WIDTH, _PLOT, _GAP = 720, 120, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 34, 40
+_TEXT, _FAINT, _GRID, _MARK = "#212121", "#616161", "#dddddd", "#9e9e9e"
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """Show it with `shown`, or as a cell's last line."""
+
+    title: str
+    svg: str
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        return {"image/svg+xml": self.svg, "text/plain": f"<sketch: {self.title}>"}
+
+
+def sketch(
+    title: str, panels: Mapping[str, Series], *, x: str, start: float = 0.0,
+    marks: Mapping[float, str] | None = None,
+    notes: Sequence[tuple[float, float, str]] = (),
+) -> Sketch:  # fmt: skip
+    """One plot over the other, each named by its y axis with the unit. `start`: where the x axis
+    begins; `marks` are labelled x values, `notes` texts beside points of the first plot."""
+    xs = [v for series in panels.values() for each, _ in series.values() for v in each]
+    end = max([*xs, start + 1.0])
+    height = _TOP + len(panels) * (_PLOT + _GAP) - _GAP + _BOTTOM
+    plots = [
+        _Plot(_TOP + i * (_PLOT + _GAP), start, end, series)
+        for i, series in enumerate(panels.values())
+    ]
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
+        f'viewBox="0 0 {_WIDTH} {height}" font-family="system-ui, sans-serif" font-size="11">',
+        f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
+        _text(8, 15, title, size=13),
+    ]
+    for plot, name in zip(plots, panels, strict=True):
+        parts += [*plot.axes(name), *plot.marks(marks or {}), *plot.lines()]
+    parts += [*(plots[0].note(*each) for each in notes)]
+    parts += [*(plots[-1].times(x) if plots else ()), "</svg>"]
+    return Sketch(title, "".join(parts))
+
+
+class _Plot:
+    def __init__(self, top: float, start: float, end: float, series: Series) -> None:
+        self._top, self._start, self._end, self._series = top, start, end, series
+        high = max((v for _, ys in series.values() for v in ys), default=0.0)
+        self._high = nice_ceiling(high)
+
+    def axes(self, name: str) -> list[str]:
+        parts = [_text(_LEFT, self._top - 6, name, _FAINT)]
+        for k in range(3):
+            level = self._high * k / 2
+            y = self._y(level)
+            parts.append(_path([(_LEFT, y), (_WIDTH - _RIGHT, y)], _GRID))
+            parts.append(_text(_LEFT - 6, y + 4, f"{level:,.4g}", _FAINT, "end"))
+        return parts
+
+    def times(self, name: str) -> list[str]:
+        floor = self._top + _PLOT
+        parts = [_text((_LEFT + _WIDTH - _RIGHT) / 2, floor + 32, name, _FAINT, "middle")]
+        for k in range(5):
+            at = self._start + (self._end - self._start) * k / 4
+            parts.append(_text(self._x(at), floor + 16, f"{at:,.4g}", _FAINT, "middle"))
+        return parts
+
+    def marks(self, marks: Mapping[float, str]) -> list[str]:
+        parts = []
+        for at, words in marks.items():
+            if self._start <= at <= self._end:
+                x = self._x(at)
+                parts.append(_path([(x, self._top), (x, self._top + _PLOT)], _MARK, dash="3 3"))
+                parts.append(_text(x + 3, self._top + 10, words, _FAINT))
+        return parts
+
+    def lines(self) -> list[str]:
+        parts = []
+        for i, (name, (xs, ys)) in enumerate(self._series.items()):
+            ink = INKS[i % len(INKS)]
+            points = [(self._x(px), self._y(py)) for px, py in zip(xs, ys, strict=True)]
+            parts.append(_path(points, ink, width=1.75))
+            if len(points) < 50:  # a single one is no line yet
+                parts += [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.5" fill="{ink}"/>'
+                          for px, py in points]  # fmt: skip
+            if len(self._series) > 1:
+                parts.append(_text(_WIDTH - _RIGHT, self._top + 10 + 13 * i, name, ink, "end"))
+        return parts
+
+    def note(self, px: float, py: float, words: str) -> str:
+        x = self._x(px)
+        right = x < _WIDTH - 160
+        return _text(
+            x + (6 if right else -6), self._y(py) - 5, words, _TEXT, "" if right else "end"
+        )
+
+    def _x(self, value: float) -> float:
+        return _LEFT + (value - self._start) / (self._end - self._start) * (_WIDTH - _LEFT - _RIGHT)
+
+    def _y(self, value: float) -> float:
+        return self._top + _PLOT * (1 - value / self._high)
+
+
+def _path(points: Sequence[tuple[float, float]], ink: str, width: float = 1, dash: str = "") -> str:
+    places = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
+    dashed = f' stroke-dasharray="{dash}"' if dash else ""
+    return (
+        f'<polyline points="{places}" fill="none" stroke="{ink}" stroke-width="{width}"{dashed}/>'
+    )
+
+
+def _text(
+    x: float, y: float, words: str, ink: str = _TEXT, anchor: str = "", size: int = 11
+) -> str:
+    placed = f' text-anchor="{anchor}"' if anchor else ""
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" fill="{ink}" font-size="{size}"{placed}>'
+        f"{html.escape(words)}</text>"
+    )
+
+
+def in_notebook() -> bool:
+    """Whether this thread's output goes to a cell."""
+    shell = sys.modules.get("IPython")
+    ip = None if shell is None else shell.get_ipython()
+    return ip is not None and hasattr(ip, "kernel")
+
+
+def shown(first: Sketch) -> Callable[[Sketch], None]:
+    """A place in the cell that shows the latest sketch, `first` at once, so that a progress bar
+    stays below it; does nothing where there is no notebook."""
+    if not in_notebook():
+        return lambda latest: None
+    from IPython.display import display
+
+    handle: Any = display(first, display_id=True)
+    return lambda latest: handle.update(latest)
