@@ -75,9 +75,12 @@ def test_a_lost_update_is_noticed_and_a_snapshot_heals_it(shown: Shown) -> None:
     assert shown.data("seq") == shown.desk.charts._link.seq
 
 
-def test_the_page_acknowledges_and_says_when_it_leaves(shown: Shown) -> None:
+def test_the_page_acknowledges_by_its_name_and_says_when_it_leaves(shown: Shown) -> None:
     play(shown, 1)
-    assert {"kind": "ack", "seq": 1} in shown.heard
+    names = {message.get("page") for message in shown.heard if message["kind"] != "module"}
+    assert len(names) == 1
+    assert all(names)
+    assert any((said["kind"], said.get("seq")) == ("ack", 1) for said in shown.heard)
     shown.page.evaluate("() => window.harness.leave()")
     shown.until("bye")
     shown.desk.update()

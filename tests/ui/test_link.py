@@ -57,3 +57,34 @@ def test_a_page_that_left_gets_nothing() -> None:
     link.hello(0.0)
     link.bye()
     assert link.due(0, 0.1) == "nothing"
+
+
+def test_a_page_that_leaves_takes_nothing_from_another_of_the_same_view() -> None:
+    link = Link()
+    link.hello(0.0, "one")
+    link.hello(0.1, "two")
+    link.sent(1)
+    link.bye("two")
+    assert link.due(0, 0.2) == "delta"
+    link.bye("one")
+    assert link.due(0, 0.3) == "nothing"
+
+
+def test_a_page_that_falls_silent_beside_another_is_back_once_it_acknowledges() -> None:
+    link = Link()
+    link.hello(0.0, "silent")
+    link.hello(0.0, "awake")
+    for tenth in range(1, 40):
+        link.acknowledged(link.sent(tenth), tenth / 10, "awake")
+    assert link.due(0, 3.9) == "delta"
+    link.acknowledged(link.seq, 3.9, "silent")  # it was sent all the same, so it lacks nothing
+    link.bye("awake")
+    assert link.due(0, 4.0) == "delta"
+
+
+def test_pages_that_reload_without_a_word_leave_nothing_behind() -> None:
+    link = Link()
+    for second in range(100):
+        link.hello(float(second), f"page {second}")
+        link.due(0, float(second))
+    assert len(link._heard) <= PATIENCE_S + 1

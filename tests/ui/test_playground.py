@@ -169,6 +169,21 @@ def test_a_page_that_leaves_or_falls_silent_ends_what_it_began() -> None:
     play(script)
 
 
+def test_one_of_two_pages_that_leaves_ends_nothing_and_the_last_one_all() -> None:
+    async def script(room: Play) -> None:
+        room.desk.wire.hear({"kind": "hello", "page": "another"})
+        room.send(max_tokens=1000)
+        await room.tick()
+        room.desk.wire.hear({"kind": "bye", "page": "another"})
+        await room.tick()
+        assert room.here == 1
+        room.desk.wire.hear({"kind": "bye"})
+        await room.clock.sleep_until(room.clock.now() + 0.05)
+        assert room.here == 0
+
+    play(script)
+
+
 def test_a_closed_view_ends_what_its_page_began() -> None:
     async def script(room: Play) -> None:
         room.send(max_tokens=1000)

@@ -17,6 +17,8 @@ import { asView, type Cleanup, type Context, type Model } from "./widget.ts";
 const TICK_MS = 500;
 
 class Dashboard {
+  /** Tells this page from another that shows the same view. */
+  readonly #id = Math.random().toString(36).slice(2, 10);
   readonly #model: Model;
   readonly #page: Page;
   readonly #charts: Charts;
@@ -145,7 +147,7 @@ class Dashboard {
 
   #say(message: ToKernel, buffer?: ArrayBuffer): void {
     try {
-      this.#model.send(message, undefined, buffer ? [buffer] : undefined);
+      this.#model.send({ ...message, page: this.#id }, undefined, buffer ? [buffer] : undefined);
     } catch {
       // the kernel is gone, and with it the other end: the page shows that nothing comes
     }

@@ -11,7 +11,7 @@ export interface ControlModel {
 type OnMessage = (content: unknown, buffers: (DataView | ArrayBuffer)[]) => void;
 
 export interface Model {
-  send(content: ToKernel, callbacks?: undefined, buffers?: ArrayBuffer[]): void;
+  send(content: ToKernel & { page?: string }, callbacks?: undefined, buffers?: ArrayBuffer[]): void;
   on(event: "msg:custom", callback: OnMessage): void;
   off(event: "msg:custom", callback: OnMessage): void;
   widget_manager: { get_model(id: string): Promise<ControlModel> };

@@ -107,27 +107,29 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
 
     def _heard(self, _: object, content: dict[str, Any], buffers: list[memoryview]) -> None:
         now = self._clock.now()
+        page = str(content.get("page", ""))
         match content.get("kind"):
             case "module":
                 self.send({"kind": "module"}, buffers=[static("dashboard.js")])
             case "hello":
                 with self._guard:
-                    self._link.hello(now)
+                    self._link.hello(now, page)
                     self.push()
             case "tape":
                 with self._guard:
                     self._outbox.forget_tape()
             case "ack":
                 with self._guard:
-                    self._link.acknowledged(int(content["seq"]), now)
+                    self._link.acknowledged(int(content["seq"]), now, page)
             case "bye":
                 with self._guard:
-                    self._link.bye()
-                    self.playground.abandon()
+                    self._link.bye(page)
+                    if not self._link.listening(now):
+                        self.playground.abandon()
             case "play":
                 with self._guard:
                     if not self._link.listening(now):
-                        self._link.hello(now)  # who asks for something is there
+                        self._link.hello(now, page)  # who asks for something is there
                     self.playground.hear(content)
                     self.push()
             case "replies":

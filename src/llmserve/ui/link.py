@@ -1,8 +1,9 @@
-"""What a page has been sent, and whether it still listens. Pure: it sends nothing itself.
+"""What the pages of one view have been sent, and which still listen. Pure: it sends nothing itself.
 
 A page says hello, is sent a snapshot, then deltas, each with the next sequence number, and
 acknowledges. Where it finds a gap it says hello again. A page that acknowledges nothing for
-`PATIENCE_S` (a closed lid, a tab gone) is sent nothing until it says hello.
+`PATIENCE_S` (a closed lid, a tab gone) is sent nothing until it says hello. Jupyter delivers
+what is sent to all pages that show the view: one sequence, which goes on while any listens.
 """
 
 from __future__ import annotations
@@ -17,28 +18,28 @@ class Link:
         self.seq = 0
         self.position = 0
         """Rows of the series that the page has, counted from the first ever."""
-        self._listening = False
         self._wants_all = False
-        self._heard = 0.0
+        self._heard: dict[str, float] = {}  # pages that listen, and when each was last heard
 
-    def hello(self, now: float) -> None:
-        self._listening = self._wants_all = True
-        self._heard = now
+    def hello(self, now: float, page: str = "") -> None:
+        self._wants_all = True
+        self._heard[page] = now
 
-    def acknowledged(self, seq: int, now: float) -> None:
-        if seq <= self.seq:
-            self._heard = now
+    def acknowledged(self, seq: int, now: float, page: str = "") -> None:
+        if seq <= self.seq and self.listening(now):  # too late, only a hello makes sure of all
+            self._heard[page] = now
 
-    def bye(self) -> None:
-        self._listening = False
+    def bye(self, page: str = "") -> None:
+        self._heard.pop(page, None)
 
     def listening(self, now: float) -> bool:
-        return self._listening and now - self._heard <= PATIENCE_S
+        """Whether any page does."""
+        self._heard = {page: t for page, t in self._heard.items() if now - t <= PATIENCE_S}
+        return bool(self._heard)
 
     def due(self, oldest: int, now: float) -> Literal["snapshot", "delta", "nothing"]:
         """What to send now; `oldest` is the position of the first row still kept."""
         if not self.listening(now):
-            self._listening = False
             return "nothing"
         return "snapshot" if self._wants_all or self.position < oldest else "delta"
 

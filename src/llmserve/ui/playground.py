@@ -2,7 +2,7 @@
 
 What a page asks for runs on the serving loop like any client's requests. What comes of it is kept
 here until the outbox tells it, some times a second and never a message per token. Nothing of it
-outlives its page: one that leaves, or falls silent, or whose session ends, ends it too.
+outlives its view: once every page that shows it has left or fallen silent, or the session ends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 LIMITS: Final = {"text": 20_000, "copies": 16, "max_tokens": 1024, "rate": 200.0, "load_s": 600.0}
-"""Of one page: characters of a prompt, copies at once, tokens of a reply, requests/s of a load
+"""Of one view: characters of a prompt, copies at once, tokens of a reply, requests/s of a load
 and how long it goes on."""
 LOAD_TENANT: Final = "load"
 _OUTSTANDING = 500
@@ -58,7 +58,7 @@ class _Load:
 
 
 class Playground:
-    """Of one page. All methods may be called from any thread."""
+    """Of one view. All methods may be called from any thread."""
 
     def __init__(self, service: Service, runtime: RuntimeLike) -> None:
         self._service = service
@@ -143,7 +143,7 @@ class Playground:
             load.work.cancel()
 
     def abandon(self) -> None:
-        """The page is gone: end all that it began."""
+        """No page is left: end all that it began."""
         if self._answering is not None or self._load is not None:
             self.stop()
             self.stop_load()
