@@ -31,6 +31,7 @@ from llmserve.ui.controls import Controls
 from llmserve.ui.flow import Flow
 from llmserve.ui.playground import Playground
 from llmserve.ui.recorder import Recorder
+from llmserve.ui.view import about
 
 GIB = 2**30
 INFO = EngineInfo(
@@ -43,13 +44,7 @@ INFO = EngineInfo(
     unsupported={"long_prefill_token_threshold": "this engine has no chunked prefill"},
 )
 URL = "http://127.0.0.1:8000/v1"
-ABOUT: dict[str, str | int | None] = {
-    "model": INFO.model_id,
-    "engine": INFO.engine,
-    "device": INFO.device,
-    "url": URL,
-    "block_size": INFO.block_size,
-}
+ABOUT = about(INFO, URL)
 
 
 class NoRuntime:

@@ -6,10 +6,11 @@ import weakref
 from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
 
 from llmserve.ui import Dashboards
-from llmserve.ui.view import ENDED
-from ui.parts import Parts, Wire
+from llmserve.ui.view import ENDED, about
+from ui.parts import INFO, URL, Parts, Wire
 
 
 @pytest.fixture
@@ -76,6 +77,12 @@ def test_the_view_carries_a_picture_for_readers_without_a_kernel(parts: Parts) -
     bundle = Dashboards(parts).open()._repr_mimebundle_()
     data = bundle[0] if isinstance(bundle, tuple) else bundle
     assert {"application/vnd.jupyter.widget-view+json", "image/png"} <= set(data)
+
+
+def test_the_head_says_in_plain_words_what_computes() -> None:
+    simulated = replace(INFO, device="simulated")
+    assert about(simulated, URL)["place"] == "simulated, no model runs"
+    assert about(replace(INFO, engine="torch"), URL)["place"] == "torch on cpu"
 
 
 def test_a_snapshot_without_a_page_is_drawn_here(parts: Parts) -> None:

@@ -2,7 +2,7 @@
 
 import Plotly from "plotly.js-basic-dist-min";
 import { Cursor } from "./cursor.ts";
-import { ceiling, layout, markTrace, PANEL_HEIGHT, range, traces, type View } from "./layout.ts";
+import { ceiling, layout, markTrace, PANEL_HEIGHT, range, reading, traces, type View } from "./layout.ts";
 import type { Mark, Panel } from "./messages.ts";
 import type { Page } from "./page.ts";
 import { picture, type Figure } from "./picture.ts";
@@ -42,7 +42,12 @@ export class Charts {
 
   constructor(page: Page) {
     this.#page = page;
-    new Cursor(page.grid, () => this.#scale(), (zoom) => this.zoom(zoom));
+    new Cursor(page.grid, {
+      scale: () => this.#scale(),
+      zoom: (zoom) => this.zoom(zoom),
+      read: (el, t) => this.#read(el, t),
+      toggle: (el, line) => clickLegend(el, line),
+    });
   }
 
   /** Stand still at the newest figure, or go on; figures are taken in meanwhile. */
@@ -66,6 +71,11 @@ export class Charts {
   #scale(): { range: [number, number]; width: number } | undefined {
     if (!this.#content) return undefined;
     return { range: range(this.#window()), width: this.#page.panelWidth };
+  }
+
+  #read(el: HTMLElement, t: number): string {
+    const panel = this.#content?.panels.find((each) => this.#page.panels.get(each.id) === el);
+    return panel ? reading(panel, this.#content!.columns, this.#content!.rows.at(t)) : "";
   }
 
   #window(): Pick<View, "now" | "window" | "zoom"> {
@@ -163,4 +173,10 @@ export class Charts {
     const place = Math.round(this.#page.root.getBoundingClientRect().top / PANEL_HEIGHT);
     return [this.#page.panelWidth, this.#page.window, theme.paper, theme.text, place].join();
   }
+}
+
+/** As a click would: plotly then keeps a line switched off whatever is drawn anew. */
+function clickLegend(el: HTMLElement, line: number): void {
+  const entry = el.querySelectorAll(".legendtoggle")[line];
+  for (const type of ["mousedown", "mouseup"]) entry?.dispatchEvent(new MouseEvent(type, { bubbles: true, view: window }));
 }

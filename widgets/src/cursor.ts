@@ -1,13 +1,28 @@
-// One cursor for all panels: a line at the same time in each, and dragging it selects a span.
+// One cursor for all panels: a line at the same time in each with the figures there, moved by mouse
+// or keys; dragging it, or + and -, selects a span.
 
 import { element } from "./dom.ts";
 import { MARGIN } from "./layout.ts";
 
-const SHORTEST_S = 0.5;
+export const SHORTEST_S = 0.5;
+/** Of the time shown, by one press of an arrow; with shift five times as much. */
+const KEY_STEP = 0.01;
+const LEGEND_KEYS = "123456789";
+/** Right of this part of a panel the figures stand left of the line. */
+const FLIP = 0.6;
 
 export interface Scale {
   range: [number, number];
   width: number;
+}
+
+export interface Host {
+  scale(): Scale | undefined;
+  zoom(zoom: [number, number] | undefined): void;
+  /** The figures of a panel at this time, a line each. */
+  read(panel: HTMLElement, t: number): string;
+  /** Switch a panel's line on or off. */
+  toggle(panel: HTMLElement, line: number): void;
 }
 
 /** Time at `x` pixels from a panel's left edge, within what the panel shows. */
@@ -20,17 +35,22 @@ export function placeOf(t: number, { range, width }: Scale): number {
   return MARGIN.l + ((t - range[0]) / (range[1] - range[0])) * (width - MARGIN.l - MARGIN.r);
 }
 
+/** `range` made longer or shorter by `factor`, with `t` where it was; never shorter than a zoom. */
+export function zoomed([start, end]: [number, number], t: number, factor: number): [number, number] {
+  const by = Math.max(factor, SHORTEST_S / (end - start));
+  return [Math.max(0, t - by * (t - start)), t + by * (end - t)];
+}
+
 export class Cursor {
   readonly #grid: HTMLElement;
-  readonly #scale: () => Scale | undefined;
-  readonly #onZoom: (zoom: [number, number] | undefined) => void;
+  readonly #host: Host;
   readonly #lines = new Map<HTMLElement, HTMLElement>();
   #from: number | undefined;
+  #at: number | undefined;
 
-  constructor(grid: HTMLElement, scale: () => Scale | undefined, onZoom: (zoom: [number, number] | undefined) => void) {
+  constructor(grid: HTMLElement, host: Host) {
     this.#grid = grid;
-    this.#scale = scale;
-    this.#onZoom = onZoom;
+    this.#host = host;
     grid.addEventListener("pointermove", (event) => this.#move(event));
     grid.addEventListener("pointerleave", () => this.#hide());
     grid.addEventListener("pointerdown", (event) => {
@@ -38,21 +58,30 @@ export class Cursor {
       if (this.#from !== undefined) event.preventDefault(); // or plotly covers the page for a drag of its own
     });
     grid.addEventListener("pointerup", (event) => this.#release(event));
-    grid.addEventListener("dblclick", () => onZoom(undefined));
+    grid.addEventListener("dblclick", () => host.zoom(undefined));
+    grid.addEventListener("keydown", (event) => this.#key(event));
+    grid.addEventListener("focusout", () => this.#hide());
   }
 
   #move(event: PointerEvent): void {
     const t = this.#time(event);
-    const scale = this.#scale();
-    if (t === undefined || !scale) return this.#hide();
-    const start = this.#from !== undefined && event.buttons ? this.#from : t;
+    if (t === undefined) this.#hide();
+    else this.#show(this.#from !== undefined && event.buttons ? this.#from : t, t);
+  }
+
+  #show(start: number, t: number): void {
+    const scale = this.#host.scale();
+    if (!scale) return this.#hide();
+    this.#at = t;
     const [left, right] = [placeOf(Math.min(start, t), scale), placeOf(Math.max(start, t), scale)];
     for (const panel of this.#grid.querySelectorAll<HTMLElement>(".panel")) {
       const line = this.#line(panel);
       line.hidden = false;
       line.style.left = `${left}px`;
       line.style.width = `${Math.max(1, right - left)}px`;
+      line.classList.toggle("flipped", right > FLIP * scale.width);
       line.dataset["time"] = `${t.toFixed(1)} s`;
+      line.dataset["figures"] = this.#host.read(panel, t);
     }
   }
 
@@ -60,14 +89,40 @@ export class Cursor {
     const [from, to] = [this.#from, this.#time(event)];
     this.#from = undefined;
     if (from !== undefined && to !== undefined && Math.abs(to - from) >= SHORTEST_S) {
-      this.#onZoom([Math.min(from, to), Math.max(from, to)]);
+      this.#host.zoom([Math.min(from, to), Math.max(from, to)]);
     }
+  }
+
+  #key(event: KeyboardEvent): void {
+    const panel = (event.target as HTMLElement).closest<HTMLElement>(".panel");
+    const scale = this.#host.scale();
+    if (!panel || !scale || event.ctrlKey || event.metaKey || event.altKey) return;
+    const [start, end] = scale.range;
+    const at = Math.min(Math.max(this.#at ?? end, start), end);
+    const step = (event.shiftKey ? 5 : 1) * KEY_STEP * (end - start);
+    const go = (t: number) => this.#show(t, t);
+    const actions: Record<string, () => void> = {
+      ArrowLeft: () => go(Math.max(start, at - step)),
+      ArrowRight: () => go(Math.min(end, at + step)),
+      Home: () => go(start),
+      End: () => go(end),
+      "+": () => this.#host.zoom(zoomed(scale.range, at, 0.5)),
+      "=": () => this.#host.zoom(zoomed(scale.range, at, 0.5)),
+      "-": () => this.#host.zoom(zoomed(scale.range, at, 2)),
+      Escape: () => this.#host.zoom(undefined),
+    };
+    const line = LEGEND_KEYS.indexOf(event.key);
+    const action = line >= 0 ? () => this.#host.toggle(panel, line) : actions[event.key];
+    if (!action) return;
+    event.preventDefault();
+    event.stopPropagation(); // a notebook's own shortcuts use the same keys
+    action();
   }
 
   /** Over a panel's plot; the legend above it is for clicks. */
   #time(event: PointerEvent): number | undefined {
     const panel = (event.target as HTMLElement).closest<HTMLElement>(".panel");
-    const scale = this.#scale();
+    const scale = this.#host.scale();
     if (!panel || !scale) return undefined;
     const box = panel.getBoundingClientRect();
     if (event.clientY < box.top + MARGIN.t || event.clientY > box.bottom - MARGIN.b) return undefined;
@@ -85,6 +140,7 @@ export class Cursor {
   }
 
   #hide(): void {
+    this.#at = undefined;
     for (const line of this.#lines.values()) line.hidden = true;
   }
 }

@@ -39,7 +39,7 @@ export function traces(view: View, span: Span, columns: string[]): Data[] {
         width: 1.75,
         shape: panel.step ? "hv" : "linear",
       },
-      hovertemplate: `%{y:,.4~g} ${panel.unit}<extra>${line.label}</extra>`,
+      hoverinfo: "skip", // the cursor tells the figures of all panels
     };
   });
 }
@@ -102,6 +102,19 @@ export function layout(view: View, top: number): Layout {
       line: { color: theme.mark, width: 1, dash: "dot" },
     })),
   };
+}
+
+/** The figures of a panel at the cursor, a line each; what has no value then is left out. */
+export function reading(panel: Panel, columns: string[], values: number[] | undefined): string {
+  const lines = panel.lines.map((line) => [line.label, values?.[columns.indexOf(line.column)]] as const);
+  return lines
+    .filter(([, value]) => value !== undefined && Number.isFinite(value))
+    .map(([label, value]) => `${label} ${figure(value!)} ${panel.unit}`)
+    .join("\n");
+}
+
+function figure(value: number): string {
+  return value.toLocaleString("en", { maximumSignificantDigits: value < 1000 ? 3 : 6, maximumFractionDigits: value < 1000 ? 2 : 0, roundingPriority: "lessPrecision" } as Intl.NumberFormatOptions);
 }
 
 export const MARGIN = { l: 56, r: 14, t: 46, b: 38 };

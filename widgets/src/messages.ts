@@ -36,8 +36,8 @@ export interface ControlPlace {
 
 export interface About {
   model: string;
-  engine: string;
-  device: string;
+  /** What computes, and on what. */
+  place: string;
   url: string;
   /** Tokens of a KV block, where there are blocks. */
   block_size: number | null;

@@ -77,6 +77,9 @@ const CSS = `
 .llmserve-dash :focus-visible { outline: 2px solid #1668b3; outline-offset: 1px; }
 .llmserve-dash .cursor { position: absolute; top: 46px; bottom: 38px; background: rgba(128,128,128,.35); border-left: 1px solid var(--jp-ui-font-color2, #616161); pointer-events: none; box-sizing: border-box; }
 .llmserve-dash .cursor::after { content: attr(data-time); position: absolute; right: 0; bottom: -16px; transform: translateX(50%); font-size: 10px; white-space: nowrap; background: var(--jp-layout-color0, #fff); }
+.llmserve-dash .cursor::before { content: attr(data-figures); position: absolute; left: calc(100% + 4px); top: 2px; padding: 0 3px; font-size: 10px; line-height: 1.3; white-space: pre; background: color-mix(in srgb, var(--jp-layout-color0, #fff) 85%, transparent); border-radius: 2px; }
+.llmserve-dash .cursor.flipped::before { left: auto; right: calc(100% + 5px); }
+.llmserve-dash .cursor[data-figures=""]::before { display: none; }
 .llmserve-dash .cursor[hidden] { display: none; }
 .llmserve-dash .panel { position: relative; user-select: none; min-width: 0; height: ${PANEL_HEIGHT}px; overflow: hidden; }
 `;
@@ -134,7 +137,7 @@ export class Page {
 
   describe(about: About, window: number): void {
     this.#name.textContent = about.model;
-    this.#place.textContent = `${about.engine} on ${about.device} · figures of the last ${window} s`;
+    this.#place.textContent = `${about.place} · figures of the last ${window} s`;
     this.#hint.replaceChildren(
       "No requests yet. Send one from the playground below, or: ",
       code("%%llmserve"),
@@ -151,6 +154,10 @@ export class Page {
       let el = this.panels.get(panel.id);
       if (!el) {
         el = element("div", "panel", `panel-${panel.id}`);
+        el.tabIndex = 0;
+        el.setAttribute("role", "group");
+        el.setAttribute("aria-label", `${panel.title}: arrows move the cursor, + and - zoom, Escape shows the whole time, 1 to 9 switch lines`);
+        el.dataset["lmSuppressShortcuts"] = "true"; // its keys are no commands to the notebook
         this.panels.set(panel.id, el);
       }
       if (this.grid.children[i] !== el) this.grid.insertBefore(el, this.grid.children[i] ?? null);

@@ -57,6 +57,13 @@ export class Rows {
     };
   }
 
+  /** The newest row not later than `t`, by column; undefined where none is. */
+  at(t: number): number[] | undefined {
+    const place = this.#firstAfter((time) => time > t) - 1;
+    if (place < this.#end - this.length) return undefined;
+    return this.#columns.map((column) => column[place]!);
+  }
+
   #firstAfter(passed: (t: number) => boolean): number {
     let low = this.#end - this.length;
     let high = this.#end;

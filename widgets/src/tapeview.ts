@@ -44,7 +44,7 @@ export class TapeView {
     this.#tip.hidden = true;
     const legend = element("div", "legend");
     for (const kind of ALL_KINDS) {
-      legend.append(swatch(kind.works || !kind.why ? kind.label : kind.label, kind.color, !kind.works));
+      legend.append(swatch(kind.label, kind.color, !kind.works));
     }
     const hint = element("span", "faint", undefined, "wheel zooms, drag moves, shift+wheel scrolls rows, click selects; thin bars wait");
     const head = element("div", "section-head");

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { ceiling, describe, layout, markTrace, range, traces, type View } from "../src/layout.ts";
+import { ceiling, describe, layout, markTrace, range, reading, traces, type View } from "../src/layout.ts";
 import type { Mark, Panel } from "../src/messages.ts";
 import { isDark, PRINT } from "../src/theme.ts";
 
@@ -83,4 +83,10 @@ test("dark and light papers are told apart", () => {
 test("a span chosen on the page takes the window's place", () => {
   assert.deepEqual(range({ ...view, zoom: [12, 20] }), [12, 20]);
   assert.deepEqual(layout({ ...view, zoom: [12, 20] }, 10)["shapes"], []);
+});
+
+test("the cursor reads a panel's figures with their unit, and none that there is not", () => {
+  assert.equal(reading(panel, ["p95", "p50"], [1234.5, 0.126]), "p50 0.13 ms\np95 1,235 ms");
+  assert.equal(reading(panel, ["p50", "p95"], [Number.NaN, 45.67]), "p95 45.7 ms");
+  assert.equal(reading(panel, ["p50", "p95"], undefined), "");
 });

@@ -37,3 +37,12 @@ test("an empty one has no rows and its last time is 0", () => {
   assert.equal(rows.since(0).times.length, 0);
   assert.equal(rows.last, 0);
 });
+
+test("the row at a time is the newest not later than it", () => {
+  const rows = new Rows(2, 4);
+  assert.equal(rows.at(5), undefined);
+  for (let t = 0; t < 9; t++) rows.append(frame(t));
+  assert.deepEqual(rows.at(6.5), [6, -6]);
+  assert.deepEqual(rows.at(99), [8, -8]);
+  assert.equal(rows.at(4.5), undefined);
+});

@@ -34,6 +34,13 @@ log = logging.getLogger(__name__)
 ENDED = "This session has ended. The charts show what it did."
 
 
+def about(info: EngineInfo, url: str) -> dict[str, str | int | None]:
+    """What a page tells of the session in its head."""
+    simulated = info.device == "simulated"
+    place = "simulated, no model runs" if simulated else f"{info.engine} on {info.device}"
+    return {"model": info.model_id, "place": place, "url": url, "block_size": info.block_size}
+
+
 class SessionLike(Protocol):
     """What a dashboard asks of a session."""
 
@@ -72,13 +79,7 @@ class Dashboards:
         self._info = session.info
         self._service = session.service
         self._runtime = session.runtime
-        self._about: dict[str, str | int | None] = {
-            "model": session.info.model_id,
-            "engine": session.info.engine,
-            "device": session.info.device,
-            "url": session.url,
-            "block_size": session.info.block_size,
-        }
+        self._about = about(session.info, session.url)
         self._recorder = Recorder(
             session.telemetry, session.board, session.bus, session.clock
         )
