@@ -242,3 +242,54 @@ def test_a_line_that_was_switched_off_in_the_legend_stays_off(shown: Shown) -> N
     play(shown, 3)
     shown.page.wait_for_timeout(400)
     assert shown.page.evaluate(hidden)
+
+
+def test_the_cursor_tells_the_figures_of_every_panel_at_its_time(shown: Shown) -> None:
+    play(shown, 5)
+    box = shown.page.locator("[data-llmserve=panel-itl]").bounding_box()
+    assert box is not None
+    shown.page.mouse.move(box["x"] + 150, box["y"] + 100)
+    figures = "[data-llmserve=panel-{}] [data-llmserve=cursor]"
+    read = "e => [e.dataset.figures, getComputedStyle(e, '::before').content]"
+    told, drawn = shown.page.locator(figures.format("memory")).evaluate(read)
+    assert told.endswith("\nin use by all 9 GiB")
+    assert "in use by all 9 GiB" in drawn
+    ttft, _ = shown.page.locator(figures.format("ttft")).evaluate(read)
+    assert ttft == "p50 100 ms\np95 100 ms\np99 100 ms"
+
+
+def test_a_panel_is_read_zoomed_and_its_lines_switched_by_keys_that_reach_no_notebook(
+    shown: Shown,
+) -> None:
+    record(shown, 100)
+    shown.page.wait_for_timeout(500)
+    shown.page.evaluate(
+        "() => { window.leaked = 0; document.addEventListener('keydown', () => leaked++); }"
+    )
+    panel = shown.page.locator("[data-llmserve=panel-itl]")
+    panel.focus()
+    for _ in range(3):
+        shown.page.keyboard.press("Shift+ArrowLeft")
+    cursor = panel.locator("[data-llmserve=cursor]")
+    assert cursor.is_visible()
+    assert float((cursor.get_attribute("data-time") or "").removesuffix(" s")) == pytest.approx(
+        axis(shown)[1] * 0.85, abs=0.2
+    )
+    before = axis(shown)
+    shown.page.keyboard.press("+")
+    width = "w => { const [a, b] = document.querySelector('[data-llmserve=panel-kv]')"
+    shown.page.wait_for_function(
+        width + ".layout.xaxis.range; return Math.abs(b - a - w) < 0.01; }",
+        arg=(before[1] - before[0]) / 2,
+    )
+    shown.page.keyboard.press("Escape")
+    shown.page.wait_for_function(
+        "() => document.querySelector('[data-llmserve=panel-kv]').layout.xaxis.range[0] === 0"
+    )
+    shown.page.keyboard.press("2")
+    hidden = (
+        "() => document.querySelector('[data-llmserve=panel-itl]')"
+        "._fullData[1].visible === 'legendonly'"
+    )
+    shown.page.wait_for_function(hidden)
+    assert shown.page.evaluate("() => window.leaked") == 3  # the shift key itself, three times
