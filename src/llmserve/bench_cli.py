@@ -1,7 +1,8 @@
 """`llmserve bench`, `sweep`, `compare`: measure a server of one's own making, or any OpenAI URL.
 
-Exit status: 0 measured; 1 it could not be, or nothing was served; 3 measured, but the figures
-come with a warning (the client was the limit, a contaminated cache, an interrupt).
+Exit status: 0 measured; 1 it could not be, or nothing was served; 2 no such option; 3 measured, but
+the figures come with a warning (requests not served, the client was the limit, a contaminated
+cache, an interrupt).
 """
 
 from __future__ import annotations
@@ -30,15 +31,21 @@ _STARTING = ("engine", "knob", "option")
 
 def add_commands(commands: Any) -> None:
     """To argparse's subparsers of the command line."""
-    bench = commands.add_parser("bench", help="put a load on a server and report the figures")
+    bench = commands.add_parser(
+        "bench", help="put a load on a server and report the figures", allow_abbrev=False
+    )
     bench.set_defaults(run=lambda args: _run("bench", args))
     add_address(bench, "of an OpenAI endpoint (…/v1); none: start a server here")
     add_bench(bench)
-    sweep = commands.add_parser("sweep", help="measure every combination of knobs and loads")
+    sweep = commands.add_parser(
+        "sweep", help="measure every combination of knobs and loads", allow_abbrev=False
+    )
     sweep.set_defaults(run=lambda args: _run("sweep", args))
     add_address(sweep, "of a server; its knobs are turned where it is an llmserve")
     add_sweep(sweep)
-    compare = commands.add_parser("compare", help="two settings, or two servers, with a verdict")
+    compare = commands.add_parser(
+        "compare", help="two settings, or two servers, with a verdict", allow_abbrev=False
+    )
     compare.set_defaults(run=lambda args: _run("compare", args))
     add_address(
         compare, "of an llmserve; twice: two servers in place of settings", several=True
@@ -77,22 +84,29 @@ def _start(
     from llmserve.lab.options import read_setting
     from llmserve.opening import serve
 
-    options: dict[str, Any] = {}
-    for text in (*(knob or ()), *(option or ())):
-        setting = read_setting(text)
-        if isinstance(setting, str):
-            raise ValueError(f"--knob and --option take NAME=VALUE, not {text!r}")
-        options |= setting
-    return serve(model, engine or "auto", **options)
+    def read(texts: list[str] | None) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for text in texts or ():
+            setting = read_setting(text)
+            if isinstance(setting, str):
+                raise ValueError(f"--knob and --option take NAME=VALUE, not {text!r}")
+            found |= setting
+        return found
+
+    return serve(model, engine or "auto", knobs=read(knob), **read(option))
 
 
 def _tell(found: Measured, asked: Asked) -> int:
-    if not asked.write(found, sys.stdout.write):
+    try:
+        told = asked.write(found, sys.stdout.write)
+    except OSError:  # a full disk: what took minutes to measure is not lost with it
+        sys.stdout.write(f"{found}\n")
+        raise
+    if not told:
         sys.stdout.write(f"{found}\n")
     for warning in found.warnings():
         sys.stderr.write(f"llmserve: {warning}\n")
-    served = getattr(found, "n", None)
-    if served == 0:
+    if found.n == 0:
         sys.stderr.write("llmserve: no request was served\n")
         return 1
     return WARNED if found.warnings() else 0

@@ -68,6 +68,20 @@ def test_sharegpt_has_chats_and_no_times(tmp_path: Path) -> None:
     assert [a.at_s for a in read_load(path, rate=5).arrivals()] != [0, 0]
 
 
+def test_json_may_begin_with_a_mark_or_an_empty_line(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "hello you"}, {"from": "gpt", "value": "hi"}]
+    text = json.dumps([{"conversations": talk}])
+    for before in ("\ufeff", "\n  "):
+        assert read_load(written(tmp_path, "x.json", before + text), rate=1).about == 1
+
+
+@pytest.mark.parametrize("name", ["concurrency", "requests"])
+def test_a_count_of_none_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, "x.csv", "timestamp,input_tokens,output_tokens\n1,2,3\n")
+    with pytest.raises(ValueError, match=f"{name} must be 1 or more, not 0"):
+        read_load(path, **{name: 0})  # type: ignore[arg-type]  # either is a count
+
+
 def test_only_so_many_and_none_too_long(tmp_path: Path) -> None:
     path = written(tmp_path, "azure.csv", AZURE)
     assert read_load(path, requests=2).about == 2
@@ -81,7 +95,12 @@ def test_only_so_many_and_none_too_long(tmp_path: Path) -> None:
     [
         ("x.csv", "a,b\n1,2\n", "no column timestamp"),
         ("x.csv", "timestamp,input_tokens,output_tokens\nsoon,1,2\n", "line 2"),
+        ("x.csv", "timestamp,input_tokens,output_tokens\n1,2\n", "line 2: it has no output_tokens"),
+        ("x.csv", "", "it has none"),
+        ("x.csv", "timestamp,input_tokens,output_tokens\n", "no request to replay"),
         ("x.json", "[1]", "no ShareGPT"),
+        ("x.json", "[]", "no request to replay"),
+        ("x.json", "", "no trace of llmserve"),
         ("x.jsonl", "hello", "no trace of llmserve"),
     ],
 )

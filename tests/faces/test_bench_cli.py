@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import msgspec
 import pytest
 
 from llmserve.bench.result import Result
-from llmserve.cli import main
+from llmserve.cli import _parser, main
 from llmserve.events import Event
 from llmserve.lab.points import Sweep
 from llmserve.lab.verdict import Comparison
+from llmserve.magics.grammar import build_parsers
 from support.foreign import foreign
 from support.serving import KEY, Serving, serving
 
@@ -163,6 +165,8 @@ def test_nothing_served_is_a_failure(server: Serving, capsys: pytest.CaptureFixt
         ("bench --url http://127.0.0.1:9/v1 --key-env NO_SUCH", "NAME of an environment variable"),
         ("bench --url http://127.0.0.1:9/v1 --key-env PATH --api-key k", "not both"),
         ("sweep rate=1,2 --engine simulator --rate 3", "rate is an axis"),
+        ("bench --engine simulator --knob max_num_seq=1", "did you mean max_num_seqs"),
+        ("bench --engine simulator --rate 0", "rate must be above 0"),
         ("compare fifo", "two settings, or --url twice"),
         ("compare --engine simulator fifo fastest", "policy"),
         ("sweep max_num_seqs --engine simulator", "an axis is"),
@@ -175,3 +179,67 @@ def test_a_mistake_is_one_line_and_status_1(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["bench", "sweep", "compare"])
+def test_the_magic_takes_the_options_of_the_command_line(name: str) -> None:
+    """All but those of a server to start, for the magic has one, and a key in a saved cell."""
+    parsers = _parser()._subparsers
+    assert parsers is not None
+    (commands,) = parsers._group_actions
+    assert isinstance(commands.choices, dict)
+    told = described(commands.choices[name])
+    of_its_own = {"--engine", "--knob", "--option", "--api-key", "-h"}
+    assert {words: told[words] for words in told.keys() - of_its_own} == described(
+        build_parsers()[name]
+    )
+    assert of_its_own <= told.keys()
+
+
+def described(parser: ArgumentParser) -> dict[str, tuple[object, ...]]:
+    """Of each option: what it is written to, and how it is read. Help texts of --url and --model
+    say where the server is, and may differ."""
+    assert not parser.allow_abbrev, "a word of the one would be another's, or an error"
+    return {
+        (action.option_strings or [action.dest])[0]: (
+            action.option_strings, action.dest, type(action), action.nargs, action.const,
+            action.default, action.type, action.choices, action.metavar,
+            None if action.dest in ("url", "model") else action.help,
+        )
+        for action in parser._actions
+    }  # fmt: skip
+
+
+def test_figures_that_cannot_be_written_are_told_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["bench", *FAST, *LOAD, "--repeats", "1", "--json"]
+    assert main([*words, "/dev/full"]) == 1
+    out, error = capsys.readouterr()
+    assert "4 of 4 requests served" in out
+    assert "No space left" in error
+    assert main([*words, str(tmp_path / "nowhere" / "r.json")]) == 1
+    out, error = capsys.readouterr()
+    assert not out, "it is told before anything is measured"
+    assert "nowhere" in error
+
+
+@pytest.mark.parametrize("kind", ["sweep concurrency=1,2 --rounds 1", "compare . . --pairs 2"])
+def test_a_sweep_and_a_comparison_that_served_nothing_are_failures_too(
+    kind: str, server: Serving, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = ["--url", f"{server.root}/v1", "--api-key", KEY, "--quiet", "--model", "nobody"]
+    load = LOAD[2:] if "concurrency" in kind else LOAD
+    assert main([*kind.split(), *url, *load]) == 1
+    assert "no request was served" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["sweep requests=2,4 --rounds 1", "compare --pairs 2"])
+def test_a_cache_that_is_not_seen_is_told_in_a_sweep_and_a_comparison(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with foreign() as (url, _):
+        urls = ["--url", url] * (2 if "compare" in kind else 1)
+        load = [word for word in LOAD if word not in ("--requests", "4")]
+        assert main([*kind.split(), *urls, *load, "--quiet"]) in MEASURED
+    assert "cache: not seen" in capsys.readouterr().out

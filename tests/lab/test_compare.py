@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -206,8 +207,9 @@ def test_refusals_of_one_side_are_told_beside_its_latencies() -> None:
             return await Comparing(a, b, SMALL, pairs=2, warmup=False).run()
 
     found = clock.run(main())
-    assert any("B: " in w and "were not served; latencies are of the others" in w
-               for w in found.warnings())  # fmt: skip
+    (told,) = found.warnings()
+    refused = sum(sum(run.errors.values()) for run in found.runs_b)
+    assert re.fullmatch(rf"B: not served: {refused} \w+, of 16 requests; .* of the others", told)
 
 
 def test_a_comparison_shows_everywhere_and_comes_back_from_json() -> None:

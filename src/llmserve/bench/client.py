@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 3600.0
 """Of one request; the server's own limits are what is measured, not ours."""
+_ASK_S = 60.0
+"""Of what is asked besides completions: a server that never answers is told of in a minute."""
 _IDLE_S = 4.0
 """A free connection is kept so long: less than uvicorn's 5 s, so that both do not meet."""
 _DRAIN_S = 0.1
@@ -126,13 +128,15 @@ class Client:
         import aiohttp
 
         data = None if body is None else msgspec.json.encode(body)
+        limit_s = min(self._timeout_s, _ASK_S)
+        limit = aiohttp.ClientTimeout(total=limit_s)
         try:
-            async with self._open().request(method, url, data=data) as response:
+            async with self._open().request(method, url, data=data, timeout=limit) as response:
                 if response.status != 200:
                     raise await _refused(response)
                 return msgspec.json.decode(await response.read())
         except TimeoutError as error:
-            raise ReplyTimeout(f"no reply within {self._timeout_s:g} s") from error
+            raise ReplyTimeout(f"no reply within {limit_s:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ReplyError(str(error) or type(error).__name__) from error
 

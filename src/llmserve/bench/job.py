@@ -60,6 +60,8 @@ class Job(ABC, Generic[T]):
     def __init__(self, runs: int, per_run: int | None) -> None:
         self.runs = runs
         self.stopped = False
+        self.lost: str | None = None
+        """Why it could not go on, where a server stopped answering."""
         self._per_run = per_run
         self._bench: Driver | None = None
         self._words = ""
@@ -77,6 +79,11 @@ class Job(ABC, Generic[T]):
         self.stopped = True
         if self._bench is not None:
             self._bench.stop()
+
+    def lose(self, why: OSError) -> None:
+        """End early, for a server let no knob be turned, and keep what was measured."""
+        self.lost = f"{why}; its knobs may not be what they were"
+        self.stop()
 
     @property
     def state(self) -> State:

@@ -62,6 +62,7 @@ class Recorder:
         self._ends = Samples(3, REQUESTS)  # t, E2E, TPOT
         self._sent = self._good = 0
         self._errors: Counter[str] = Counter()
+        self._first_error: str | None = None
         self._met = 0
         self._limited = slo is not None
         """Whether any request has an objective: else goodput means nothing."""
@@ -158,6 +159,7 @@ class Recorder:
             return
         if event.reason not in ("stop", "length"):
             self._error(event.t, event.reason)
+            self._first_error = self._first_error or event.error
             return
         self._good += 1
         # what was counted by delivery is now known by token
@@ -203,6 +205,7 @@ class Recorder:
                 sent=self._sent,
                 n=self._good,
                 errors=dict(self._errors),
+                first_error=self._first_error,
                 unfinished=self._journeys.waiting + self._journeys.running,
                 duration_s=ended - began if began < math.inf else 0.0,
                 ttft=Summary.of(firsts[:, 1]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -40,6 +42,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that ended well: by stop or by length."""
     errors: dict[str, int]
     """Those that did not, by reason."""
+    first_error: str | None = None
+    """What was said of the first that failed, where anything was."""
     unfinished: int
     """Still under way when the run was interrupted."""
     duration_s: float
@@ -104,6 +108,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         if self.cached_tokens is None or not self.prompt_tokens:
             return None
         return self.cached_tokens / self.prompt_tokens
+
+    @property
+    def empty(self) -> bool:
+        """Requests were sent, and none was served: its zeros are no figures of a server."""
+        return self.sent > 0 and self.n == 0
+
+    @property
+    def spoiled(self) -> bool:
+        """The client was the limit, or a cache helped: nothing can be said of the server."""
+        return self.client_limited or self.contaminated
 
     @property
     def contaminated(self) -> bool:
@@ -187,9 +201,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     def _remarks(self) -> list[str]:
         remarks = [self.workload]
-        if self.errors:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.errors.items()))
-            remarks.append(f"not served: {kinds}")
         if self.interrupted:
             remarks.append(f"interrupted with {self.unfinished} under way")
         if self.seq_fill is not None and self.batch_fill is not None:
@@ -199,13 +210,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         if self.met is not None:
             goal = self.slo or "each request's own"
             remarks.append(f"goodput {self.goodput_per_s:,.2f} requests/s within {goal}")
-        if self.cached_tokens is None and self.n:
-            remarks.append(CACHE_UNSEEN)
+        remarks += unseen([self])
         remarks += self.warnings()
         return remarks
 
     def warnings(self) -> list[str]:
         """Why these figures may not be taken as they are; none is the best."""
+        return [*not_served([self]), *self.doubts()]
+
+    def doubts(self) -> list[str]:
+        """Those of the warnings that are not about requests which failed."""
         remarks = []
         if CLIENT_LIMIT in self.errors:
             unsent = self.errors[CLIENT_LIMIT]
@@ -226,3 +240,22 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         if self.capped:
             remarks.append("more samples than are kept: percentiles are of the newest")
         return remarks
+
+
+def not_served(runs: Sequence[Report]) -> list[str]:
+    """What failed in them, by kind, in one line; no line where nothing did."""
+    errors = sum((Counter(run.errors) for run in runs), Counter[str]())
+    if not errors:
+        return []
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(errors.items()))
+    told = next((run.first_error for run in runs if run.first_error), None)
+    why = "" if told is None else f" ({' '.join(told.split())[:200]})"
+    return [
+        f"not served: {kinds}, of {sum(run.sent for run in runs)} requests{why}; latencies are of "
+        "the others"
+    ]
+
+
+def unseen(runs: Iterable[Report]) -> list[str]:
+    """A line where a server did not tell whether its cache helped."""
+    return [CACHE_UNSEEN] if any(run.n and run.cached_tokens is None for run in runs) else []

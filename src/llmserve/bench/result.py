@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llmserve.bench.intervals import Interval, interval
-from llmserve.bench.report import CACHE_UNSEEN, COLUMNS, LATENCIES, Report
+from llmserve.bench.report import COLUMNS, LATENCIES, Report, not_served, unseen
 from llmserve.figures import lines
 from llmserve.observe.samples import Summary
 
@@ -114,10 +114,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     def warnings(self) -> list[str]:
         """Why these figures may not be taken as they are, each said once."""
-        found = [
+        found = not_served(self.runs)
+        found += [
             f"run {number}: {warning}"
             for number, run in enumerate(self.runs, start=1)
-            for warning in run.warnings()
+            for warning in run.doubts()
         ]
         if self.interrupted:
             ended = sum(not run.interrupted for run in self.runs)
@@ -210,12 +211,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         if ended == 1:
             found = [f"{self.n} of {self.sent} requests served in one run: no interval"]
         found.append(self.workload)
-        if self.errors:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.errors.items()))
-            found.append(f"not served: {kinds}")
-        if any(run.n and run.cached_tokens is None for run in self.runs):
-            found.append(CACHE_UNSEEN)
-        return found + self.warnings()
+        return found + unseen(self.runs) + self.warnings()
 
     def _rate_rows(self) -> list[tuple[str, str]]:
         rows = [(words, _cell(self.figure(name))) for name, words in RATES.items()]

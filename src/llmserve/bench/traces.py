@@ -104,6 +104,9 @@ def read_load(
     """
     if rate is not None and concurrency is not None:
         raise ValueError("give rate (open loop) or concurrency (closed loop), not both")
+    for name, count in (("concurrency", concurrency), ("requests", requests)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be 1 or more, not {count}")
     if not 0 < speed < float("inf"):
         raise ValueError(f"speed must be above 0 and finite, not {speed}")
     path = Path(path)
@@ -146,8 +149,8 @@ def _read(path: Path, tokenizer: Tokenizer | None) -> tuple[Iterable[Arrival], b
     if path.suffix.lower() == ".csv":
         return _csv(path), True
     with path.open("rb") as file:
-        head = file.read(1)
-    if head == b"[":
+        head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head.startswith(b"["):
         return _sharegpt(path, tokenizer), False
     try:
         events = read_trace(path)
@@ -187,6 +190,8 @@ def _csv(path: Path) -> Iterator[Arrival]:
                 )
             column[role] = known[0]
         for number, row in enumerate(rows, start=2):
+            if lacking := [name for name in column.values() if row[name] is None]:
+                raise TraceFormatError(f"{path.name}, line {number}: it has no {lacking[0]}")
             try:
                 prompt, reply = int(row[column["prompt"]]), int(row[column["reply"]])
                 at_s = _seconds(row[column["at"]])
@@ -216,7 +221,7 @@ def _seconds(text: str) -> float:
 def _sharegpt(path: Path, tokenizer: Tokenizer | None) -> Iterator[Arrival]:
     """Chats of human and gpt turns in pairs; a chat that begins otherwise is skipped to there."""
     try:
-        chats = json.loads(path.read_text(encoding="utf-8"))
+        chats = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise TraceFormatError(f"{path.name} is no JSON: {error}") from None
     for chat in chats:

@@ -19,6 +19,11 @@ _OF_A_URL = ("key_env", "api_key", "plain")
 
 
 class Measured(Protocol):
+    @property
+    def n(self) -> int:
+        """Requests that ended well."""
+        ...
+
     def to_json(self) -> str: ...
     def to_markdown(self) -> str: ...
     def warnings(self) -> list[str]: ...
@@ -46,6 +51,7 @@ class Asked:
         self.model: str | None = self._own["model"]
         self._options = read_load_options(args) | {"progress": not self._own["quiet"]}
         self._check()
+        self._check_files()
         self._key = self._read_key()
 
     @property
@@ -66,6 +72,13 @@ class Asked:
         if twice := self._axes.keys() & self._options.keys():
             name = min(twice)
             raise ValueError(f"{name} is an axis of the sweep: leave its option out")
+
+    def _check_files(self) -> None:
+        """OSError before anything is measured, where it could not be written afterwards."""
+        for form in ("json", "markdown"):
+            if (path := self._own[form]) not in (None, "-"):
+                with open(path, "a", encoding="utf-8"):
+                    pass
 
     def _read_key(self) -> str | None:
         name: str | None = self._own["key_env"]

@@ -55,7 +55,11 @@ class Comparing(Job[Comparison]):
 
     async def _one(self, name: str, pair: int) -> None:
         side, load = self._sides[name], self._load.with_seed(self._seed + pair)
-        await side.enter()
+        try:
+            await side.enter()
+        except OSError as error:
+            self.lose(error)
+            return
         words = f"{name}, pair {pair + 1} of {self._pairs}"
         report = await self.measure(words, side.target, load, self._slo)
         if not report.interrupted:
@@ -73,6 +77,7 @@ class Comparing(Job[Comparison]):
             planned=self._pairs,
             order=self._order,
             interrupted=self.stopped,
+            lost=self.lost,
         )
 
 
@@ -98,6 +103,10 @@ def compare(
         pairs=pairs, warmup=warmup, slo=parse_slo(slo), seed=seed,
     )  # fmt: skip
     try:
-        return run_job(runtime, job, progress=progress, watch=live(job) if progress else nothing)
+        run_job(runtime, job, progress=progress, watch=live(job) if progress else nothing)
     finally:
-        runtime.call(switch.back())
+        try:
+            runtime.call(switch.back())
+        except OSError as error:
+            job.lose(error)
+    return job.result()

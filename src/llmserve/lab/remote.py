@@ -153,7 +153,10 @@ async def _first_model(client: Client) -> str:
         answer = await client.ask("GET", f"{client.url}/models")
         return str(answer["data"][0]["id"])
     except ReplyError as error:
-        hint = f" (give the key, or set {KEY})" if error.status == 401 else ""
+        hint = {
+            401: f" (give the key, or set {KEY})",
+            404: " (the url of an OpenAI server mostly ends in /v1)",
+        }.get(error.status, "")
         raise RemoteError(f"{client.url}: {error}{hint}") from error
     except (KeyError, IndexError, TypeError):
         raise RemoteError(f"{client.url} lists no model: name one") from None

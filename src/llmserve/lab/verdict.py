@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llmserve.bench.intervals import Interval, interval
-from llmserve.bench.report import Report
+from llmserve.bench.report import Report, not_served, unseen
 from llmserve.figures import lines
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmserve.figures import Figure
 
 CONFIDENCE = 0.95
+_MOST = 99.0
 NO_DIFFERENCE = "no difference shown"
 
 JUDGED = {
@@ -83,10 +84,15 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
         if self.change is None or self.low is None or self.high is None:
             words = f"B {self.b - self.a:+,.4g}" if self.shown else NO_DIFFERENCE
             return f"{name}: {words}"
-        span = f"{self.low:+,.1%} to {self.high:+,.1%}"
+        span = f"{self.low:+,.1%} to {_percent(self.high)}"
         if not self.shown:
             return f"{name}: {NO_DIFFERENCE} ({span})"
         return f"{name}: B {self.change:+,.1%} ({span})"
+
+
+def _percent(share: float) -> str:
+    """Two pairs may leave an end of the interval anywhere."""
+    return f"{share:+,.1%}" if share < _MOST else f"more than {_MOST:+,.0%}"
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +106,13 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     order: str = ""
     """Which side went when: ABBAABBA."""
     interrupted: bool = False
+    lost: str | None = None
+    """Why it could not go on, where a server stopped answering."""
+
+    @property
+    def n(self) -> int:
+        """Requests that ended well, of the side that served fewer."""
+        return min(sum(run.n for run in runs) for runs in (self.runs_a, self.runs_b))
 
     @property
     def pairs(self) -> int:
@@ -132,23 +145,17 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         """What forbids a verdict, and what a reader must know besides."""
         found = []
         for label, runs in (("A", self.runs_a), ("B", self.runs_b)):
-            said = {warning for run in runs for warning in run.warnings()}
-            found += [f"{label}: {warning}" for warning in sorted(said)]
-            if failed := sum(sum(run.errors.values()) for run in runs):
-                sent = sum(run.sent for run in runs)
-                found.append(
-                    f"{label}: {failed} of {sent} requests were not served; latencies are of the "
-                    "others"
-                )
-        if self.interrupted:
+            said = {warning for run in runs for warning in run.doubts()}
+            found += [f"{label}: {warning}" for warning in (*sorted(said), *not_served(runs))]
+        if self.lost is not None:
+            found.append(f"{self.pairs} of {self.planned} pairs came to their end: {self.lost}")
+        elif self.interrupted:
             found.append(f"interrupted: {self.pairs} of {self.planned} pairs came to their end")
         return found
 
     @property
     def spoiled(self) -> bool:
-        """The client was the limit, or a cache helped: nothing can be said of the server."""
-        runs = (*self.runs_a, *self.runs_b)
-        return any(run.client_limited or run.contaminated for run in runs)
+        return any(run.spoiled for run in (*self.runs_a, *self.runs_b))
 
     @property
     def verdict(self) -> str:
@@ -157,6 +164,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
             return "no verdict: fewer than two pairs came to their end"
         if self.spoiled:
             return "no verdict: the runs are spoiled (see the warnings)"
+        for label, runs in (("A", self.runs_a), ("B", self.runs_b)):
+            if empty := sum(run.empty for run in runs):
+                return f"no verdict: {label} served nothing in {empty} of {self.pairs} runs"
         shown = [found for found in self.differences() if found.shown]
         if not shown:
             return f"{NO_DIFFERENCE} between A ({self.a}) and B ({self.b}) in {self.pairs} pairs"
@@ -229,7 +239,12 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     def _words(self) -> list[str]:
         how = f"{self.pairs} pairs on identical arrivals, in the order {self.order}"
         held = f"{how}; the intervals hold together at {CONFIDENCE:.0%}"
-        return [self.verdict, held, self.workload, *self.warnings()]
+        not_seen = [
+            f"{label}: {line}"
+            for label, runs in (("A", self.runs_a), ("B", self.runs_b))
+            for line in unseen(runs)
+        ]
+        return [self.verdict, held, self.workload, *not_seen, *self.warnings()]
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [("", "A", "B", "B against A")]

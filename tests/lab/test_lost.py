@@ -1,0 +1,152 @@
+"""Servers that die while they are measured: what was measured is kept, zeros are no figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from bench_tests.world import World
+from lab.worlds import nothing, side, simulated
+from llmserve.bench.driver import ServiceTarget
+from llmserve.bench.report import Report
+from llmserve.bench.workload import Workload
+from llmserve.clock import VirtualClock
+from llmserve.core import Request
+from llmserve.engines import EngineError
+from llmserve.knobs import Clamp
+from llmserve.lab.compare import Comparing
+from llmserve.lab.points import Sweep
+from llmserve.lab.sides import ServicePanel, Side, Stage, Switch
+from llmserve.lab.sweep import Sweeping
+from llmserve.lab.verdict import Comparison
+from llmserve.service import Service
+from support.scripted import ScriptedEngine
+
+LOAD = Workload(concurrency=2, requests=4, prompt_tokens=4, max_tokens=3)
+
+
+class Gone(OSError):
+    """Nobody answers."""
+
+
+class FallingPanel(ServicePanel):
+    """Lets its knobs be turned so many times, and then nobody answers."""
+
+    def __init__(self, service: Service, times: int) -> None:
+        super().__init__(service)
+        self._left = times
+
+    async def turn(self, changes: Mapping[str, object]) -> Sequence[Clamp]:
+        self._left -= 1
+        if self._left < 0:
+            raise Gone("nobody answers")
+        return await super().turn(changes)
+
+
+def swept(turns: int, path: Path | None = None) -> Sweep:
+    clock = VirtualClock()
+
+    async def main() -> Sweep:
+        async with simulated(clock) as (service, bus):
+            panel = FallingPanel(service, turns)
+            stage = Stage(ServiceTarget(service, bus), panel, "simulator", "none")
+            grid = {"max_num_seqs": [1, 2]}
+            return await Sweeping(stage, grid, LOAD, rounds=2, warmup=False, path=path).run()
+
+    return clock.run(main())
+
+
+def test_a_sweep_of_a_server_that_goes_keeps_its_runs_and_goes_on_from_its_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "sweep.jsonl"
+    found = swept(3, path)
+    assert [len(point.runs) for point in found.points] == [1, 2]
+    assert "nobody answers; its knobs may not be what they were" in str(found)
+    assert [len(point.runs) for point in swept(99, path).points] == [2, 2]
+
+
+def test_a_comparison_with_a_server_that_goes_keeps_the_pairs_that_ended() -> None:
+    clock = VirtualClock()
+
+    async def main() -> Comparison:
+        async with simulated(clock) as (service, bus):
+            switch, target = Switch(FallingPanel(service, 5)), ServiceTarget(service, bus)
+            a, b = (switch.side({"max_num_seqs": n}, target) for n in (1, 2))
+            return await Comparing(a, b, LOAD, pairs=6, warmup=False).run()
+
+    found = clock.run(main())
+    assert found.pairs == 2
+    assert any("2 of 6 pairs came to their end: nobody answers" in w for w in found.warnings())
+
+
+class Dead(ServiceTarget):
+    """Serves so many requests, and then none."""
+
+    def __init__(self, service: Service, bus: Any, serves: int) -> None:
+        super().__init__(service, bus)
+        self._serves = serves
+
+    async def send(self, request: Request) -> Any:
+        self._serves -= 1
+        if self._serves < 0:
+            too_long = (1,) * 1_000_000  # refused, whatever the server's settings
+            request = msgspec.structs.replace(request, prompt_ids=too_long)
+        return await super().send(request)
+
+
+def test_runs_that_served_nothing_are_no_points_and_are_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.jsonl"
+
+    def run(serves: int) -> Sweep:
+        clock = VirtualClock()
+
+        async def main() -> Sweep:
+            async with simulated(clock) as (service, bus):
+                target = Dead(service, bus, serves)
+                stage = Stage(target, ServicePanel(service), "simulator", "none")
+                grid = {"concurrency": [1, 2]}
+                return await Sweeping(stage, grid, LOAD, rounds=2, warmup=False, path=path).run()
+
+        return clock.run(main())
+
+    found = run(2 * 4)
+    assert [(len(p.runs), len(p.empty)) for p in found.points] == [(1, 1), (1, 1)]
+    assert all(min(point.series("generated_tokens_per_s")) > 0 for point in found.points)
+    (told, *_) = [w for w in found.warnings() if "left out" in w]
+    assert told == "concurrency=1: nothing was served in 1 runs, which are left out"
+    assert "concurrency=1: not served: 4 too_long, of 8 requests" in "\n".join(found.warnings())
+    again = run(99)
+    assert [(len(p.runs), len(p.empty)) for p in again.points] == [(2, 0), (2, 0)]
+    assert found.points[0].runs[0] == again.points[0].runs[0]
+
+
+@pytest.mark.parametrize("serves", [0, 4])
+def test_a_side_that_served_nothing_gets_no_verdict(serves: int) -> None:
+    clock = VirtualClock()
+
+    async def main() -> Comparison:
+        async with simulated(clock) as (service, bus), side(clock, "other") as b:
+            a = Side("dead", Dead(service, bus, serves), nothing)
+            return await Comparing(a, b, LOAD, pairs=2, warmup=False).run()
+
+    found = clock.run(main())
+    empty = 2 - serves // 4
+    assert found.verdict == f"no verdict: A served nothing in {empty} of 2 runs"
+    assert found.n == serves
+
+
+def test_the_first_error_is_told_in_its_own_words() -> None:
+    engine = ScriptedEngine(["x"])
+    engine.fail_next = EngineError("the  disk\nis full")
+
+    async def main(world: World) -> Report:
+        return await world.bench(concurrency=1, requests=2, prompt_tokens=4, max_tokens=3).run()
+
+    (told,) = World(engine).run(main).warnings()
+    assert told.startswith("not served: 1 error, of 2 requests (")
+    assert "the disk is full" in told
