@@ -109,6 +109,13 @@ def test_an_empty_session_says_what_to_do_and_an_ended_one_that_it_ended(shown: 
     assert shown.page.locator("[data-llmserve=status]").text_content() == "This session has ended."
 
 
+def test_an_ended_session_that_served_nothing_asks_for_no_requests(shown: Shown) -> None:
+    shown.desk.charts.end("This session has ended.")
+    shown.pump()
+    shown.page.wait_for_selector("[data-llmserve=dashboard][data-state=ended]")
+    assert not shown.page.locator("[data-llmserve=empty]").is_visible()
+
+
 def test_the_page_draws_the_picture_that_stays_in_the_notebook(shown: Shown) -> None:
     play(shown, 5)
     drawn: list[bytes | None] = []

@@ -131,6 +131,22 @@ def test_keys_move_zoom_and_select(shown: Shown) -> None:
     shown.page.wait_for_selector("[data-llmserve=tape-canvas][data-selected='']")
 
 
+def test_the_table_is_one_stop_of_the_tab_key_and_keeps_the_focus_while_it_changes(
+    shown: Shown,
+) -> None:
+    assert shown.page.locator("tr[data-request][tabindex='0']").count() == 1
+    focused = "() => document.activeElement.dataset.request"
+    shown.page.locator("tr[data-request]").first.focus()
+    first = int(shown.page.evaluate(focused))
+    shown.page.keyboard.press("ArrowDown")
+    assert int(shown.page.evaluate(focused)) == first - 1
+    shown.page.keyboard.press("Enter")
+    shown.page.wait_for_selector(f"tr.selected[data-request='{first - 1}']")
+    assert int(shown.page.evaluate(focused)) == first - 1
+    shown.page.keyboard.press("Escape")
+    shown.page.wait_for_selector("tr.selected", state="detached")
+
+
 def test_a_lost_part_of_the_tape_is_noticed_and_the_whole_heals_it() -> None:
     desk = Desk.lay()
     with screen(desk) as shown:

@@ -52,6 +52,23 @@ def test_moving_a_control_of_an_ended_session_is_answered_in_words(parts: Parts)
     assert view.status == "max_num_seqs stays as it is: the session has ended"
 
 
+@pytest.mark.parametrize("opened", ["before", "after"])
+def test_nothing_can_be_turned_on_a_dashboard_of_an_ended_session(
+    parts: Parts, opened: str
+) -> None:
+    dashboards = Dashboards(parts)
+    if opened == "before":
+        view = dashboards.open()
+        assert not view.controls.by_name["max_num_seqs"].main.disabled
+        parts.close()
+    else:
+        parts.close()
+        view = dashboards.open()
+    turned = [w for w in view.controls._widgets() if w.has_trait("disabled")]
+    assert len(turned) > 20
+    assert all(widget.disabled for widget in turned)
+
+
 def test_a_dashboard_does_not_keep_its_session_alive() -> None:
     parts = Parts()
     gone = weakref.ref(parts)

@@ -36,6 +36,7 @@ class Dashboard {
   #panels: Panel[] = [];
   #controls: Record<string, ControlPlace> = {};
   #ended = false;
+  #empty = false;
   #tableStale = false;
 
   constructor({ model, el }: Context) {
@@ -85,8 +86,9 @@ class Dashboard {
     for (const mark of message.marks ?? []) this.#marks.set(mark.id, mark);
     if (message.panels) this.#page.setPanels((this.#panels = message.panels));
     if (message.status !== undefined) this.#page.setStatus(message.status);
-    if (message.empty !== undefined) this.#page.setEmpty(message.empty);
+    if (message.empty !== undefined) this.#empty = message.empty;
     if (message.ended !== undefined) this.#ended = message.ended;
+    this.#page.setEmpty(this.#empty && !this.#ended);
     if (this.#ended) this.#playground.end();
     if (message.knobs) void showKnobs(this.#model, this.#controls, message.knobs);
     this.#page.setState(this.#ended ? "ended" : "live");

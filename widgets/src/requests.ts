@@ -40,9 +40,8 @@ export class Requests {
     scroll.append(table);
     this.el.append(head, scroll, this.#fall);
     this.#body.addEventListener("click", (event) => this.#clicked(event));
-    this.#body.addEventListener("keydown", (event) => {
-      if (event.key === "Enter") this.#clicked(event);
-    });
+    this.#body.dataset["lmSuppressShortcuts"] = "true"; // its keys are no commands to the notebook
+    this.#body.addEventListener("keydown", (event) => this.#key(event));
   }
 
   select(number: number | undefined): void {
@@ -61,7 +60,11 @@ export class Requests {
     const drawn = JSON.stringify([this.#selected, texts.map((text) => text.cells)]);
     if (drawn !== this.#drawn) {
       this.#drawn = drawn;
+      const focused = this.#focused?.dataset["request"];
       this.#body.replaceChildren(...texts.map(({ row, cells }) => this.#line(row, cells)));
+      const stop = this.#at(focused) ?? this.#at(String(this.#selected)) ?? this.#body.rows[0];
+      if (stop) stop.tabIndex = 0; // one stop for the whole table: arrows go on from there
+      if (focused !== undefined) stop?.focus({ preventScroll: true });
     }
     this.#waterfall(now);
   }
@@ -69,7 +72,7 @@ export class Requests {
   #line(row: Row, texts: string[]): HTMLElement {
     const line = element("tr", row.number === this.#selected ? "selected" : "");
     line.dataset["request"] = String(row.number);
-    line.tabIndex = 0;
+    line.tabIndex = -1;
     line.append(...texts.map((text) => element("td", "", undefined, text)));
     return line;
   }
@@ -113,6 +116,29 @@ export class Requests {
     select.setAttribute("aria-label", `filter by ${name}`);
     select.addEventListener("change", () => this.#onSelect(this.#selected));
     return select;
+  }
+
+  get #focused(): HTMLElement | undefined {
+    const active = document.activeElement;
+    return active instanceof HTMLElement && this.#body.contains(active) ? active : undefined;
+  }
+
+  #at(number: string | undefined): HTMLTableRowElement | undefined {
+    return [...this.#body.rows].find((line) => line.dataset["request"] === number);
+  }
+
+  #key(event: KeyboardEvent): void {
+    const line = (event.target as HTMLElement).closest("tr");
+    const to = { ArrowDown: line?.nextElementSibling, ArrowUp: line?.previousElementSibling }[event.key];
+    if (to instanceof HTMLElement) {
+      line!.tabIndex = -1;
+      to.tabIndex = 0;
+      to.focus();
+    } else if (event.key === "Enter") this.#clicked(event);
+    else if (event.key === "Escape") this.#onSelect(undefined);
+    else if (!event.key.startsWith("Arrow")) return;
+    event.preventDefault();
+    event.stopPropagation(); // a notebook's own shortcuts use the same keys
   }
 
   #clicked(event: Event): void {

@@ -80,6 +80,12 @@ class Controls:
                 lately = [(t, v) for t, v in self._told.get(name, ()) if t > now - ECHO_S]
                 self._told[name] = [*lately, (now, value)]
 
+    def end(self) -> None:
+        """The session is over: what cannot be turned any more looks so, after a reload too."""
+        for widget in self._widgets():
+            if widget.has_trait("disabled"):
+                widget.disabled = True
+
     def close(self) -> None:
         self._unwatch()
         for widget in self._widgets():

@@ -104,7 +104,7 @@ class Dashboards:
         with self._lock:
             self._views.append(view)
         if self._stop.is_set():
-            charts.end(ENDED)
+            view.end()
         return view
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class Dashboards:
         with self._lock:
             views = list(self._views)
         for view in views:
-            view.charts.end(ENDED)
+            view.end()
 
     def _forget(self, view: DashboardView) -> None:
         with self._lock:
@@ -197,6 +197,11 @@ class DashboardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no
         messages = self.charts.report(f"Saved {when}. Nothing more will come.")
         target.write_text(to_html("llmserve report", messages, static("dashboard.js")), "utf-8")
         return target
+
+    def end(self) -> None:
+        """Say for good that the session has ended."""
+        self.charts.end(ENDED)
+        self.controls.end()
 
     def close(self) -> None:
         """Take this dashboard off the page; the session goes on."""
