@@ -113,7 +113,10 @@ class House:
         await self._server.stop()
 
     async def _sample(self, sampler: DeviceSampler) -> None:
-        while True:
-            for sample in await asyncio.to_thread(sampler.sample):
-                self._bus.publish(sample)
-            await asyncio.sleep(_SAMPLE_S)
+        try:
+            while True:
+                for sample in await asyncio.to_thread(sampler.sample):
+                    self._bus.publish(sample)
+                await asyncio.sleep(_SAMPLE_S)
+        finally:
+            sampler.close()

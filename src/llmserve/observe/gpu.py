@@ -62,7 +62,7 @@ class DeviceSampler:
                     nvml.nvmlInit()
                     count = nvml.nvmlDeviceGetCount()
                     self._handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
-                except nvml.NVMLError:
+                except nvml_errors(nvml):
                     self._handles = []
         return self._handles
 
@@ -96,7 +96,7 @@ class DeviceSampler:
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any | None:
         try:
             return question(*arguments)
-        except self._nvml.NVMLError:
+        except nvml_errors(self._nvml):
             return None
 
     def _host(self, family: set[int]) -> DeviceSampled:
@@ -125,6 +125,12 @@ def find_nvml() -> Any | None:
     except ImportError:
         return None
     return pynvml
+
+
+def nvml_errors(nvml: Any) -> tuple[type[Exception], ...]:
+    """What it raises: the driver's errors, and one that is none of them where the driver is too old
+    for a function."""
+    return nvml.NVMLError, getattr(nvml, "NVMLLibraryMismatchError", nvml.NVMLError)
 
 
 def _resident(pids: set[int]) -> int | None:

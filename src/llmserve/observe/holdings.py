@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from llmserve.engines.processes import has_ended
-from llmserve.observe.gpu import find_nvml
+from llmserve.observe.gpu import find_nvml, nvml_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Scales:
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return question(*arguments)
-        except self._nvml.NVMLError:
+        except nvml_errors(self._nvml):
             return _NOT_KNOWN
 
 

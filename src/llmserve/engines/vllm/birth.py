@@ -68,14 +68,17 @@ def check_api(api_args: Mapping[str, Any]) -> None:
     from vllm.renderers.chat_utils import validate_chat_template
     from vllm.tool_parsers import ToolParserManager
 
+    plugin = api_args.get("tool_parser_plugin")
     try:
-        if plugin := api_args.get("tool_parser_plugin"):
+        if plugin:
             ToolParserManager.import_tool_parser(plugin)
         validate_chat_template(api_args.get("chat_template"))
     except Exception as error:
         raise OptionRefused(f"it refuses an option: {error}") from error
     known, parser = ToolParserManager.list_registered(), api_args.get("tool_call_parser")
     if parser is not None and parser not in known:
+        if plugin:  # vLLM only logs what is wrong with it
+            raise OptionRefused(f"tool_call_parser: {plugin} does not import, or has no {parser!r}")
         near = difflib.get_close_matches(str(parser), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         raise OptionRefused(f"tool_call_parser: there is no {parser!r}; {hint}")
