@@ -8,8 +8,9 @@ step to step comes in through the inputs; they tell nothing about CUDA itself.
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -199,13 +200,48 @@ def test_a_slab_that_moved_is_another_graph(
     assert tape.replayed > tape.recorded > 3
 
 
-def test_a_graph_keeps_no_slab(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a capture that lets go of the function, as CUDA's does."""
-    import weakref
+def test_a_new_slab_in_place_of_one_that_is_gone_is_another_graph(
+    llama: Path, drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driven = drive(llama, prefix_caching=False)
+    tape = taped(driven, monkeypatch)
+    for i in range(3):
+        driven.submit(str(i), prompt_of(9, i), max_tokens=MAX_TOKENS, temperature=0)
+        driven.finish()
+        assert driven.tokens(str(i)) == expected(llama, prompt_of(9, i))
+    assert tape.recorded == 3
 
+
+def test_rows_of_padding_are_at_position_0_whatever_was_there_before() -> None:
+    """A position left from a longer slab would write into a neighbour's slot."""
+    seen: list[list[int]] = []
+
+    def look(step: Step, ids: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
+        seen.append(positions.tolist())
+        return torch.zeros(len(wanted), 3)
+
+    graph, kv = Graphs(look, GEOMETRY, Tape(), 16), store(*"abcd", tokens=300)
+    for _ in range(2):
+        at_length(graph, kv, 299, *"abcd")
+    kv.release("d")
+    for owner in "abc":
+        kv.release(owner)
+        kv.reserve(owner, 9, 0)
+    for _ in range(2):
+        at_length(graph, kv, 5, *"abc")
+    assert seen == [[299] * 4, [299] * 4, [5] * 3, [5] * 3 + [0]]
+
+
+def test_a_graph_keeps_no_slab() -> None:
+    """With a capture that lets go of the function, as CUDA's does."""
     kv = store(*"ab")
     kept = weakref.ref(kv.place("a").slab.keys)
-    graph = Graphs(compute, GEOMETRY, lambda run: partial(run_once, run()), 8)
+
+    def once(run: Callable[[], None]) -> Callable[[], None]:
+        run()
+        return nothing
+
+    graph = Graphs(compute, GEOMETRY, once, 8)
     for _ in range(3):
         run(graph, kv, "a", "b")
     assert graph.held == 1
@@ -214,7 +250,7 @@ def test_a_graph_keeps_no_slab(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept() is None
 
 
-def run_once(_: None) -> None:
+def nothing() -> None:
     """A replay that does nothing."""
 
 
@@ -257,9 +293,11 @@ def test_graphs_are_few_and_the_latest_used_stay(monkeypatch: pytest.MonkeyPatch
     assert (tape.recorded, graph.held) == (3, 2)
 
 
-def at_length(graph: Graphs, kv: KvStore, position: int) -> None:
-    step = layout([Part(owner, position, 1) for owner in "ab"], kv)
-    graph(step, torch.tensor([1, 2]), torch.tensor([position] * 2), torch.tensor([0, 1]))
+def at_length(graph: Graphs, kv: KvStore, position: int, *owners: str) -> None:
+    step = layout([Part(owner, position, 1) for owner in owners or "ab"], kv)
+    rows = len(step.order)
+    graph(step, torch.ones(rows, dtype=torch.long), torch.tensor([position] * rows),
+          torch.arange(rows))
 
 
 def test_a_model_that_cannot_be_recorded_runs_as_it_is(

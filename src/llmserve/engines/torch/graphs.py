@@ -160,7 +160,7 @@ class Graphs:
 
     def _record(self, padded: Padded) -> Replay | None:
         assert self._capture is not None
-        # As they lie now: a graph must not follow a slab that moves, nor keep its memory.
+        # As they lie now: a replay must not follow a slab that moves, whoever records.
         buckets = tuple(bucket._replace(slab=copy(bucket.slab)) for bucket in padded.buckets)
         try:
             return self._capture(lambda: self._run(buckets, padded.rows))
