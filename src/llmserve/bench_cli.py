@@ -97,12 +97,7 @@ def _start(
 
 
 def _tell(found: Measured, asked: Asked) -> int:
-    try:
-        told = asked.write(found, sys.stdout.write)
-    except OSError:  # a full disk: what took minutes to measure is not lost with it
-        sys.stdout.write(f"{found}\n")
-        raise
-    if not told:
+    if not asked.write(found, sys.stdout.write):
         sys.stdout.write(f"{found}\n")
     for warning in found.warnings():
         sys.stderr.write(f"llmserve: {warning}\n")

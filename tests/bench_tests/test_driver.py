@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,10 +13,11 @@ from bench_tests.world import StalledEngine, World
 from llmserve.bench.driver import Bench, Progress, ServiceTarget, run_bench
 from llmserve.bench.recorder import Recorder
 from llmserve.bench.report import Report
+from llmserve.bench.slo import Slo
 from llmserve.bench.workload import Workload
 from llmserve.clock import Clock, VirtualClock
 from llmserve.events import Rejection
-from llmserve.observe.trace import replay
+from llmserve.observe.trace import TraceWriter, read_trace, replay
 
 CLOSE = 1e-4
 """Seconds: the simulator lets each moment settle for a microsecond a step."""
@@ -103,14 +105,29 @@ class LateClock:
         await self._clock.sleep_until(when + 0.5)
 
 
-def test_the_report_equals_that_of_the_replayed_events() -> None:
+def test_the_report_equals_that_of_the_trace_that_was_written_meanwhile(tmp_path: Path) -> None:
+    """TTFT, ITL, TPOT, E2E, queue, rates, goodput, fill: every figure, from the file alone."""
     world = World(max_num_seqs=4)
+    path, slo = tmp_path / "run.jsonl", Slo(ttft_ms=400, tpot_ms=12)
     load = {"rate": 30.0, "duration_s": 5.0, "prompt_tokens": (5, 60), "max_tokens": (1, 30)}
-    live = bench(world, **load)
-    recorder = Recorder(everything=True)
-    replay(world.events, recorder)
-    replayed = recorder.report(live.workload, lag=live.lag)
-    assert replayed == live
+
+    async def main(world: World) -> Report:
+        now = world.clock.now()
+        writer = TraceWriter(str(path), t=now, model="m", engine="simulator", knobs={})
+        world.bus.attach(writer)
+        report = await world.bench(slo=slo, **load).run()
+        world.bus.detach(writer)
+        writer.close()
+        return report
+
+    live = world.run(main)
+    recorder = Recorder(everything=True, slo=slo)
+    replay(read_trace(path), recorder)
+    assert recorder.report(live.workload, lag=live.lag) == live
+    figures = live.figures()
+    for name in ("ttft_p99", "itl_p95", "tpot_mean", "e2e_p50", "queue_p90", "seq_fill", "kv_peak"):
+        assert figures[name], name
+    assert 0 < (live.met or 0) < live.n, "some met the SLO and some did not"
     assert live.n > 100
     assert live.queue.p99 is not None
     assert live.queue.p99 > 0, "it was enough load to wait for"

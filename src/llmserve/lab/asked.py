@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from llmserve.bench.options import read_load_options
@@ -119,7 +120,10 @@ class Asked:
         return Remote(self.urls[0], api_key=self._key, model=self.model, extra=extra)
 
     def write(self, found: Measured, tell: Callable[[str], object]) -> bool:
-        """Into the files that were named; `tell` gets what is for `-`. Whether it got anything."""
+        """Into the files that were named; `tell` gets what is for `-`. Whether it got anything.
+
+        Where a file cannot be written `tell` gets the figures, which took minutes to measure.
+        """
         told = False
         for form, text_of in (("json", found.to_json), ("markdown", found.to_markdown)):
             path = self._own[form]
@@ -130,6 +134,9 @@ class Asked:
                 told = True
                 tell(text)
             else:
-                with open(path, "w", encoding="utf-8") as file:
-                    file.write(text)
+                try:
+                    Path(path).write_text(text, encoding="utf-8")
+                except OSError:
+                    tell(f"{found}\n")
+                    raise
         return told
