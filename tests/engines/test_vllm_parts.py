@@ -129,21 +129,51 @@ def test_on_a_gpu_nothing_is_added() -> None:
     assert parsed.model_id == "some/model"
 
 
-def test_the_last_words_are_the_errors_without_their_tags() -> None:
+FAILED_START = """\
+INFO 11-21 08:42:30 [a.py:1] fine
+ERROR 11-21 08:42:30 [multiproc_executor.py:9] WorkerProc failed to start.
+ERROR 11-21 08:42:30 [multiproc_executor.py:9] Traceback (most recent call last):
+ERROR 11-21 08:42:30 [multiproc_executor.py:9]   File "loader.py", line 9, in load
+ERROR 11-21 08:42:30 [multiproc_executor.py:9]     raise KeyError
+ERROR 11-21 08:42:30 [multiproc_executor.py:9] KeyError: 'lm_head'
+ERROR 11-21 08:42:30 [multiproc_executor.py:9]
+ERROR 11-21 08:42:30 [multiproc_executor.py:9] The above exception was the direct cause of …
+ERROR 11-21 08:42:30 [multiproc_executor.py:9]
+ERROR 11-21 08:42:30 [multiproc_executor.py:9] Traceback (most recent call last):
+ERROR 11-21 08:42:30 [multiproc_executor.py:9]   File "worker.py", line 9, in start
+ERROR 11-21 08:42:30 [multiproc_executor.py:9]     ^^^^^
+ERROR 11-21 08:42:30 [multiproc_executor.py:9] RuntimeError: no weights in here;
+ERROR 11-21 08:42:30 [multiproc_executor.py:9]   only a config.json
+(EngineCore pid=7) ERROR 11-21 08:42:31 [core.py:9] Traceback (most recent call last):
+(EngineCore pid=7) ERROR 11-21 08:42:31 [core.py:9]   File "core.py", line 9, in __init__
+(EngineCore pid=7) ERROR 11-21 08:42:31 [core.py:9] Exception: WorkerProc initialization failed
+(EngineCore pid=7) INFO 11-21 08:42:31 [a.py:1] bye
+"""
+
+
+def test_the_last_words_begin_with_the_first_cause() -> None:
     launch = Launch()
-    (launch.folder / "log").write_text(
-        "(EngineCore pid=7) INFO 11-21 08:42:30 [a.py:1] fine\n"
-        "(EngineCore pid=7) ERROR 11-21 08:42:30 [core.py:9] Traceback:\n"
-        "(EngineCore pid=7) ERROR 11-21 08:42:30 [core.py:9]     ^^^^^\n"
-        "(EngineCore pid=7) ERROR 11-21 08:42:30 [core.py:9] ValueError: no room\n"
-        "(EngineCore pid=7) INFO 11-21 08:42:31 [a.py:1] bye\n"
+    (launch.folder / "log").write_text(FAILED_START)
+    assert launch.last_words() == (
+        "WorkerProc failed to start.\nKeyError: 'lm_head'\nRuntimeError: no weights in here;\n"
+        "  only a config.json\nException: WorkerProc initialization failed"
     )
-    assert launch.last_words() == "Traceback:\nValueError: no room"
+    many = "".join(f"ERROR 11-21 08:42:30 [a.py:1] {n}\n" for n in range(50))
+    (launch.folder / "log").write_text(many)
+    said = launch.last_words().splitlines()
+    assert (said[0], said[10], said[-1], len(said)) == ("0", "…", "49", 21)
     (launch.folder / "log").write_text("terminate called\n\nAborted\n")
     assert launch.last_words() == "terminate called\nAborted"
     launch.remove()
     assert launch.last_words() == ""
     assert not launch.folder.exists()
+
+
+def test_a_message_that_only_points_at_the_log_makes_way_for_it() -> None:
+    pointing = RuntimeError("Engine core initialization failed. See root cause above. …")
+    told = start_failure(pointing, "no weights in here")
+    assert told.endswith("first:\nno weights in here")
+    assert "Engine core" not in told
 
 
 def test_a_note_travels_in_vllms_statistics_and_is_taken_out_of_them() -> None:

@@ -163,8 +163,10 @@ def not_ours(lost: list[str]) -> str:
 
 
 def start_failure(error: Exception, words: str) -> str:
-    """vLLM's own message often only points "above", to the log, which is given here."""
+    """vLLM's own message often only points "above", to the log: what that says is told instead."""
     said = str(error).strip() or repr(error)
-    if isinstance(error, OptionRefused):
-        words = ""
-    return f"vLLM did not start: {said}" + (f"\nThe engine's last lines:\n{words}" if words else "")
+    if isinstance(error, OptionRefused) or not words:
+        return f"vLLM did not start: {said}"
+    if "root cause above" in said:
+        return f"vLLM did not start. What its processes said, the first first:\n{words}"
+    return f"vLLM did not start: {said}\nThe engine's last lines:\n{words}"

@@ -21,7 +21,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,6 +33,8 @@ from llmserve.engines.vllm.parent_watch import FOLDER_PREFIX
 LAST_LINES = 20
 _OWNER = "owner"
 _TAG = re.compile(r"^(\(.*?pid=\d+\) )?(ERROR [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
+_LINKS = ("During handling of the above", "The above exception was")
+"""Between two tracebacks of one chain."""
 
 
 class Launch:
@@ -93,13 +95,16 @@ class Launch:
         return path
 
     def last_words(self) -> str:
-        """The end of the engine's errors, or of its log where it logged none."""
+        """What the engine's errors came to, the first cause first: a worker's comes before its
+        engine process's. Or the end of its log where it logged none."""
         with contextlib.suppress(OSError):
             text = self._log.read_bytes()[-262_144:].decode(errors="replace")
             lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip(" ^~")]
             errors = [_TAG.sub("", line) for line in lines if " ERROR " in f" {line[:80]}"]
-            errors = [line for line in errors if line.strip(" ^~")]
-            return "\n".join((errors or lines)[-LAST_LINES:])
+            said = without_frames(line for line in errors if line.strip(" ^~"))
+            if len(said) > LAST_LINES:
+                said[LAST_LINES // 2 : -LAST_LINES // 2] = ["…"]
+            return "\n".join(said or lines[-LAST_LINES:])
         return ""
 
     def processes(self) -> list[psutil.Process]:
@@ -118,6 +123,21 @@ class Launch:
                 vllm_log.removeHandler(handler)
                 handler.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def without_frames(lines: Iterable[str]) -> list[str]:
+    """A log's lines without its tracebacks' frames, and none twice."""
+    said: dict[str, None] = {}
+    in_frames = False
+    for line in lines:
+        if line.startswith("Traceback (most recent call last)"):
+            in_frames = True
+        elif in_frames and line.startswith(" "):
+            continue
+        elif not line.startswith(_LINKS):
+            in_frames = False
+            said[line] = None
+    return list(said)
 
 
 @contextlib.contextmanager
