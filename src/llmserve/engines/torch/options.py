@@ -42,6 +42,8 @@ class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens_ceiling: int = 8192
     enable_prefix_caching: bool = True
     """Prompts that begin as another did copy that part's keys and values."""
+    enforce_eager: bool = False
+    """Record no CUDA graphs of decode steps. Without a GPU there are none."""
     threads: int | None = None
     """None for all cores but one, at least one."""
     omp_wait_policy: Literal["brief", "passive", "active"] = "brief"

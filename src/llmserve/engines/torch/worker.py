@@ -67,6 +67,15 @@ def prepare(message: Load) -> tuple[Runner, Ready]:
 
     torch.set_num_threads(options.thread_count)
     model = load(options)
+    if model.geometry.device.type == "cuda":
+        from llmserve.engines.torch import cuda
+
+        cuda.speed_up(
+            model,
+            kernel=cuda.varlen(),
+            capture=None if options.enforce_eager else cuda.CudaCapture(),
+            most_rows=2 * options.max_num_seqs_ceiling,  # with their padding
+        )
     folder = model_folder(options)
     tokenizer = open_tokenizer(folder, options.trust_remote_code)
     capacity = kv_capacity(options, model.geometry, model.max_model_len)
