@@ -13,17 +13,18 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from llmserve import engines
 from llmserve.accounts import standings, tenants_frame
 from llmserve.agreements import Agreement, Keyring, Source, read_agreements, terms_of
 from llmserve.announcer import publish_step
 from llmserve.clock import MonotonicClock
+from llmserve.core import ParamError
 from llmserve.endpoint.app import build_app
 from llmserve.endpoint.cache import CacheOptions
 from llmserve.endpoint.server import Server, bind
-from llmserve.engines import EngineInfo
+from llmserve.engines import EngineInfo, Pauses
 from llmserve.events import EventBus
 from llmserve.freed import Freed, MemoryStayed, came_back, weighed
 from llmserve.house import House, Switches
@@ -203,6 +204,16 @@ class Session:
         """
         return self.runtime.call(self.service.keeper.restart(drain_s), telling="restarting")
 
+    def pause(self) -> None:
+        """Freeze the engine between two steps. Who is in it keeps place and KV, and goes on after
+        `resume` as if nothing was; `request_timeout_s` goes on counting. Of the engines, vLLM can.
+        """
+        self.runtime.call(self._pausing().pause())
+
+    def resume(self) -> None:
+        """Let a paused engine go on. No harm to one that is not paused."""
+        self.runtime.call(self._pausing().resume())
+
     def policy(self, function: F) -> F:
         """Let your function choose who goes next, as a decorator: `policy=custom` from now on.
 
@@ -332,6 +343,11 @@ class Session:
         if self.closed:
             return "<llmserve session, closed>"
         return f"<llmserve session {self.info.model_id} on {self.info.engine}, {self.url}>"
+
+    def _pausing(self) -> Pauses:
+        if "pause" not in self.info.supports:
+            raise ParamError("engine", f"the {self.info.engine} engine cannot pause; vllm can")
+        return cast("Pauses", self.service.engine)
 
     async def _agree(self, agreements: Mapping[str, Agreement]) -> None:
         self._keyring.replace(agreements)

@@ -122,3 +122,10 @@ print(session.info.pids[0])
     )
     assert not psutil.pid_exists(int(ran.stdout))
     assert ran.stderr == ""
+
+
+def test_an_engine_that_cannot_pause_says_so() -> None:
+    with llmserve.serve(engine="simulator") as session:
+        for turn in (session.pause, session.resume):
+            with pytest.raises(ParamError, match="simulator engine cannot pause; vllm can"):
+                turn()

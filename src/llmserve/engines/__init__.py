@@ -111,6 +111,18 @@ class Counts(Protocol):
         ...
 
 
+class Pauses(Protocol):
+    """An engine that lists "pause" in `info.supports`."""
+
+    async def pause(self) -> None:
+        """Take no further step: who is in the engine keeps place and KV."""
+        ...
+
+    async def resume(self) -> None:
+        """Go on as if nothing was."""
+        ...
+
+
 class Submission(Protocol):
     """One request on its way, as `service.Stream` is: iterate it once, cancel it at any time."""
 

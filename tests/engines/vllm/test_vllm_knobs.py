@@ -24,10 +24,6 @@ def undisturbed(shared: Session) -> list[tuple[int, ...]]:
     return texts
 
 
-def engine_of(session: Session) -> Any:
-    return session.service.engine
-
-
 def test_knobs_turned_under_load_harm_no_request(
     session: Session, undisturbed: list[tuple[int, ...]], record_property: Any
 ) -> None:
@@ -117,11 +113,11 @@ def test_a_paused_engine_takes_no_step_and_goes_on_as_if_nothing_was(
 ) -> None:
     async def pause(watcher: Watcher) -> tuple[int, int]:
         await watcher.when(lambda step: step.running == 32)
-        await engine_of(session).pause()
+        await asyncio.to_thread(session.pause)
         before = len(watcher.steps)
         await asyncio.sleep(0.3)
         after = len(watcher.steps)
-        await engine_of(session).resume()
+        await asyncio.to_thread(session.resume)
         return before, after
 
     async def both(watcher: Watcher) -> tuple[list[Any], tuple[int, int]]:
