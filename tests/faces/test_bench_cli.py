@@ -16,6 +16,7 @@ from llmserve.events import Event
 from llmserve.lab.points import Sweep
 from llmserve.lab.verdict import Comparison
 from llmserve.magics.grammar import build_parsers
+from llmserve.models import bundled_path
 from support.foreign import foreign
 from support.serving import KEY, Serving, serving
 
@@ -162,6 +163,8 @@ def test_nothing_served_is_a_failure(server: Serving, capsys: pytest.CaptureFixt
         ("bench --engine simulator --slo speed:1", "SLO"),
         ("bench --engine simulator --plain", "--plain is of a --url"),
         ("bench --url http://127.0.0.1:9/v1 --own-process", "not of a --url"),
+        ("bench --url http://127.0.0.1:9/v1 --tokenizer /etc", "has no tokenizer.json"),
+        ("bench --engine simulator --tokenizer /etc", "--tokenizer is of a --url"),
         ("bench --url http://127.0.0.1:9/v1 --key-env NO_SUCH", "NAME of an environment variable"),
         ("bench --url http://127.0.0.1:9/v1 --key-env PATH --api-key k", "not both"),
         ("sweep rate=1,2 --engine simulator --rate 3", "rate is an axis"),
@@ -179,6 +182,15 @@ def test_a_mistake_is_one_line_and_status_1(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_with_the_models_tokenizer_a_urls_prompts_are_exact() -> None:
+    load = ["--concurrency", "1", "--requests", "3", "--prompt-tokens", "50", "--no-warmup"]
+    with foreign() as (url, bodies):
+        words = ["--tokenizer", str(bundled_path()), "--quiet", "--repeats", "1"]
+        assert main(["bench", "--url", url, *load, *words]) in MEASURED
+    assert [len(body["prompt"]) for body in bodies] == [50] * 3
+    assert all(isinstance(token, int) for body in bodies for token in body["prompt"])
 
 
 @pytest.mark.parametrize("name", ["bench", "sweep", "compare"])

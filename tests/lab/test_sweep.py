@@ -165,6 +165,28 @@ def test_a_file_of_another_sweep_is_not_mixed_in(tmp_path: Path) -> None:
     assert path.read_text() == "shopping list\n"
 
 
+def test_a_file_of_other_knobs_is_not_mixed_in_but_more_values_are_added(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.jsonl"
+    swept({"max_num_seqs": [1]}, rounds=1, path=path)
+    clock = VirtualClock()
+
+    async def main() -> Sweep:
+        async with simulated(clock) as (service, bus):
+            await service.set_knobs({"max_num_batched_tokens": 64}, source="test")
+            stage = here(service, bus)
+            return await Sweeping(stage, {"max_num_seqs": [1]}, LOAD, rounds=1, path=path).run()
+
+    with pytest.raises(ValueError, match="with other knobs; name another file"):
+        clock.run(main())
+    runs: list[Event] = []
+    found = swept(
+        {"max_num_seqs": [1, 2]}, rounds=1, path=path, warmup=False,
+        heard=lambda e: runs.append(e) if isinstance(e, Submitted) else None,
+    )  # fmt: skip
+    assert [len(p.runs) for p in found.points] == [1, 1]
+    assert len(runs) == LOAD.requests, "one of the two was there already"
+
+
 @pytest.mark.parametrize(
     ("grid", "words"),
     [({}, "an axis"), ({"max_num_seqs": []}, "no values"), ({"speed": [1]}, "speed"),

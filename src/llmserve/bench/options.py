@@ -75,6 +75,7 @@ def add_address(parser: argparse.ArgumentParser, url_help: str, *, several: bool
     add = parser.add_argument
     add("--url", action="append" if several else "store", help=url_help)
     add("--key-env", metavar="NAME", help=f"environment variable with the URL's key; else ${KEY}")
+    add("--tokenizer", metavar="FOLDER", help="the model's: prompts of a URL exact in its tokens")
     add("--plain", action="store_true", help="send a URL no field that OpenAI's API lacks")
 
 

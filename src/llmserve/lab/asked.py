@@ -13,10 +13,11 @@ from llmserve.bench.options import read_load_options
 from llmserve.lab.options import read_axes, read_setting
 
 if TYPE_CHECKING:
+    from llmserve.engines import Tokenizer
     from llmserve.lab.remote import Remote
 
-_OWN = ("url", "model", "key_env", "api_key", "plain", "json", "markdown", "quiet")
-_OF_A_URL = ("key_env", "api_key", "plain")
+_OF_A_URL = ("key_env", "api_key", "plain", "tokenizer")
+_OWN = ("url", "model", *_OF_A_URL, "json", "markdown", "quiet")
 
 
 class Measured(Protocol):
@@ -117,7 +118,11 @@ class Asked:
         from llmserve.lab.remote import Remote
 
         extra: dict[str, Any] | None = {} if self._own["plain"] else None
-        return Remote(self.urls[0], api_key=self._key, model=self.model, extra=extra)
+        folder = self._own["tokenizer"]
+        return Remote(
+            self.urls[0], api_key=self._key, model=self.model, extra=extra,
+            tokenizer=None if folder is None else _tokenizer(Path(folder)),
+        )  # fmt: skip
 
     def write(self, found: Measured, tell: Callable[[str], object]) -> bool:
         """Into the files that were named; `tell` gets what is for `-`. Whether it got anything.
@@ -140,3 +145,11 @@ class Asked:
                     tell(f"{found}\n")
                     raise
         return told
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    from llmserve.engines.torch.tokenizer import open_tokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"--tokenizer takes a model's folder; {folder} has no tokenizer.json")
+    return open_tokenizer(folder)

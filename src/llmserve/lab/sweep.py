@@ -35,6 +35,8 @@ class Header(msgspec.Struct, frozen=True, tag=True):
     engine: str
     model: str
     slo: Slo | None
+    knobs: dict[str, Any]
+    """Those that are not swept: with others the same point is another."""
 
 
 class Kept(msgspec.Struct, frozen=True, tag=True):
@@ -65,7 +67,10 @@ class Journal:
         except msgspec.MsgspecError:
             raise ValueError(f"{path} holds no sweep; name another file") from None
         if not same:
-            raise ValueError(f"{path} holds a sweep of another workload or server")
+            raise ValueError(
+                f"{path} holds a sweep of another workload or server, or with other knobs; name "
+                "another file"
+            )
         whole = first + b"\n"
         for line in rest:
             try:
@@ -112,7 +117,8 @@ class Sweeping(Job[Sweep]):
         for values in self._points:
             knobs, _ = self._split(values)
             self._switch.check(knobs)
-        header = Header(str(load), stage.engine, stage.model, slo)
+        rest = {n: value for n, value in stage.panel.knobs.as_dict().items() if n not in grid}
+        header = Header(str(load), stage.engine, stage.model, slo, rest)
         self._journal = Journal(None if path is None else Path(path), header)
         self._skipped: dict[str, str] = {}
         self._empty: dict[str, list[Report]] = {}
