@@ -194,6 +194,16 @@ def test_the_last_change_of_the_binding_knob_is_told_with_what_was_measured() ->
     assert "max_num_seqs = 8 binds" in str(why)
 
 
+def test_silence_after_a_change_takes_nothing_from_the_tokens_per_second_it_brought() -> None:
+    events = [*waiting_by_cap(10, 0, 0.1), change(10.5), *waiting_by_cap(10, 11, 0.8)]
+    at_once, later = (explain(events, Knobs(max_num_seqs=8), now=t) for t in (21, 28))
+    assert at_once.ttft is not None
+    assert later.ttft is not None
+    assert at_once.ttft.effect is not None
+    assert later.ttft.effect is not None
+    assert later.ttft.effect.generated_per_s[1] == at_once.ttft.effect.generated_per_s[1]
+
+
 def test_a_knob_that_was_turned_far_enough_binds_no_more() -> None:
     calm = [
         event

@@ -41,6 +41,8 @@ _SAMPLES = 32_768
 _CHANGES = 200
 _ENOUGH = 5
 """Samples on both sides of a knob's change before its effect is told."""
+_SPAN_S = 1.0
+"""Tokens are counted per second over so much at least."""
 _WORTH_NAMING = 0.25
 """A knob binds where the part that it rules is so much of the p95."""
 
@@ -111,18 +113,18 @@ class WhyFold:
         self._lock = threading.Lock()
         self._spending = Spending()
         self._firsts = Samples(2 + len(CAUSES), _SAMPLES)  # t, TTFT, its parts
-        self._gaps = Samples(2 + len(CAUSES), _SAMPLES)  # t, gap, its parts
-        self._tokens = Samples(2, _SAMPLES)
+        self._gaps = Samples(3 + len(CAUSES), _SAMPLES)  # t, gap, its parts, tokens behind it
+        self._others = Samples(2, _SAMPLES)  # t, tokens that came with a first one
         self._changes: deque[KnobsChanged] = deque(maxlen=_CHANGES)
         self._last = 0.0
 
     def __call__(self, event: Event) -> None:
         """Fold one event; those that say nothing about time are passed over."""
         with self._lock:
-            self._last = max(self._last, event.t)
+            if event.t > self._last:
+                self._last = event.t
             if isinstance(event, TokensEmitted):
-                self._tokens.append(event.t, event.n)
-                self._deliver(event)
+                self._deliver(event, event.n)
             elif isinstance(event, StepRecorded):
                 self._spending.step(event.record)
             elif isinstance(event, Submitted):
@@ -133,7 +135,7 @@ class WhyFold:
             elif isinstance(event, Dispatched):
                 self._spending.dispatch(event.request_id, event.t)
             elif isinstance(event, FirstToken):
-                self._deliver(event)
+                self._deliver(event, 0)
             elif isinstance(event, Finished | Rejection):
                 self._spending.end(event.request_id)
             elif isinstance(event, KnobsChanged):
@@ -147,12 +149,12 @@ class WhyFold:
             after = min((until, *last.values())) - window_s  # both sides of each knob's last change
             firsts = self._firsts.window(after, until)
             gaps = self._gaps.window(after, until)
-            tokens = self._tokens.window(after, until)
+            others = self._others.window(after, until)
             changes = list(self._changes)
             waiting = Counter(
                 CAUSES[spent.cause] for spent in self._spending.live.values() if not spent.told
             )
-        measured = _Measured(firsts, gaps, tokens, changes, knobs, until, window_s)
+        measured = _Measured(firsts, gaps, others, changes, knobs, until, window_s)
         return Why(
             t=until,
             window_s=window_s,
@@ -166,11 +168,18 @@ class WhyFold:
         with self._lock:
             return list(self._changes)
 
-    def _deliver(self, event: FirstToken | TokensEmitted) -> None:
+    def _deliver(self, event: FirstToken | TokensEmitted, tokens: int) -> None:
         span = self._spending.deliver(event.request_id, event.t)
-        if span is not None:
-            first, length, parts = span
-            (self._firsts if first else self._gaps).append(event.t, length, *parts)
+        if span is None:
+            self._others.append(event.t, tokens)
+            return
+        first, length, parts = span
+        if not first:
+            self._gaps.append(event.t, length, *parts, tokens)
+            return
+        self._firsts.append(event.t, length, *parts)
+        if tokens:
+            self._others.append(event.t, tokens)
 
 
 def explain(
@@ -219,14 +228,16 @@ class _Measured:
         self,
         firsts: NDArray[np.float64],
         gaps: NDArray[np.float64],
-        tokens: NDArray[np.float64],
+        others: NDArray[np.float64],
         changes: list[KnobsChanged],
         knobs: Knobs,
         until: float,
         window_s: float,
     ) -> None:
-        self._spans = {"TTFT": firsts, "ITL": gaps}
-        self._tokens = tokens
+        import numpy as np
+
+        self._spans = {"TTFT": firsts, "ITL": gaps[:, :-1]}
+        self._tokens = np.concatenate((others, gaps[:, [0, -1]]))
         self._changes = changes
         self._knobs = knobs
         self._until = until
@@ -294,9 +305,10 @@ class _Measured:
 
 
 def _span(rows: NDArray[np.float64], side: tuple[float, float]) -> float:
-    """Seconds to divide by: a session younger than the window has not had all of it."""
-    start = max(side[0], float(rows[:, 0].min())) if len(rows) else side[0]
-    return max(side[1] - start, 1e-9)
+    """Seconds to divide by, from the first tokens to the last: what was idle before them or since
+    says nothing of a knob."""
+    first, last = (float(rows[:, 0].min()), float(rows[:, 0].max())) if len(rows) else side
+    return last - first if last - first >= _SPAN_S else max(side[1] - first, 1e-9)
 
 
 def _p95(rows: NDArray[np.float64]) -> float | None:
