@@ -300,3 +300,21 @@ def test_a_panel_is_read_zoomed_and_its_lines_switched_by_keys_that_reach_no_not
     )
     shown.page.wait_for_function(hidden)
     assert shown.page.evaluate("() => window.leaked") == 3  # the shift key itself, three times
+
+
+def test_a_legend_that_took_two_rows_is_above_its_plot_again_once_there_is_room() -> None:
+    with screen(Desk.lay(), 570) as shown:
+        shown.start()
+        play(shown, 3)
+        gap = (
+            "() => { const panel = document.querySelector('[data-llmserve=panel-goodput]');"
+            "const box = (part) => panel.querySelector(part).getBoundingClientRect();"
+            "return box('.bglayer .bg, .plotclip rect, .cartesianlayer .gridlayer').top"
+            " - box('g.legend').bottom; }"
+        )
+        assert shown.page.evaluate(gap) > -6
+        shown.page.set_viewport_size({"width": 1920, "height": 1300})
+        play(shown, 1)
+        shown.page.wait_for_timeout(1000)
+        play(shown, 3)
+        assert shown.page.evaluate(gap) > -6

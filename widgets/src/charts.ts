@@ -2,7 +2,7 @@
 
 import Plotly from "plotly.js-basic-dist-min";
 import { Cursor } from "./cursor.ts";
-import { ceiling, layout, markTrace, PANEL_HEIGHT, range, reading, traces, type View } from "./layout.ts";
+import { ceiling, layout, lineKey, markTrace, PANEL_HEIGHT, range, reading, traces, type View } from "./layout.ts";
 import type { Mark, Panel } from "./messages.ts";
 import type { Page } from "./page.ts";
 import { picture, type Figure } from "./picture.ts";
@@ -16,6 +16,10 @@ const DUTY = 0.4;
 const SLICE_MS = 1;
 const PICTURE_WIDTH = 400;
 const CONFIG = { displayModeBar: false, responsive: false };
+
+interface PlotlyElement {
+  on(event: string, callback: (event: { curveNumber: number }) => boolean): void;
+}
 
 export interface Content {
   rows: Rows;
@@ -39,6 +43,10 @@ export class Charts {
 
   #paused: number | undefined;
   #zoom: [number, number] | undefined;
+  /** Lines that are switched off, by `lineKey`. */
+  readonly #off = new Set<string>();
+  /** The width that each panel was laid out for. */
+  readonly #widths = new Map<HTMLElement, number>();
 
   constructor(page: Page) {
     this.#page = page;
@@ -46,7 +54,7 @@ export class Charts {
       scale: () => this.#scale(),
       zoom: (zoom) => this.zoom(zoom),
       read: (el, t) => this.#read(el, t),
-      toggle: (el, line) => clickLegend(el, line),
+      toggle: (el, line) => this.#toggle(el, line),
     });
   }
 
@@ -74,8 +82,21 @@ export class Charts {
   }
 
   #read(el: HTMLElement, t: number): string {
-    const panel = this.#content?.panels.find((each) => this.#page.panels.get(each.id) === el);
+    const panel = this.#panel(el);
     return panel ? reading(panel, this.#content!.columns, this.#content!.rows.at(t)) : "";
+  }
+
+  #panel(el: HTMLElement): Panel | undefined {
+    return this.#content?.panels.find((each) => this.#page.panels.get(each.id) === el);
+  }
+
+  #toggle(el: HTMLElement, place: number): void {
+    const panel = this.#panel(el);
+    const line = panel?.lines[place];
+    if (!panel || !line) return;
+    const key = lineKey(panel, line);
+    if (!this.#off.delete(key)) this.#off.add(key);
+    this.#again();
   }
 
   #window(): Pick<View, "now" | "window" | "zoom"> {
@@ -140,13 +161,27 @@ export class Charts {
     while (this.#left.length && performance.now() - started < SLICE_MS) {
       const panel = this.#left.shift()!;
       const [figure] = this.#figures(this.#content, [panel], theme, width);
-      void Plotly.react(this.#page.panels.get(panel.id)!, figure!.data, figure!.layout, CONFIG);
+      this.#plot(this.#page.panels.get(panel.id)!, figure!, width);
     }
     this.#took += performance.now() - started;
     if (this.#left.length) return this.#request();
     this.#drawn = this.#look();
     this.#notBefore = performance.now() + this.#took * (1 / DUTY - 1);
     if (this.#stale) this.#schedule();
+  }
+
+  /** Laid out afresh for another width: else a legend that took two rows stays where it was. */
+  #plot(el: HTMLElement, { data, layout }: Figure, width: number): void {
+    if (this.#widths.get(el) === width) return void Plotly.react(el, data, layout, CONFIG);
+    this.#widths.set(el, width);
+    Plotly.purge(el);
+    void Plotly.newPlot(el, data, layout, CONFIG);
+    const plot = el as unknown as PlotlyElement;
+    plot.on("plotly_legendclick", ({ curveNumber }) => {
+      this.#toggle(el, curveNumber);
+      return false; // drawn by us, and so that it stays
+    });
+    plot.on("plotly_legenddoubleclick", () => false);
   }
 
   /** What is scrolled away is drawn once it comes into sight. */
@@ -157,10 +192,10 @@ export class Charts {
 
   #figures(content: Content, panels: Panel[], theme: Theme, width: number): Figure[] {
     return panels.map((panel) => {
-      const view: View = { panel, theme, width, ...this.#window(), marks: content.marks };
+      const view: View = { panel, theme, width, ...this.#window(), marks: content.marks, off: this.#off };
       const [start, end] = range(view);
       const span = content.rows.between(start, end);
-      const top = ceiling(span, panel, content.columns);
+      const top = ceiling(span, { ...panel, lines: panel.lines.filter((line) => !this.#off.has(lineKey(panel, line))) }, content.columns);
       return {
         data: [...traces(view, span, content.columns), markTrace(view, top)],
         layout: layout(view, top),
@@ -171,12 +206,6 @@ export class Charts {
   #look(): string {
     const theme = readTheme(this.#page.probe);
     const place = Math.round(this.#page.root.getBoundingClientRect().top / PANEL_HEIGHT);
-    return [this.#page.panelWidth, this.#page.window, theme.paper, theme.text, place].join();
+    return [this.#page.panelWidth, window.innerHeight, this.#page.window, theme.paper, theme.text, place].join();
   }
-}
-
-/** As a click would: plotly then keeps a line switched off whatever is drawn anew. */
-function clickLegend(el: HTMLElement, line: number): void {
-  const entry = el.querySelectorAll(".legendtoggle")[line];
-  for (const type of ["mousedown", "mouseup"]) entry?.dispatchEvent(new MouseEvent(type, { bubbles: true, view: window }));
 }

@@ -1,7 +1,7 @@
 // What plotly is told to draw, as plain values. Pure.
 
 import type { Data, Layout } from "plotly.js-basic-dist-min";
-import type { KnobValue, Mark, Panel } from "./messages.ts";
+import type { KnobValue, Line, Mark, Panel } from "./messages.ts";
 import type { Span } from "./rows.ts";
 import type { Theme } from "./theme.ts";
 import { thin } from "./thin.ts";
@@ -21,6 +21,12 @@ export interface View {
   marks: Mark[];
   /** A span of time chosen on the page, instead of the newest `window` seconds. */
   zoom?: [number, number] | undefined;
+  /** Lines that are switched off, by `lineKey`. */
+  off?: ReadonlySet<string>;
+}
+
+export function lineKey(panel: Panel, line: Line): string {
+  return `${panel.id}/${line.column}`;
 }
 
 export function traces(view: View, span: Span, columns: string[]): Data[] {
@@ -31,6 +37,7 @@ export function traces(view: View, span: Span, columns: string[]): Data[] {
       type: "scatter",
       mode: "lines",
       name: line.label,
+      visible: view.off?.has(lineKey(panel, line)) ? "legendonly" : true,
       x: points.x,
       y: points.y,
       connectgaps: false,
@@ -89,7 +96,6 @@ export function layout(view: View, top: number): Layout {
       font: { size: 10 }, bgcolor: "rgba(0,0,0,0)",
     },
     hovermode: "closest",
-    uirevision: "kept", // lines that were switched off in the legend stay off
     xaxis: {
       ...axis,
       range: range(view),

@@ -11,7 +11,7 @@ export const WINDOWS: [number, string][] = [[30, "30 s"], [120, "2 min"], [600, 
 const STATE_WORDS: Record<State, string> = {
   waiting: "asking the kernel …",
   live: "live",
-  silent: "no figures from the kernel",
+  silent: "no figures from the kernel; if it was restarted, run its cells again",
   ended: "ended",
 };
 
@@ -56,6 +56,7 @@ const CSS = `
 .llmserve-dash td { text-align: left; padding: 1px 8px; white-space: nowrap; color: inherit; background: transparent; }
 .llmserve-dash tbody tr { cursor: pointer; background: transparent; }
 .llmserve-dash tbody tr.selected { background: rgba(22, 104, 179, .28); }
+@container (max-width: 700px) { .llmserve-dash th, .llmserve-dash td { padding-left: 4px; padding-right: 4px; } }
 .llmserve-dash .waterfall { margin-top: 6px; min-height: 84px; }
 .llmserve-dash .fall-bar { position: relative; height: 18px; margin-top: 4px; background: var(--jp-layout-color1, #f5f5f5); overflow: hidden; }
 .llmserve-dash .fall-bar span { position: absolute; top: 0; height: 18px; min-width: 1px; }

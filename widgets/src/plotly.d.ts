@@ -11,6 +11,7 @@ declare module "plotly.js-basic-dist-min" {
   }
   const Plotly: {
     react(el: HTMLElement, data: Data[], layout: Layout, config: Config): Promise<unknown>;
+    newPlot(el: HTMLElement, data: Data[], layout: Layout, config: Config): Promise<unknown>;
     purge(el: HTMLElement): void;
     toImage(figure: { data: Data[]; layout: Layout }, options: Picture): Promise<string>;
   };

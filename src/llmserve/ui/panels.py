@@ -52,7 +52,7 @@ def panels(
     devices: tuple[DeviceSampled, ...], flow: Flow, slo_ms: float = 1000.0
 ) -> tuple[Panel, ...]:
     """Those that have something to tell here: refusals once there are some, power of a GPU."""
-    goodput = Line("goodput", f"TTFT within {slo_ms:g} ms")
+    goodput = Line("goodput", f"TTFT ≤ {slo_ms:g} ms")
     made = [
         Panel("ttft", "Time to first token", "ms", _percentiles("ttft", 50, 95, 99), brief=True),
         Panel("itl", "Between tokens", "ms", _percentiles("itl", 50, 95), brief=True),
@@ -61,7 +61,7 @@ def panels(
             "throughput", "Throughput", "tokens/s",
             (Line("generated_rate", "generated"), Line("prompt_rate", "prompt")), brief=True,
         ),
-        Panel("goodput", "Goodput", "requests/s", (goodput, Line("finished", "all finished"))),
+        Panel("goodput", "Goodput", "requests/s", (goodput, Line("finished", "finished"))),
         Panel(
             "requests", "In flight", "requests",
             (Line("running", "running"), Line("waiting", "waiting")), step=True, brief=True,
@@ -69,7 +69,7 @@ def panels(
         _waiting_panel(flow),
         Panel(
             "batch", "Batch fill", "%",
-            (Line("token_fill", "of the token budget"), Line("seq_fill", "of the places")),
+            (Line("token_fill", "token budget"), Line("seq_fill", "places")),
             total=100, brief=True,
         ),
         Panel("step", "Engine step", "ms", _percentiles("step", 50, 95)),

@@ -220,7 +220,7 @@ class TapeLog:
     def _add_step(self, record: StepRecord) -> None:
         prefill = record.prefill_tokens
         start = record.start_s - self.t0
-        counts = (record.index, prefill, sum(row.tokens for row in record.rows) - prefill)
+        counts = (record.index, prefill, record.computed_tokens - prefill)
         self._steps.append(
             _STEP.pack(start, record.duration_s, *counts, record.waiting, record.kv_used_tokens)
         )
