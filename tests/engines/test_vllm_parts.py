@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
 import msgspec
+import psutil
 import pydantic
 import pytest
 
@@ -15,6 +18,7 @@ from llmserve import engines
 from llmserve.clock import MonotonicClock
 from llmserve.core import StepRow
 from llmserve.engines import EngineError
+from llmserve.engines.processes import end
 from llmserve.engines.vllm.birth import OptionRefused, refusal, start_failure
 from llmserve.engines.vllm.launch import Launch
 from llmserve.engines.vllm.options import CPU_KV_BYTES, TIGHT_JSON, parse
@@ -167,6 +171,43 @@ def test_the_last_words_begin_with_the_first_cause() -> None:
     launch.remove()
     assert launch.last_words() == ""
     assert not launch.folder.exists()
+
+
+KERNEL = """
+import multiprocessing, sys, threading, time
+from llmserve.engines.vllm.launch import Launch
+
+def main():
+    launch = Launch()
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    def begin():
+        with launch.surroundings():
+            child.start()
+    starting = threading.Thread(target=begin)
+    starting.start()
+    starting.join()
+    print(child.pid, launch.folder, flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_a_kernel_killed_before_its_engine_watches_leaves_no_process_and_no_folder(
+    tmp_path: Path,
+) -> None:
+    """The child never gets as far as to unpickle a `Watch`."""
+    script = tmp_path / "killed.py"
+    script.write_text(KERNEL)
+    kernel = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    with kernel:
+        assert kernel.stdout is not None
+        pid, folder = kernel.stdout.readline().split()
+        child = psutil.Process(int(pid))
+        kernel.kill()
+    assert end([child], 20, by=lambda _: None, patience_s=0) == []
+    assert not Path(folder).exists()
 
 
 def test_a_message_that_only_points_at_the_log_makes_way_for_it() -> None:

@@ -28,13 +28,25 @@ from typing import ClassVar
 import psutil
 
 from llmserve.engines.processes import MARK, is_gone, mark
-from llmserve.engines.vllm.parent_watch import FOLDER_PREFIX
+from llmserve.engines.vllm.parent_watch import FOLDER_PREFIX, early
 
 LAST_LINES = 20
 _OWNER = "owner"
 _TAG = re.compile(r"^(\(.*?pid=\d+\) )?(ERROR [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
 _LINKS = ("During handling of the above", "The above exception was")
 """Between two tracebacks of one chain."""
+
+_PYTHON = """\
+#!/bin/sh
+first={first}
+for one; do
+  shift
+  case $one in "from multiprocessing.spawn "*) one="$first; $one" ;; esac
+  set -- "$@" "$one"
+done
+{mark} exec {python} "$@" </dev/null >>{log} 2>&1
+"""
+"""Starts a child as multiprocessing asks, with what is ours before that."""
 
 
 class Launch:
@@ -51,10 +63,15 @@ class Launch:
         """Set when nobody waits for the start any more: it must not leave an engine behind."""
         self._log = self.folder / "log"
         self._python = self.folder / "python"
+        watch = self.folder / "watch.py"
+        watch.write_text(early(os.getpid(), self.folder))
         self._python.write_text(
-            f"#!/bin/sh\n{MARK}={shlex.quote(mark())} "
-            f'exec {shlex.quote(sys.executable)} "$@" '
-            f"</dev/null >>{shlex.quote(str(self._log))} 2>&1\n"
+            _PYTHON.format(
+                first=shlex.quote(f"exec(open({str(watch)!r}).read())"),
+                mark=f"{MARK}={shlex.quote(mark())}",
+                python=shlex.quote(sys.executable),
+                log=shlex.quote(str(self._log)),
+            )
         )
         self._python.chmod(0o700)
 

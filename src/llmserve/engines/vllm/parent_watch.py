@@ -42,6 +42,28 @@ def arm(kernel: str) -> Watch:
 _NAME = "llmserve-parent-watch"
 
 
+EARLY = """\
+import os, shutil, threading, time
+
+def watch():
+    while os.getppid() == {kernel}:
+        if any(one.name == {name!r} for one in threading.enumerate()):
+            return
+        time.sleep({poll_s})
+    shutil.rmtree({folder!r}, ignore_errors=True)
+    os._exit(1)
+
+threading.Thread(target=watch, daemon=True).start()
+"""
+"""Of the engine process's first seconds: it imports vLLM before it unpickles a `Watch`, and has
+nothing to end in order then."""
+
+
+def early(kernel: int, folder: Path) -> str:
+    """Python for a child of the kernel to run before all else."""
+    return EARLY.format(kernel=kernel, name=_NAME, poll_s=POLL_S, folder=str(folder))
+
+
 def _armed() -> bool:
     return any(thread.name == _NAME for thread in threading.enumerate())
 
