@@ -303,6 +303,10 @@ class Applied:
         step = "" if self.adopted_step is None else f" at step {self.adopted_step}"
         return f"{'; '.join(parts)}{step} ({self.ms:.1f} ms)"
 
+    def _repr_pretty_(self, page: Any, cycle: bool) -> None:
+        """As a cell's last line."""
+        page.text(str(self))
+
 
 class KnobBoard:
     """The current knobs, and who wants to hear of a change. Any thread may read or update."""

@@ -11,7 +11,8 @@ from typing import Protocol, cast
 from llmserve.announcer import Announcer
 from llmserve.clock import Clock
 from llmserve.engines import Engine
-from llmserve.knobs import SPECS, Applied, KnobBoard, KnobError, differences
+from llmserve.engines.ceilings import clamp
+from llmserve.knobs import SPECS, Applied, KnobBoard, KnobError, Knobs, differences
 from llmserve.scheduler import Scheduler
 from llmserve.user_policy import Choice, PolicyError, UserPolicy
 
@@ -55,15 +56,20 @@ class Tuner:
             if asked.policy == "custom" and self._scheduler.user_policy is None:
                 raise KnobError("policy", "register a function first, with @session.policy")
             applied = Applied(values=asked, changed=differences(before, asked))
-            if any(SPECS[name].layer == "engine" for name in applied.changed) and up:
-                engine_part = await self._engine.apply(asked)
-                applied = replace(engine_part, changed=differences(before, engine_part.values))
+            if any(SPECS[name].layer == "engine" for name in applied.changed):
+                part = await self._engine.apply(asked) if up else self._later(asked)
+                applied = replace(part, changed=differences(before, part.values))
             self._board.update({name: after for name, (_, after) in applied.changed.items()})
             if evict and up:
                 applied = replace(applied, evicted=await cast("Evicts", self._engine).evict())
             applied = replace(applied, ms=(self._clock.now() - started) * 1e3)
             self._tell.changed(applied, source)
         return applied
+
+    def _later(self, asked: Knobs) -> Applied:
+        """Adopted when the engine comes up, but who asks for too much is told now."""
+        values, clamps = clamp(asked, self._engine.info.ceilings)
+        return Applied(values=values, changed={}, clamped=clamps)
 
     async def adopt(self) -> None:
         """Hand all knobs to an engine that has just started."""

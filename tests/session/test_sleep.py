@@ -129,3 +129,15 @@ def test_an_engine_that_cannot_pause_says_so() -> None:
         for turn in (session.pause, session.resume):
             with pytest.raises(ParamError, match="simulator engine cannot pause; vllm can"):
                 turn()
+
+
+def test_a_knob_set_too_high_while_it_sleeps_is_clamped_at_once_and_told() -> None:
+    with llmserve.serve(**SIMULATED, max_num_seqs_ceiling=8) as session:
+        session.sleep()
+        applied = session.set(max_num_seqs=99, max_active=3)
+        assert [(clamp.name, clamp.asked, clamp.got) for clamp in applied.clamped] == [
+            ("max_num_seqs", 99, 8)
+        ]
+        assert session.knobs.max_num_seqs == 8
+        session.wake()
+        assert (session.knobs.max_num_seqs, session.knobs.max_active) == (8, 3)
