@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmserve.core import SamplingParams
 from llmserve.engines.torch import sampling
-from llmserve.engines.torch.sampling import Draws, draw
+from llmserve.engines.torch.sampling import Draws, draw, pick
 
 VOCAB = 500
 
@@ -227,3 +227,42 @@ def test_min_tokens_forbids_every_end_until_then() -> None:
         one.see(tokens[0])
         drawn += tokens
     assert drawn == [3, 3, 8]
+
+
+def test_on_a_device_that_runs_behind_a_draw_waits_for_nothing_but_its_result() -> None:
+    """On `meta` there are no values: whatever asks for one before `fetch` fails."""
+    meta = torch.device("meta")
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0}, {}, {"top_p": 0.5}, {"top_k": 7, "min_p": 0.1, "logprobs": 3},
+        {"temperature": 0, "logit_bias": ((3, 5.0),)}, {"presence_penalty": 1.0},
+        {"min_tokens": 5, "stop_token_ids": (4,)},
+    ]
+    rows = [row(**kind) for kind in kinds]
+    rows.append(Draws(SamplingParams(), 0, matcher=Anything()))  # type: ignore[arg-type]  # its part
+    rows[5].see_prompt([1, 2], VOCAB, meta)
+    drawn = pick(torch.empty(len(rows), VOCAB, device=meta), rows)
+    assert drawn.tokens.shape == (len(rows),)
+    assert [one.shape for one in drawn.logprobs] == [(1,), (1, 3), (1, 3)]
+    rows[5].see(9)
+    with pytest.raises(NotImplementedError):
+        draw(torch.empty(1, VOCAB, device=meta), rows[:1])
+
+
+class Anything:
+    """A form that allows all."""
+
+    def bits(self) -> bytes:
+        return b"\xff" * (-(-VOCAB // 32) * 4)
+
+
+def test_what_is_drawn_among_all_is_what_is_drawn_among_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a GPU, which looks at all at once, says what a CPU says."""
+    kinds: list[dict[str, Any]] = [{"top_p": 0.9}, {"top_k": 40, "top_p": 0.95}, {"top_k": 3}]
+    scores, replies = logits(3, vocab=5000), []
+    for few in (16, 5000):
+        monkeypatch.setattr(sampling, "FEW", few)
+        rows = [row(seed=i, **kind) for i, kind in enumerate(kinds)]
+        replies.append([draw(scores, rows)[0] for _ in range(40)])
+    assert replies[0] == replies[1]

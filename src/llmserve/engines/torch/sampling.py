@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from llmserve.core import SamplingParams, TokenLogprob
 from llmserve.engines.torch.grammar import Matcher, forbidden
+from llmserve.engines.torch.transfer import fetch, upload
 
 FEW = 256
 """Candidates looked at first for top_p; where they do not hold its mass, all are sorted."""
@@ -73,10 +75,13 @@ class Draws:
     def shape(self, logits: Tensor) -> Tensor:
         """The row's logits as its penalties, biases and least length make them."""
         logits = self.penalise(logits) if self.penalised else logits.clone()
+        if self._ends.device != logits.device:
+            own = (self._ends, self._biased, self._bias)
+            self._ends, self._biased, self._bias = (upload(one, logits.device) for one in own)
         if len(self._biased):
-            logits.index_add_(0, self._biased.to(logits.device), self._bias.to(logits.device))
+            logits.index_add_(0, self._biased, self._bias)
         if self._drawn < self._min_tokens:
-            logits[self._ends.to(logits.device)] = -math.inf
+            logits.index_fill_(0, self._ends, -math.inf)
         return logits
 
     def penalise(self, logits: Tensor) -> Tensor:
@@ -93,50 +98,84 @@ class Draws:
         return torch.rand((), generator=self.generator).item()
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What was drawn, where it was drawn: on a GPU nothing of it has been waited for."""
+
+    tokens: Tensor
+    asking: list[int]
+    """Rows that want log-probabilities: of the drawn token, then the likeliest and their ids."""
+    logprobs: tuple[Tensor, ...] = ()
+
+
 def draw(logits: Tensor, rows: Sequence[Draws]) -> tuple[list[int], list[TokenLogprob | None]]:
     """The next token of each row of `logits` (float32), and its log-probability where asked."""
+    drawn = pick(logits, rows)
+    told: list[TokenLogprob | None] = [None] * len(rows)
+    tokens, *asked = fetch(drawn.tokens, *drawn.logprobs)
+    if asked:
+        for i, logprob, values, ids in zip(drawn.asking, *asked, strict=True):
+            count = rows[i].params.logprobs or 0
+            top = tuple(zip(ids[:count], values[:count], strict=True))
+            told[i] = TokenLogprob(tokens[i], logprob, top)
+    return tokens, told
+
+
+def pick(logits: Tensor, rows: Sequence[Draws]) -> Drawn:
+    """`draw`, without a wait for the device."""
     if all(row.plain for row in rows):
-        return logits.argmax(-1).tolist(), [None] * len(rows)
-    shaped = logits
-    changed = [i for i, row in enumerate(rows) if row.shaped]
-    matchers = {i: row.matcher for i, row in enumerate(rows) if row.matcher is not None}
-    if changed or matchers:
-        shaped = logits.clone()
-        for i in changed:
-            shaped[i] = rows[i].shape(logits[i])
-    if matchers:
-        never = forbidden([*matchers.values()], logits.shape[-1]).to(logits.device)
-        held = [*matchers]
-        shaped[held] = shaped[held].masked_fill(never, -math.inf)
+        return Drawn(logits.argmax(-1), [])
+    device = logits.device
+    shaped = _shape(logits, rows)
     tokens = shaped.argmax(-1)
     random = [i for i, row in enumerate(rows) if not row.greedy]
     cut = [i for i in random if rows[i].params.top_k > 0 or rows[i].params.top_p < 1]
     whole = [i for i in random if i not in set(cut)]
     if whole:
-        tokens[whole] = _draw_whole(_warm(shaped, rows, whole), _uniforms(logits, rows, whole))
+        drawn = _draw_whole(_warm(shaped, rows, whole), _uniforms(logits, rows, whole))
+        tokens[upload(whole, device)] = drawn
     if cut:
         params = [rows[i].params for i in cut]
         warm = _warm(shaped, rows, cut)
-        tokens[cut] = _draw_cut(warm, params, _uniforms(logits, rows, cut))
-    return tokens.tolist(), _logprobs(logits, tokens, rows)
+        drawn = _draw_cut(warm, params, _uniforms(logits, rows, cut))
+        tokens[upload(cut, device)] = drawn
+    asking = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+    return Drawn(tokens, asking, _logprobs(logits, tokens, rows, asking) if asking else ())
+
+
+def _shape(logits: Tensor, rows: Sequence[Draws]) -> Tensor:
+    """The logits as penalties, biases and forms make them; the given ones stay as they are."""
+    changed = [i for i, row in enumerate(rows) if row.shaped]
+    matchers = {i: row.matcher for i, row in enumerate(rows) if row.matcher is not None}
+    if not changed and not matchers:
+        return logits
+    shaped = logits.clone()
+    for i in changed:
+        shaped[i] = rows[i].shape(logits[i])
+    if matchers:
+        never = upload(forbidden([*matchers.values()], logits.shape[-1]), logits.device)
+        held = upload([*matchers], logits.device)
+        shaped[held] = shaped[held].masked_fill_(never, -math.inf)
+    return shaped
 
 
 def _warm(logits: Tensor, rows: Sequence[Draws], picked: list[int]) -> Tensor:
     """The picked rows, divided by their temperatures, their highest logit at 0."""
-    temperatures = torch.tensor([rows[i].params.temperature for i in picked], device=logits.device)
-    picked_logits = logits if len(picked) == len(rows) else logits[picked]
+    device = logits.device
+    temperatures = upload([rows[i].params.temperature for i in picked], device)
+    picked_logits = logits if len(picked) == len(rows) else logits[upload(picked, device)]
     # The highest first, and a floor: a tiny temperature must not divide to infinity.
     picked_logits = picked_logits - picked_logits.amax(-1, keepdim=True)
     warm = picked_logits / temperatures.clamp_min(1e-5)[:, None]
     shares = [rows[i].params.min_p for i in picked]
     if any(shares):
-        least = torch.tensor([math.log(p) if p else -math.inf for p in shares])
-        warm.masked_fill_(warm < least.to(logits.device)[:, None], -math.inf)
+        least = upload([math.log(p) if p else -math.inf for p in shares], device)
+        warm.masked_fill_(warm < least[:, None], -math.inf)
     return warm
 
 
 def _uniforms(logits: Tensor, rows: Sequence[Draws], picked: list[int]) -> Tensor:
-    return torch.tensor([rows[i].uniform() for i in picked], device=logits.device)
+    return upload([rows[i].uniform() for i in picked], logits.device)
 
 
 def _draw_whole(warm: Tensor, uniforms: Tensor) -> Tensor:
@@ -146,10 +185,12 @@ def _draw_whole(warm: Tensor, uniforms: Tensor) -> Tensor:
 def _draw_cut(warm: Tensor, params: Sequence[SamplingParams], uniforms: Tensor) -> Tensor:
     """Draw among the likeliest by top_k, and of these the least that hold a mass of top_p."""
     vocab_size, device = warm.shape[-1], warm.device
-    top_k = torch.tensor([min(p.top_k or vocab_size, vocab_size) for p in params], device=device)
-    top_p = torch.tensor([p.top_p for p in params], device=device)
+    top_k = upload([min(p.top_k or vocab_size, vocab_size) for p in params], device)
+    top_p = upload([p.top_p for p in params], device)
     limited = [min(p.top_k, vocab_size) for p in params if p.top_k]
     looked = min(vocab_size, max([FEW, *limited]))
+    if device.type != "cpu":
+        looked = vocab_size  # to ask whether few are enough is to wait for the device
     while True:
         values, ids = warm.topk(looked, -1)
         by_rank = torch.arange(looked, device=device) < top_k[:, None]
@@ -179,19 +220,10 @@ def _invert(mass: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _logprobs(
-    logits: Tensor, tokens: Tensor, rows: Sequence[Draws]
-) -> list[TokenLogprob | None]:
-    told: list[TokenLogprob | None] = [None] * len(rows)
-    asking = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
-    if not asking:
-        return told
-    logprobs = logits[asking].log_softmax(-1)
-    chosen = logprobs.gather(-1, tokens[asking][:, None])[:, 0].tolist()
+    logits: Tensor, tokens: Tensor, rows: Sequence[Draws], asking: list[int]
+) -> tuple[Tensor, ...]:
+    asked = upload(asking, logits.device)
+    logprobs = logits[asked].log_softmax(-1)
+    chosen = logprobs.gather(-1, tokens[asked][:, None])[:, 0]
     most = max(rows[i].params.logprobs or 0 for i in asking)
-    values, ids = logprobs.topk(min(most, logits.shape[-1]), -1)
-    tops = zip(ids.tolist(), values.tolist(), strict=True)
-    for i, logprob, (top_ids, top_values) in zip(asking, chosen, tops, strict=True):
-        count = rows[i].params.logprobs or 0
-        top = tuple(zip(top_ids[:count], top_values[:count], strict=True))
-        told[i] = TokenLogprob(int(tokens[i]), logprob, top)
-    return told
+    return chosen, *logprobs.topk(min(most, logits.shape[-1]), -1)
