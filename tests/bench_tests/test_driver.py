@@ -109,7 +109,8 @@ def test_the_report_equals_that_of_the_trace_that_was_written_meanwhile(tmp_path
     """TTFT, ITL, TPOT, E2E, queue, rates, goodput, fill: every figure, from the file alone."""
     world = World(max_num_seqs=4)
     path, slo = tmp_path / "run.jsonl", Slo(ttft_ms=400, tpot_ms=12)
-    load: dict[str, Any] = {"rate": 30.0, "duration_s": 5.0, "prompt_tokens": (5, 60), "max_tokens": (1, 30)}
+    load: dict[str, Any] = {"rate": 30.0, "duration_s": 5.0}
+    load |= {"prompt_tokens": (5, 60), "max_tokens": (1, 30)}
 
     async def main(world: World) -> Report:
         now = world.clock.now()
