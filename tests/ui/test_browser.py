@@ -259,10 +259,10 @@ def test_the_cursor_tells_the_figures_of_every_panel_at_its_time(shown: Shown) -
     figures = "[data-llmserve=panel-{}] [data-llmserve=cursor]"
     read = "e => [e.dataset.figures, getComputedStyle(e, '::before').content]"
     told, drawn = shown.page.locator(figures.format("memory")).evaluate(read)
-    assert told.endswith("\nin use by all 9 GiB")
-    assert "in use by all 9 GiB" in drawn
+    assert told.endswith("\nin use by all: 9")
+    assert "in use by all: 9" in drawn
     ttft, _ = shown.page.locator(figures.format("ttft")).evaluate(read)
-    assert ttft == "p50 100 ms\np95 100 ms\np99 100 ms"
+    assert ttft == "p50: 100\np95: 100\np99: 100"
 
 
 def test_a_panel_is_read_zoomed_and_its_lines_switched_by_keys_that_reach_no_notebook(

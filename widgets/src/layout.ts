@@ -110,12 +110,13 @@ export function layout(view: View, top: number): Layout {
   };
 }
 
-/** The figures of a panel at the cursor, a line each; what has no value then is left out. */
+/** The figures of a panel at the cursor, a line each, in the unit of its title; what has no value
+ * then is left out. */
 export function reading(panel: Panel, columns: string[], values: number[] | undefined): string {
   const lines = panel.lines.map((line) => [line.label, values?.[columns.indexOf(line.column)]] as const);
   return lines
     .filter(([, value]) => value !== undefined && Number.isFinite(value))
-    .map(([label, value]) => `${label} ${figure(value!)} ${panel.unit}`)
+    .map(([label, value]) => `${label}: ${figure(value!)}`)
     .join("\n");
 }
 

@@ -12,6 +12,7 @@ const STATES = ["waiting", "running", "done", "refused"] as const;
 type State = (typeof STATES)[number];
 
 const SPAN_LABELS: Record<string, string> = { queue: "queue", stall: "stall" };
+const STATES_OF_THEIR_OWN = ["waiting", "preempted"];
 const SPAN_COLORS: Record<string, string> = { queue: "#d1495b", stall: "#9e9e9e" };
 
 export class Requests {
@@ -175,7 +176,8 @@ function setOptions(select: HTMLSelectElement, any: string, values: string[]): v
 }
 
 function label(kind: string): string {
-  return SPAN_LABELS[kind] ?? (kindOf(kind).works ? kindOf(kind).label : `waiting, ${kindOf(kind).label}`);
+  const { label, works } = kindOf(kind);
+  return SPAN_LABELS[kind] ?? (works || STATES_OF_THEIR_OWN.includes(label) ? label : `waiting, ${label}`);
 }
 
 function color(kind: string): string {
