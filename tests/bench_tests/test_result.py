@@ -58,6 +58,12 @@ def test_a_result_shows_in_a_terminal_a_notebook_a_frame_and_markdown() -> None:
         assert word in result.to_markdown()
     frame = result.to_frame()
     assert frame.loc["ttft_p99", "runs"] == 3
+    assert result.itl.n > result.n
+    counts = frame["n"].to_dict()
+    assert counts["itl_p50"] == sum(run.itl.n for run in result.runs)
+    assert counts["ttft_p99"] == counts["requests_per_s"] == result.n
+    (line,) = [line for line in text.splitlines() if line.startswith("ITL")]
+    assert line.split()[1] == f"{result.itl.n:,}"
     assert frame["low"].to_dict()["ttft_p99"] < frame["mean"].to_dict()["ttft_p99"]
     assert frame.loc["generated_tokens_per_s", "run 2"] == pytest.approx(
         result.runs[1].generated_tokens_per_s

@@ -212,6 +212,22 @@ def test_refusals_of_one_side_are_told_beside_its_latencies() -> None:
     assert re.fullmatch(rf"B: not served: {refused} \w+, of 16 requests; .* of the others", told)
 
 
+def test_a_side_that_refuses_is_not_ranked_by_the_latencies_of_the_rest() -> None:
+    (found,) = compared(1, BUSY, 4, **OTHER)
+    few = [
+        msgspec.structs.replace(
+            run, n=run.n // 2, errors={"queue_full": run.n - run.n // 2},
+            ttft=msgspec.structs.replace(run.ttft, mean=(run.ttft.mean or 0) / 9),
+        )
+        for run in found.runs_b
+    ]  # fmt: skip
+    refusing = msgspec.structs.replace(found, runs_b=tuple(few))
+    shown = refusing.difference("ttft_mean")
+    assert shown is not None
+    assert shown.better == "B"
+    assert refusing.verdict.startswith("not ranked, for A served 100% of its requests and B 50%: ")
+
+
 def test_a_comparison_shows_everywhere_and_comes_back_from_json() -> None:
     (found,) = compared(1, BUSY, 3, **OTHER)
     text, page = str(found), found._repr_html_()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from lab.worlds import simulated
@@ -98,6 +99,24 @@ def test_a_point_that_is_shown_to_be_best_is_named() -> None:
     assert best.single is not None
     assert best.single.values == {"max_num_seqs": 8}
     assert str(found.best("ttft_mean")) == "best ttft_mean: max_num_seqs=8"
+
+
+def test_points_that_refuse_or_are_spoiled_are_not_ranked() -> None:
+    found = swept({"max_num_seqs": [1, 8]}, rounds=3)
+    assert found.best("ttft_mean").single is found.points[1]
+    one, eight = found.points
+    refused = [msgspec.structs.replace(run, n=4, errors={"queue_full": 12}) for run in eight.runs]
+    few = msgspec.structs.replace(eight, runs=tuple(refused))
+    sweep = msgspec.structs.replace(found, points=(one, few))
+    assert sweep.best("ttft_mean").single is None
+    assert "not ranked, points served 25% to 100% of their requests" in str(sweep)
+    assert sweep.best("generated_tokens_per_s").single is few, "of throughput nothing is hidden"
+    dirty = [msgspec.structs.replace(run, cached_tokens=60) for run in eight.runs]
+    spoiled = msgspec.structs.replace(
+        found, points=(one, msgspec.structs.replace(eight, runs=tuple(dirty)))
+    )
+    assert spoiled.best("generated_tokens_per_s").single is None
+    assert "not ranked, runs are spoiled" in str(spoiled)
 
 
 def test_one_round_ranks_nothing() -> None:

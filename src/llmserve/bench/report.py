@@ -28,6 +28,8 @@ CACHE_UNSEEN = (
     "cache: not seen, for the replies do not tell (those of vLLM do, with "
     "--enable-prompt-tokens-details)"
 )
+UNEVEN = 0.01
+"""Where shares of requests served are further apart, latencies are not of the same requests."""
 _STRAY = 0.01
 """Share of prompt tokens that may be cached beyond what the run's own prompts share."""
 
@@ -240,6 +242,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         if self.capped:
             remarks.append("more samples than are kept: percentiles are of the newest")
         return remarks
+
+
+def share_served(runs: Sequence[Report]) -> float:
+    sent = sum(run.sent for run in runs)
+    return sum(run.n for run in runs) / sent if sent else 1.0
 
 
 def not_served(runs: Sequence[Report]) -> list[str]:

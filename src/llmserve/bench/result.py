@@ -133,8 +133,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.decode(text, type=cls)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per figure: mean over runs, both ends of its interval, runs that measured it.
-        Seconds and counts; the runs' own figures are in the columns `run 1`, `run 2`, …"""
+        """A row per figure: mean over runs, both ends of its interval, runs that measured it, and
+        `n`, the samples of all runs (gaps of ITL, requests of the others). Seconds and counts; the
+        runs' own figures are in the columns `run 1`, `run 2`, …"""
         import pandas as pd
 
         runs = [run.figures() for run in self.runs]
@@ -144,15 +145,16 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
             ends = (None, None, None, 0)
             if found is not None:
                 ends = (found.value, found.low, found.high, found.n)  # type: ignore[assignment]  # values in place of none
-            rows[name] = [*ends, *(run[name] for run in runs)]
-        columns = ["mean", "low", "high", "runs", *(f"run {i + 1}" for i in range(len(runs)))]
+            rows[name] = [*ends, self._samples(name), *(run[name] for run in runs)]
+        columns = ["mean", "low", "high", "runs", "n", *(f"run {i + 1}" for i in range(len(runs)))]
         frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
         frame.attrs = {"workload": self.workload, "warnings": self.warnings()}
         return frame
 
     def to_markdown(self) -> str:
         """Two tables, as docs/benchmarks.md holds them."""
-        rows = [("", *COLUMNS), ("---", *("---:" for _ in COLUMNS)), *self._latency_rows()]
+        heads = ("n", *COLUMNS)
+        rows = [("", *heads), ("---", *("---:" for _ in heads)), *self._latency_rows()]
         parts = [
             *self._words(), "",
             *(f"| {name} | {value} |" for name, value in
@@ -183,9 +185,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         parts = [*self._words(), ""]
         parts += [f"{name:<26}{value:>20}" for name, value in self._rate_rows()]
-        parts += ["", f"{'ms':<8}" + "".join(f"{name:>18}" for name in COLUMNS)]
-        for name, *cells in self._latency_rows():
-            parts.append(f"{name:<8}" + "".join(f"{cell:>18}" for cell in cells))
+        parts += ["", f"{'ms':<6}{'n':>8}" + "".join(f"{name:>18}" for name in COLUMNS)]
+        for name, n, *cells in self._latency_rows():
+            parts.append(f"{name:<6}{n:>8}" + "".join(f"{cell:>18}" for cell in cells))
         return "\n".join(parts)
 
     def _repr_pretty_(self, page: Any, cycle: bool) -> None:
@@ -194,7 +196,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     def _repr_html_(self) -> str:
         words = "<br>".join(html.escape(line) for line in self._words())
         rates = "".join(f"<tr><th>{n}</th><td>{v}</td></tr>" for n, v in self._rate_rows())
-        head = "".join(f"<th>{name}</th>" for name in ("ms", *COLUMNS))
+        head = "".join(f"<th>{name}</th>" for name in ("ms", "n", *COLUMNS))
         body = "".join(
             f"<tr><th>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
             for name, *cells in self._latency_rows()
@@ -223,10 +225,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return [
             (
                 name if name == "queue" else name.upper(),
+                f"{self._latency(name).n:,}",
                 *(_cell(self.figure(f"{name}_{column}"), 1e3) for column in COLUMNS),
             )
             for name in LATENCIES
         ]
+
+    def _samples(self, figure: str) -> int:
+        latency = figure.rpartition("_")[0]
+        return self._latency(latency).n if latency in LATENCIES else self.n
 
     def _mean(self, name: str) -> float | None:
         found = self.figure(name)

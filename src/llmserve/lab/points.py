@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llmserve.bench.intervals import interval
-from llmserve.bench.report import Report, not_served, unseen
+from llmserve.bench.report import UNEVEN, Report, not_served, share_served, unseen
 from llmserve.figures import heat, lines
 from llmserve.lab.verdict import CONFIDENCE, HIGHER_IS_BETTER
 from llmserve.sketch import Sketch, sketch
@@ -55,21 +55,17 @@ class Best(msgspec.Struct, frozen=True, kw_only=True):
     leader: Point
     equals: tuple[Point, ...]
     """Those that cannot be told from the leader."""
-    few: bool = False
-    """There were too few rounds to tell any two points apart."""
-    spoiled: bool = False
-    """The client was the limit somewhere, or a cache helped."""
+    unfit: str | None = None
+    """Why no two points can be told apart at all."""
 
     @property
     def single(self) -> Point | None:
         """The best point, where it is shown to be better than every other."""
-        return None if self.equals or self.few or self.spoiled else self.leader
+        return None if self.equals or self.unfit else self.leader
 
     def __str__(self) -> str:
-        if self.spoiled:
-            return f"best {self.figure}: not ranked, runs are spoiled (see the warnings)"
-        if self.few:
-            return f"best {self.figure}: not ranked, one round tells nothing apart"
+        if self.unfit:
+            return f"best {self.figure}: not ranked, {self.unfit}"
         if not self.equals:
             return f"best {self.figure}: {self.leader.label}"
         others = ", ".join(point.label for point in self.equals)
@@ -111,10 +107,8 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
             few |= len(pairs) < 2
             if found is None or not found.excludes_zero:
                 equals.append(other)
-        spoiled = any(run.spoiled for point in points for run in point.runs)
-        return Best(
-            figure=figure, leader=leader, equals=tuple(equals), few=few, spoiled=spoiled
-        )
+        unfit = "one round tells nothing apart" if few else _unfit(points, figure)
+        return Best(figure=figure, leader=leader, equals=tuple(equals), unfit=unfit)
 
     def to_frame(self) -> pd.DataFrame:
         """A row per point: its values, each figure's mean over rounds with both ends of its
@@ -260,6 +254,16 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
             cells = [_text(interval(point.series(n)), _SCALES.get(n, 1e3)) for n in names]
             rows.append([*(str(point.values[axis]) for axis in axes), *cells])
         return rows
+
+
+def _unfit(points: list[Point], figure: str) -> str | None:
+    """Why these points are not to be ranked by this figure."""
+    if any(run.spoiled for point in points for run in point.runs):
+        return "runs are spoiled (see the warnings)"
+    shares = [share_served(point.runs) for point in points]
+    if figure not in HIGHER_IS_BETTER and max(shares) - min(shares) > UNEVEN:
+        return f"points served {min(shares):.0%} to {max(shares):.0%} of their requests"
+    return None
 
 
 def _text(found: Any, scale: float) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llmserve.bench.intervals import Interval, interval
-from llmserve.bench.report import Report, not_served, unseen
+from llmserve.bench.report import UNEVEN, Report, not_served, share_served, unseen
 from llmserve.figures import lines
 
 if TYPE_CHECKING:
@@ -171,6 +171,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         if not shown:
             return f"{NO_DIFFERENCE} between A ({self.a}) and B ({self.b}) in {self.pairs} pairs"
         words = "; ".join(str(found) for found in shown)
+        a, b = share_served(self.runs_a), share_served(self.runs_b)
+        if abs(a - b) > UNEVEN:
+            return f"not ranked, for A served {a:.0%} of its requests and B {b:.0%}: {words}"
         winners = {found.better for found in shown}
         if winners == {"B"}:
             return f"B ({self.b}) is better than A ({self.a}): {words}"
