@@ -169,6 +169,7 @@ def test_nothing_served_is_a_failure(server: Serving, capsys: pytest.CaptureFixt
         ("bench --url http://127.0.0.1:9/v1 --key-env PATH --api-key k", "not both"),
         ("sweep rate=1,2 --engine simulator --rate 3", "rate is an axis"),
         ("bench --engine simulator --knob max_num_seq=1", "did you mean max_num_seqs"),
+        ("bench --engine simulator --json - --markdown -", "not both"),
         ("bench --engine simulator --rate 0", "rate must be above 0"),
         ("compare fifo", "two settings, or --url twice"),
         ("compare --engine simulator fifo fastest", "policy"),

@@ -71,6 +71,8 @@ class Asked:
             raise ValueError("--own-process and --here are of a server to start, not of a --url")
         if not self.urls and (wrong := [name for name in _OF_A_URL if own[name]]):
             raise ValueError(f"--{wrong[0].replace('_', '-')} is of a --url")
+        if own["json"] == own["markdown"] == "-":
+            raise ValueError("standard output takes --json or --markdown, not both")
         if twice := self._axes.keys() & self._options.keys():
             name = min(twice)
             raise ValueError(f"{name} is an axis of the sweep: leave its option out")
