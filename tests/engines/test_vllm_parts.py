@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Literal
@@ -205,12 +206,21 @@ def test_the_last_words_begin_with_the_first_cause() -> None:
 
 
 KERNEL = """
-import multiprocessing, sys, threading, time
+import multiprocessing, os, sys, threading, time
 from llmserve.engines.vllm.launch import Launch
+from llmserve.engines.vllm.parent_watch import Watch
+
+def engine(folder, *carried):
+    while threading.active_count() != 2:  # this one, and whichever of the two watches
+        time.sleep(0.01)
+    (folder / "ready").touch()
+    time.sleep(60)
 
 def main():
     launch = Launch()
-    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    carried = [Watch(os.getpid())] * (sys.argv[1] == "watches")
+    told = (launch.folder, *carried)
+    child = multiprocessing.get_context("spawn").Process(target=engine, args=told)
     def begin():
         with launch.surroundings():
             child.start()
@@ -225,20 +235,25 @@ if __name__ == "__main__":
 """
 
 
-def test_a_kernel_killed_before_its_engine_watches_leaves_no_process_and_no_folder(
-    tmp_path: Path,
-) -> None:
-    """The child never gets as far as to unpickle a `Watch`."""
+@pytest.mark.parametrize("engine", ["watches", "imports"])
+def test_a_killed_kernel_leaves_no_process_and_no_folder(tmp_path: Path, engine: str) -> None:
+    """Be it that the engine has not got as far as to unpickle a `Watch`, and that nobody has
+    taken note of the kernel's end."""
     script = tmp_path / "killed.py"
     script.write_text(KERNEL)
-    kernel = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    kernel = subprocess.Popen([sys.executable, script, engine], stdout=subprocess.PIPE, text=True)
     with kernel:
         assert kernel.stdout is not None
         pid, folder = kernel.stdout.readline().split()
         child = psutil.Process(int(pid))
+        until = time.monotonic() + 60
+        while not Path(folder, "ready").exists():
+            assert time.monotonic() < until, "the engine's process never began"
+            time.sleep(0.01)
         kernel.kill()
-    assert end([child], 20, by=lambda _: None, patience_s=0) == []
-    assert not Path(folder).exists()
+        assert end([child], 20, by=lambda _: None, patience_s=0) == []
+        assert psutil.Process(kernel.pid).status() == psutil.STATUS_ZOMBIE
+        assert not Path(folder).exists()
 
 
 def test_a_message_that_only_points_at_the_log_makes_way_for_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -21,6 +22,7 @@ from llmserve.core import Outcome, Request, SamplingParams
 from llmserve.engines import EngineError
 from llmserve.engines.vllm.launch import sweep
 from llmserve.engines.vllm.parent_watch import FOLDER_PREFIX
+from llmserve.models import bundled_path
 from llmserve.session import Session
 from support.crowd import Watcher, collect_all, crowd
 from support.kernels import Kernel, gone, kernel
@@ -213,6 +215,18 @@ def test_a_start_that_fails_shows_the_engines_own_last_error(shared: Session) ->
 def test_a_model_that_is_not_there_is_said_in_the_cell() -> None:
     with pytest.raises(EngineError, match="/no/such/model"):
         llmserve.serve(engine="vllm", **OPTIONS | {"model": "/no/such/model"})
+
+
+def test_a_model_without_weights_is_told_by_the_worker_that_looked_for_them(
+    shared: Session, tmp_path: Path
+) -> None:
+    for file in Path(bundled_path()).iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, tmp_path)
+    with pytest.raises(EngineError, match="Cannot find any model weights") as told:
+        llmserve.serve(engine="vllm", **OPTIONS | {"model": str(tmp_path)})
+    assert "Engine core initialization failed" not in str(told.value)
+    assert len(str(told.value).splitlines()) < 25
 
 
 def test_an_option_that_vllm_has_not_is_refused_by_name() -> None:
