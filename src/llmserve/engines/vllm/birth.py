@@ -97,7 +97,7 @@ def refusal(error: Exception, args: Mapping[str, Any]) -> str:
         said = str(one["msg"]).removeprefix("Value error, ").strip()
         name = str(one["loc"][0]) if one["loc"] else ""
         where = name if name in args else f"{name} ({getattr(error, 'title', 'vLLM')})"
-        lines.setdefault(name, f"{where}: {said}, not {one['input']!r}" if name else said)
+        lines.setdefault(name, f"{where}: {said}, not {one['input']!r:.200}" if name else said)
     return "\n".join(lines.values())
 
 
