@@ -328,6 +328,20 @@ def test_sleep_wake_and_restart_say_what_was_done_and_status_says_what_to_do(
     assert served.ok("%llmserve ask --max-tokens 2 hello").shown
 
 
+def test_pause_and_resume_are_for_engines_that_can(
+    served: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for word in ("pause", "resume"):
+        assert "cannot pause; vllm can" in served.run(f"%llmserve {word}").red_line
+    turned: list[str] = []
+    session = served.ip.user_ns["session"]
+    monkeypatch.setattr(session, "pause", lambda: turned.append("pause"))
+    monkeypatch.setattr(session, "resume", lambda: turned.append("resume"))
+    assert "%llmserve resume" in served.ok("%llmserve pause").text
+    assert "goes on" in served.ok("%llmserve resume").text
+    assert turned == ["pause", "resume"]
+
+
 def test_evict_is_for_engines_that_can(served: Shell) -> None:
     line = served.run("%llmserve set max_num_seqs=2 --evict").red_line
     assert "leave evict out" in line

@@ -171,6 +171,14 @@ class Face:
         }
         show(cards.table(rows))
 
+    def _do_pause(self, args: argparse.Namespace) -> None:
+        self._need().pause()
+        show(note("The engine is paused: %llmserve resume."))
+
+    def _do_resume(self, args: argparse.Namespace) -> None:
+        self._need().resume()
+        show(note("The engine goes on."))
+
     def _do_sleep(self, args: argparse.Namespace) -> None:
         session = self._need()
         with Elapsed("Going to sleep") as line:

@@ -43,6 +43,8 @@ SUMMARIES = {
     "sweep": "measure every combination of knobs and loads, without a restart",
     "compare": "two settings in turns on the same arrivals, with a verdict",
     "url": "the addresses for clients",
+    "pause": "freeze the engine between two steps until resume (vLLM)",
+    "resume": "let a paused engine go on",
     "sleep": "give the engine's memory back until wake; requests wait meanwhile",
     "wake": "serve again after sleep",
     "restart": "start the engine anew; requests wait meanwhile",
