@@ -7,6 +7,7 @@ curves costs the cell's thread less than a millisecond a second, and stays when 
 from __future__ import annotations
 
 import html
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from llmserve.figures import INKS, Series, nice_ceiling
 
 _WIDTH, _PLOT, _GAP = 720, 120, 34
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 34, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 46, 40
 _TEXT, _FAINT, _GRID, _MARK = "#212121", "#616161", "#dddddd", "#9e9e9e"
 
 
@@ -75,8 +76,7 @@ class _Plot:
     def times(self, name: str) -> list[str]:
         floor = self._top + _PLOT
         parts = [_text((_LEFT + _WIDTH - _RIGHT) / 2, floor + 32, name, _FAINT, "middle")]
-        for k in range(5):
-            at = self._start + (self._end - self._start) * k / 4
+        for at in _ticks(self._start, self._end):
             parts.append(_text(self._x(at), floor + 16, f"{at:,.4g}", _FAINT, "middle"))
         return parts
 
@@ -114,6 +114,17 @@ class _Plot:
 
     def _y(self, value: float) -> float:
         return self._top + _PLOT * (1 - value / self._high)
+
+
+def _ticks(start: float, end: float) -> list[float]:
+    """Round values, some four of them."""
+    rough = (end - start) / 4
+    step = next(s for s in (10, 5, 2, 1) if s * _decade(rough) <= rough * 1.0001) * _decade(rough)
+    return [k * step for k in range(math.ceil(start / step), math.floor(end / step) + 1)]
+
+
+def _decade(value: float) -> float:
+    return float(10.0 ** math.floor(math.log10(value)))
 
 
 def _path(points: Sequence[tuple[float, float]], ink: str, width: float = 1, dash: str = "") -> str:

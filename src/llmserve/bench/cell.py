@@ -117,6 +117,7 @@ def run_job(
     finally:
         bar.close()
         future.cancel()  # does nothing to one that is done
+    watch()  # what came last
     return future.result() if future.done() and not future.cancelled() else job.result()
 
 

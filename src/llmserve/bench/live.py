@@ -52,5 +52,5 @@ class Live:
             "generated tokens/s": {"": (at, [rate for _, rate, _ in self._points])},
             "requests under way": {"": (at, [running for _, _, running in self._points])},
         }
-        start = max(0.0, at[0] - EVERY_S) if at else 0.0
+        start = at[0] if len(at) == _KEPT else 0.0
         return sketch(_TITLE, panels, x="seconds", start=start, marks=dict(self._runs))
