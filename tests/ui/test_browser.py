@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from llmserve.events import Submitted
 from ui.browser import Screen, screen
 from ui.parts import Desk
 
@@ -114,6 +115,21 @@ def test_an_ended_session_that_served_nothing_asks_for_no_requests(shown: Shown)
     shown.pump()
     shown.page.wait_for_selector("[data-llmserve=dashboard][data-state=ended]")
     assert not shown.page.locator("[data-llmserve=empty]").is_visible()
+
+
+def test_a_page_whose_kernel_is_gone_says_so_and_offers_nothing_until_it_is_back(
+    shown: Shown,
+) -> None:
+    send = shown.page.locator("[data-llmserve=send]")
+    assert send.is_enabled()
+    shown.page.wait_for_selector("[data-llmserve=dashboard][data-state=silent]")
+    assert "run its cells again" in shown.page.locator("[data-llmserve=state]").inner_text()
+    assert send.is_disabled()
+    assert not shown.page.locator("[data-llmserve=empty]").is_visible()
+    shown.until("hello")
+    shown.page.wait_for_selector("[data-llmserve=dashboard][data-state=live]")
+    assert send.is_enabled()
+    assert shown.page.locator("[data-llmserve=empty]").is_visible()
 
 
 def test_the_page_draws_the_picture_that_stays_in_the_notebook(shown: Shown) -> None:
@@ -303,18 +319,28 @@ def test_a_panel_is_read_zoomed_and_its_lines_switched_by_keys_that_reach_no_not
 
 
 def test_a_legend_that_took_two_rows_is_above_its_plot_again_once_there_is_room() -> None:
-    with screen(Desk.lay(), 570) as shown:
+    desk = Desk.lay()
+    submitted = Submitted(
+        t=1000.0, request_id="x", tenant="a-tenant-of-a-long-name", priority=0, prompt_tokens=1,
+        max_tokens=1,
+    )  # fmt: skip
+    desk.parts.bus.publish(submitted)
+    with screen(desk, 570) as shown:
         shown.start()
         play(shown, 3)
-        gap = (
-            "() => { const panel = document.querySelector('[data-llmserve=panel-goodput]');"
-            "const box = (part) => panel.querySelector(part).getBoundingClientRect();"
-            "return box('.bglayer .bg, .plotclip rect, .cartesianlayer .gridlayer').top"
-            " - box('g.legend').bottom; }"
+        measured = (
+            "() => { const panel = document.querySelector('[data-llmserve=panel-waiting]');"
+            "const legend = panel.querySelector('g.legend').getBoundingClientRect();"
+            "const top = panel.getBoundingClientRect().top + panel._fullLayout._size.t;"
+            "return [legend.height, top - legend.bottom]; }"
         )
-        assert shown.page.evaluate(gap) > -6
+        tall, above = shown.page.evaluate(measured)
+        assert tall > 30
+        assert above > -3
         shown.page.set_viewport_size({"width": 1920, "height": 1300})
         play(shown, 1)
         shown.page.wait_for_timeout(1000)
         play(shown, 3)
-        assert shown.page.evaluate(gap) > -6
+        low, above = shown.page.evaluate(measured)
+        assert low < 25
+        assert above > -3

@@ -5,7 +5,7 @@ import { decode } from "./codec.ts";
 import { showKnobs } from "./controls.ts";
 import { Feed } from "./feed.ts";
 import type { ControlPlace, Delta, FromKernel, Mark, Panel, Snapshot, TapeMessage, ToKernel } from "./messages.ts";
-import { Page } from "./page.ts";
+import { Page, type State } from "./page.ts";
 import { Playground } from "./playground.ts";
 import { Requests } from "./requests.ts";
 import { Rows } from "./rows.ts";
@@ -88,10 +88,8 @@ class Dashboard {
     if (message.status !== undefined) this.#page.setStatus(message.status);
     if (message.empty !== undefined) this.#empty = message.empty;
     if (message.ended !== undefined) this.#ended = message.ended;
-    this.#page.setEmpty(this.#empty && !this.#ended);
-    if (this.#ended) this.#playground.end();
     if (message.knobs) void showKnobs(this.#model, this.#controls, message.knobs);
-    this.#page.setState(this.#ended ? "ended" : "live");
+    this.#state(this.#ended ? "ended" : "live");
     this.#page.setCounts(this.#rows.length, this.#marks.size, message.seq);
     this.#charts.show({
       rows: this.#rows,
@@ -106,6 +104,13 @@ class Dashboard {
     this.#tapeView.draw();
     if (message.whole) this.#drawTable();
     else this.#tableStale = true; // a table that changes five times a second is not read
+  }
+
+  /** Nothing can be asked where nobody answers. */
+  #state(state: State): void {
+    this.#page.setState(state);
+    this.#page.setEmpty(this.#empty && state === "live");
+    this.#playground.enable(state === "live");
   }
 
   #select(number: number | undefined): void {
@@ -138,7 +143,7 @@ class Dashboard {
     this.#refresh();
     if (this.#tableStale) this.#drawTable();
     if (this.#ended) return;
-    if (this.#feed.seq >= 0 && !this.#feed.live(now)) this.#page.setState("silent");
+    if (this.#feed.seq >= 0 && !this.#feed.live(now)) this.#state("silent");
     const question = this.#feed.tick(now);
     if (question) this.#say(question);
   }

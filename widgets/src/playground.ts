@@ -24,7 +24,7 @@ export class Playground {
   readonly #loadWords = element("span", "faint", "load-words");
   readonly #list = element("div", "replies", "replies");
   #shown: HTMLElement[] = [];
-  #ended = false;
+  #enabled = true;
 
   constructor(say: (message: ToKernel) => void) {
     this.#say = say;
@@ -63,9 +63,10 @@ export class Playground {
     return true;
   }
 
-  /** The session is over: what was said stays, and nothing can be asked. */
-  end(): void {
-    this.#ended = true;
+  /** Where the session is over, or nobody answers: what was said stays, and nothing can be asked. */
+  enable(enabled: boolean): void {
+    if (this.#enabled === enabled) return;
+    this.#enabled = enabled;
     this.#draw();
   }
 
@@ -89,12 +90,12 @@ export class Playground {
 
   #draw(): void {
     const { copies, load, running, summary, words } = this.#replies;
-    this.#send.disabled = this.#ended;
-    this.#stop.disabled = this.#ended || !running;
-    this.#load.disabled = this.#ended;
+    this.#send.disabled = !this.#enabled;
+    this.#stop.disabled = !this.#enabled || !running;
+    this.#load.disabled = !this.#enabled;
     this.#load.textContent = load ? "Stop load" : "Start load";
     this.#load.setAttribute("aria-pressed", String(load !== null));
-    this.#rate.disabled = this.#ended || load !== null;
+    this.#rate.disabled = !this.#enabled || load !== null;
     this.#words.textContent = words || summary;
     this.#loadWords.textContent = load ? loadWords(load) : "";
     Object.assign(this.el.dataset, { running, loading: load !== null });
