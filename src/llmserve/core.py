@@ -194,9 +194,13 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Those of them that stood."""
 
     @property
+    def computed_tokens(self) -> int:
+        return sum([row.tokens for row in self.rows])
+
+    @property
     def prefill_tokens(self) -> int:
-        return sum(row.tokens for row in self.rows if row.kind == "prefill")
+        return sum([row.tokens for row in self.rows if row.kind == "prefill"])
 
     @property
     def decode_tokens(self) -> int:
-        return sum(row.tokens for row in self.rows if row.kind == "decode")
+        return self.computed_tokens - self.prefill_tokens

@@ -33,6 +33,8 @@ class Stream:
         self.outcome: Outcome | None = None
         self._cancel = cancel
         self._chunks: deque[Chunk] = deque()
+        self.raised: Exception | None = None
+        """Why there was no good end, once who iterates was told."""
         self._failure: Exception | None = None
         self._ended = False
         self._wanted: Callable[[], bool] = lambda: False
@@ -52,6 +54,7 @@ class Stream:
         while not self._chunks:
             if self._ended:
                 if self._failure is not None:
+                    self.raised = self._failure
                     raise self._failure
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
@@ -91,6 +94,11 @@ class Stream:
         of who iterates.
         """
         self._wanted, self._on_end, self._seen = wanted, on_end, seen
+
+    @property
+    def begun(self) -> bool:
+        """A chunk has come."""
+        return bool(self._text)
 
     @property
     def usage(self) -> Usage:

@@ -3,7 +3,8 @@
     cd tests && ../.venv-vllm/bin/python -m bench.vllm_server [--concurrency 32 1] [--blocks 20]
 
 Both are started with the same model and options and stay up; one client, in a third process, drives
-them turn by turn: 200 tokens in, 200 out, streamed. Each block gives a ratio of throughputs and a
+them turn by turn: 200 tokens in, 200 out, streamed. A block is ours, theirs, theirs, ours (the next
+one the other way round). Each gives a ratio of throughputs and a
 difference of TTFT medians; blocks go on until the interval's half-width is 3 % (and, where one
 client is alone, 0.5 ms), or to the last.
 """
@@ -112,15 +113,19 @@ def compare(
     print(f"\nconcurrency {concurrency}: {requests} requests a block\n"
           "block   ours tok/s   vllm serve   ratio   TTFT p50 ours   vllm serve (ms)")  # fmt: skip
     for block in range(blocks):
-        prompts, seen = draw(), dict[str, dict[str, Any]]()
         turns = [("ours", ours), ("theirs", theirs)]
-        for name, side in turns if block % 2 else reversed(turns):
-            # each side must compute every prompt itself, but they are of one length
-            seen[name] = client.drive(side, prompts, concurrency)
-            ttfts[name] += seen[name]["ttft_ms"]
-            cpu[name].append(seen[name]["cpu_us"])
-        speed = {name: told["tokens"] / told["seconds"] for name, told in seen.items()}
-        middle = {name: statistics.median(told["ttft_ms"]) for name, told in seen.items()}
+        turns = turns if block % 2 else turns[::-1]
+        seen: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
+        for name, side in (*turns, *reversed(turns)):  # a drift of the machine's speed cancels out
+            # prompts of their own: what is computed, not what is kept, is looked at
+            seen[name].append(client.drive(side, draw(), concurrency))
+        speed = {name: sum(one["tokens"] for one in told) / sum(one["seconds"] for one in told)
+                 for name, told in seen.items()}  # fmt: skip
+        found = {name: [ms for one in told for ms in one["ttft_ms"]] for name, told in seen.items()}
+        middle = {name: statistics.median(ms) for name, ms in found.items()}
+        for name, told in seen.items():
+            ttfts[name] += found[name]
+            cpu[name] += [one["cpu_us"] for one in told]
         ratios.append(speed["ours"] / speed["theirs"])
         added.append(middle["ours"] - middle["theirs"])
         print(f"{block + 1:5} {speed['ours']:12.0f} {speed['theirs']:12.0f} {ratios[-1]:7.3f} "

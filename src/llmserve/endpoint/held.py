@@ -15,7 +15,8 @@ from starlette.types import Message, Send
 
 from llmserve.core import ParamError
 from llmserve.endpoint.answers import DONE, SSE_HEADERS, Answer
-from llmserve.endpoint.errors import ApiError, as_api_error
+from llmserve.endpoint.errors import SERVING_ERRORS, ApiError, as_api_error
+from llmserve.stream import Stream
 
 _PROMPTS = {"/v1/completions": "prompt", "/v1/responses": "input"}
 
@@ -33,15 +34,30 @@ class Call:
         """The field that holds what the model is to read."""
         self.fields = fields
         """The body, to find out what an error is about."""
-        self.decided = False
-        """A chunk has come, or a refusal: what is sent from now on is the answer."""
+        self.streams: list[Stream] = []
+        """The requests that it has come to."""
         self.choices = choices
         """Sequences that it asks for; 0 once the first of them has come to the door."""
         self.headers: dict[str, str] = {}
         """To be added to those of the answer."""
-        self.refusal: Exception | None = None
+        self.refused: Exception | None = None
+        """At the door."""
+
+    @property
+    def decided(self) -> bool:
+        """A chunk has come: what is sent from now on is the answer."""
+        return any(stream.begun for stream in self.streams)
+
+    @property
+    def refusal(self) -> Exception | None:
         """Or a later failure: a status of its own while nothing has been sent, and else the
         stream's last event."""
+        if self.refused is not None:
+            return self.refused
+        for stream in self.streams:
+            if isinstance(stream.raised, SERVING_ERRORS):
+                return blamed(stream.raised, self)
+        return None
 
 
 class Held:
@@ -61,8 +77,8 @@ class Held:
     async def __call__(self, message: Message) -> None:
         if self._over:
             return
-        if self._call.refusal is not None:
-            await self._fail(as_api_error(self._call.refusal))
+        if (refusal := self._call.refusal) is not None:
+            await self._fail(as_api_error(refusal))
         elif self._kept is None:
             await self._send(message)
         else:

@@ -8,14 +8,14 @@ own status. Who asks cannot be passed through it either: that travels in a conte
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple, cast
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmserve.core import Chunk, Request, SamplingParams
+from llmserve.core import Request, SamplingParams
 from llmserve.endpoint.answers import Answer, read_json
 from llmserve.endpoint.cache import ReplyCache, asks_anew, looked
 from llmserve.endpoint.errors import (
@@ -25,7 +25,7 @@ from llmserve.endpoint.errors import (
     as_api_error,
     not_ready,
 )
-from llmserve.endpoint.held import Call, Held, blamed
+from llmserve.endpoint.held import Call, Held
 from llmserve.endpoint.openai import MAX_CHOICES, MAX_SEQUENCES, understood
 from llmserve.endpoint.sender import Claims, Sender, sender
 from llmserve.engines import EngineError, HasApi, Repeatable
@@ -109,7 +109,7 @@ class OwnApi:
         sampling: SamplingParams,
         priority: int | None,
         payload: Repeatable,
-    ) -> _Submitted:
+    ) -> Stream:
         call, who, own_id, arrived, anew = _ASKED.get()
         request = Request(
             id=self._service.new_id(id) if own_id else id,
@@ -124,30 +124,13 @@ class OwnApi:
         )
         try:
             stream, found = self._cache.submit(request, anew=anew)
-            looked(call.headers, found)
-            call.choices = 0
-            return _Submitted(stream, call)
         except SERVING_ERRORS as error:
-            call.refusal = call.refusal or error
+            call.refused = call.refused or error
             raise
-
-
-class _Submitted:
-    """A Stream that tells its call when it is decided."""
-
-    def __init__(self, stream: Stream, call: Call) -> None:
-        self._stream = stream
-        self._call = call
-        self.cancel = stream.cancel
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        try:
-            async for chunk in self._stream:
-                self._call.decided = True
-                yield chunk
-        except SERVING_ERRORS as error:
-            self._call.refusal = self._call.refusal or blamed(error, self._call)
-            raise
+        looked(call.headers, found)
+        call.choices = 0
+        call.streams.append(stream)
+        return stream
 
 
 def _choices(fields: Mapping[str, object]) -> int:

@@ -106,7 +106,7 @@ class PrometheusExporter:
                 case StepRecorded():
                     self._record = event.record
                     self._counts["num_preemptions"] += len(event.record.preempted)
-                    tokens = sum(row.tokens for row in event.record.rows)
+                    tokens = event.record.computed_tokens
                     self._histograms["iteration_tokens_total"].observe(tokens)
                 case Submitted():
                     self._journeys.submit(event)

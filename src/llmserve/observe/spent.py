@@ -27,6 +27,7 @@ CAUSES: Final[tuple[Cause, ...]] = get_args(Cause)
 _AT: Final = {cause: i for i, cause in enumerate(CAUSES)}
 _OTHER, _BUDGET, _PREEMPTION = _AT["other"], _AT["token_budget"], _AT["preemption"]
 _PREFILL, _INTERFERENCE, _DECODE = _AT["prefill"], _AT["interference"], _AT["decode"]
+_NOTHING = [0.0] * len(CAUSES)
 _BASELINE_STEPS = 63
 
 
@@ -53,9 +54,12 @@ class Spent(msgspec.Struct, gc=False):
 
     def close(self, t: float) -> tuple[float, list[float]]:
         """End the span at `t`; its length and parts. The next one begins there."""
-        self.until(t)
-        length, parts = self.since - self.began, self.parts
-        self.began, self.parts = self.since, [0.0] * len(CAUSES)
+        since, parts = self.since, self.parts
+        if t > since:
+            parts[self.cause] += t - since
+            self.since = since = t
+        length = since - self.began
+        self.began, self.parts = since, _NOTHING.copy()
         return length, parts
 
 
@@ -67,7 +71,7 @@ class Spending:
         self._decode_steps: deque[float] = deque(maxlen=_BASELINE_STEPS)
 
     def submit(self, request_id: str, t: float) -> None:
-        self.live[request_id] = Spent(t, t, [0.0] * len(CAUSES))
+        self.live[request_id] = Spent(t, t, _NOTHING.copy())
 
     def hold(self, request_id: str, reason: HoldReason, t: float) -> None:
         """The front scheduler's word. Its token budget is of requests in flight, not of a step."""
@@ -106,27 +110,39 @@ class Spending:
         self._rows(record)
 
     def _rows(self, record: StepRecord) -> None:
-        start, end, live = record.start_s, record.start_s + record.duration_s, self.live
+        """Once for each token that is decoded: the common row is put under its cause right here."""
+        start, index, live = record.start_s, record.index, self.live
+        end = start + record.duration_s
         prefill = record.prefill_tokens
         extra = self._prefill_part(record, prefill)
         for row in record.rows:
             spent = live.get(row.request_id)
             if spent is None:
                 continue
-            skipped = spent.step is not None and record.index > spent.step + 1
-            waited = _BUDGET if skipped and spent.cause == _OTHER else None
-            spent.until(start, waited)
-            own = row.tokens if row.kind == "prefill" else 0
-            others = extra * (prefill - own) / prefill if prefill else 0.0
-            _compute(spent, row.kind, row.tokens, start, end, others)
-            spent.step, spent.cause = record.index, _OTHER
+            since = spent.since
+            if start > since:
+                cause = spent.cause
+                if cause == _OTHER and spent.step is not None and index > spent.step + 1:
+                    cause = _BUDGET
+                spent.parts[cause] += start - since
+                spent.since = since = start
+            if extra or row.kind == "prefill" or spent.lost:
+                own = row.tokens if row.kind == "prefill" else 0
+                others = extra * (prefill - own) / prefill if prefill else 0.0
+                _compute(spent, row.kind, row.tokens, start, end, others)
+            else:
+                spent.computed += row.tokens
+                if end > since:
+                    spent.parts[_DECODE] += end - since
+                    spent.since = end
+            spent.step, spent.cause = index, _OTHER
 
     def _prefill_part(self, record: StepRecord, prefill: int) -> float:
         """Seconds of the step that its prefills added to its decodes."""
-        decode = sum(row.tokens for row in record.rows) - prefill
         if not prefill:
             self._decode_steps.append(record.duration_s)
             return 0.0
+        decode = record.computed_tokens - prefill
         if not decode:
             return record.duration_s
         if not self._decode_steps:

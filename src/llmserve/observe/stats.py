@@ -187,7 +187,7 @@ class LiveStats:
         self._record = record
         self._step_count += 1
         self._preemptions += len(record.preempted)
-        tokens = sum(row.tokens for row in record.rows)
+        tokens = record.computed_tokens
         budget, cap = record.max_num_batched_tokens, record.max_num_seqs
         self._steps.append(t, record.duration_s, tokens, budget, len(record.rows), cap)
 

@@ -56,7 +56,10 @@ def build_api(llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any]) -
     }
     for name, value in told.items():
         setattr(args, name, value)
-    return build_app(args, ("generate",), config.model_config)
+    app = build_app(args, ("generate",), config.model_config)
+    # its own metrics are not served here, and would look at each piece of each reply
+    app.user_middleware = [one for one in app.user_middleware if "Prometheus" not in str(one.cls)]
+    return app
 
 
 async def open_api(app: Any, llm: Any, submit: Submit) -> None:
@@ -134,6 +137,9 @@ class Gate:
         if one.seed is not None:
             one.seed += index  # as vLLM draws n different ones from one seed
         ids = tuple(prompt.get("prompt_token_ids") or (0,))
+        if prompt.get("prompt") is None:
+            # or vLLM's routes would look for the text of these ids at every token of the reply
+            prompt = {**prompt, "prompt": ""}
         room = max(1, self.llm.model_config.max_model_len - len(ids))
         return self._submit(
             id=request_id if params.n == 1 else f"{request_id}-{index}",
