@@ -112,6 +112,25 @@ def test_a_packed_product_is_that_of_linear(rows: int, bias: bool, dtype: torch.
     torch.testing.assert_close(packed.add(x, to), plain.add(x, to), rtol=near, atol=near * 10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0, 1e-4, 3])
+def test_the_norm_of_one_row_is_that_of_many(scale: float, dtype: torch.dtype) -> None:
+    """Of a row whose mean is far from 0."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(40).to(dtype), ((torch.randn(1, 40) + 2) * scale).to(dtype)
+    alone = compact.Norm(weight, 1e-6, torch.cat((weight, weight)))(x)
+    many = compact.Norm(weight, 1e-6, None)(x)
+    near = linears.TOLERANCE[dtype]
+    torch.testing.assert_close(alone, many, rtol=near, atol=near / 10)
+
+
+def test_what_comes_out_wrong_for_one_row_alone_is_not_taken(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compact, "layer_norm", lambda x, *_: x)
+    assert not isinstance(opened(llama).compute, compact.Compact)
+
+
 def no_such_function(*_: object) -> Tensor:
     raise AttributeError("no such function in this torch")
 

@@ -96,3 +96,16 @@ def test_no_wait_policy_spins_without_end() -> None:
     assert 0 < spins[0] < spins[1] < 100_000
     passive = parse({"omp_wait_policy": "passive", "threads": 3}).openmp_environment
     assert passive == {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive"}
+
+
+def test_huge_pages_are_asked_for_beside_a_users_own_tunables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours = "glibc.malloc.hugetlb=1"
+    for given, expected in (
+        ("", {"GLIBC_TUNABLES": ours}),
+        ("glibc.malloc.arena_max=1", {"GLIBC_TUNABLES": f"glibc.malloc.arena_max=1:{ours}"}),
+        ("glibc.malloc.hugetlb=0", {}),
+    ):
+        monkeypatch.setenv("GLIBC_TUNABLES", given)
+        assert TorchOptions().memory_environment == expected

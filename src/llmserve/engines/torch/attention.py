@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class Part:
     tokens: int
 
 
-@dataclass(slots=True)
+@dataclass
 class Decodes:
     """Rows `first` to `last` of the batch: one token each, of sequences in one slab."""
 
@@ -57,6 +58,14 @@ class Decodes:
     """The rows' slots, where they are not just 0 to span - 1."""
     length: int
     mask: Tensor
+
+    @cached_property
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values to attend to, by layer. Cut once a step: between products that have
+        emptied the caches, a view costs ten times as much."""
+        view = slice(None), slice(self.span), slice(None), slice(self.length)
+        keys, values = self.slab.keys[view], self.slab.values[view]
+        return list(zip(keys.unbind(), values.unbind(), strict=True))
 
 
 @dataclass(slots=True)
@@ -72,7 +81,7 @@ class Chunk:
     """None where the chunk starts the sequence and is plainly causal."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Write:
     """Rows `first` to `last` go to these rows of the slab, seen as `[slots·heads·length, dim]`."""
 
@@ -80,6 +89,15 @@ class Write:
     first: int
     last: int
     index: Tensor
+
+    @cached_property
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """The slab's keys and values in rows, by layer."""
+        keys, values = (
+            cache.view(cache.shape[0], -1, cache.shape[-1]).unbind()
+            for cache in (self.slab.keys, self.slab.values)
+        )
+        return list(zip(keys, values, strict=True))
 
 
 @dataclass(slots=True)
@@ -184,10 +202,9 @@ def mix(
 ) -> Tensor:
     """Store keys and values, and attend; all are `[tokens, heads, dim]`."""
     for write in step.writes:
-        rows = slice(write.first, write.last)
-        for cache, fresh in ((write.slab.keys, keys), (write.slab.values, values)):
-            flat = fresh[rows].reshape(-1, fresh.shape[-1])
-            cache[layer].view(-1, fresh.shape[-1]).index_copy_(0, write.index, flat)
+        for cache, fresh in zip(write.layers[layer], (keys, values), strict=True):
+            own = fresh if len(step.writes) == 1 else fresh[write.first : write.last]
+            cache.index_copy_(0, write.index, own.reshape(-1, fresh.shape[-1]))
     if len(step.decodes) == 1 and not step.chunks and step.together is None:
         return _attend_decodes(step.decodes[0], layer, queries, scaling)
     out = queries.new_empty(*queries.shape[:2], values.shape[2])
@@ -205,15 +222,16 @@ def _attend_decodes(
     group: Decodes, layer: int, queries: Tensor, scaling: float | None
 ) -> Tensor:
     heads, dim = queries.shape[1:]
-    slab, kv_heads = group.slab, group.slab.geometry.heads
+    kv_heads = group.slab.geometry.heads
     if group.slots is not None:
         spread = queries.new_zeros(group.span, heads, dim)
         spread[group.slots] = queries
         queries = spread
+    keys, values = group.layers[layer]
     out = scaled_dot_product_attention(
         queries.reshape(group.span, kv_heads, heads // kv_heads, dim),
-        slab.keys[layer, : group.span, :, : group.length],
-        slab.values[layer, : group.span, :, : group.length],
+        keys,
+        values,
         attn_mask=group.mask,
         scale=scaling,
     ).reshape(group.span, heads, -1)

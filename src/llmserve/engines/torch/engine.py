@@ -160,6 +160,7 @@ class TorchEngine:
         threads = str(self._options.thread_count)
         environment = {
             **self._options.openmp_environment,
+            **self._options.memory_environment,
             "MKL_NUM_THREADS": threads,
             "TOKENIZERS_PARALLELISM": "false",
             "TQDM_DISABLE": "1",

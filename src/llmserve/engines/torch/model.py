@@ -258,24 +258,37 @@ def own_logits(model: FlatModel) -> Tensor:
 
 @torch.inference_mode()
 def check_against(model: FlatModel, expected: Tensor, quantization: str | None = None) -> float:
-    """Two chunks and a decode step of ragged sequences must give these logits; how far off."""
+    """Two chunks and a decode step of ragged sequences must give these logits, and so must that
+    step of each alone; how far off."""
     kv = KvStore(model.geometry)
     ids = {str(length): check_ids(length, model.vocab_size) for length in CHECKS}
     for owner, its in ids.items():
         kv.reserve(owner, len(its), 0)
-    for start, end in ((0, CHECK_CHUNK), (CHECK_CHUNK, -1), (-1, None)):
-        parts = [
-            Part(owner, range(len(its))[start], len(its[start:end])) for owner, its in ids.items()
-        ]
-        step = layout(parts, kv)
-        tokens, ends = [], {}
-        for part in step.order:
-            tokens += ids[part.owner][start:end]
-            ends[part.owner] = len(tokens) - 1
-        mine = model.forward(step, tokens, [ends[owner] for owner in ids])
-    difference = ((mine - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-9)).max()
+    for start, end in ((0, CHECK_CHUNK), (CHECK_CHUNK, -1)):
+        _checked(model, kv, ids, start, end)
+    together = _checked(model, kv, ids, -1, None)
+    alone = [_checked(model, kv, {owner: its}, -1, None) for owner, its in ids.items()]
+    off = _difference(torch.cat([together, *alone]), torch.cat([expected, expected]))
     near = TOLERANCE[model.geometry.dtype] if quantization is None else TOLERANCE_INT8
-    off = float(difference)
     if not off <= near:
         raise UnsupportedModel(f"its logits come out {off:.1%} off")
     return off
+
+
+def _checked(
+    model: FlatModel, kv: KvStore, ids: dict[str, list[int]], start: int, end: int | None
+) -> Tensor:
+    """Logits after this stretch of each sequence."""
+    parts = [Part(owner, range(len(its))[start], len(its[start:end])) for owner, its in ids.items()]
+    step = layout(parts, kv)
+    tokens, ends = [], {}
+    for part in step.order:
+        tokens += ids[part.owner][start:end]
+        ends[part.owner] = len(tokens) - 1
+    return model.forward(step, tokens, [ends[owner] for owner in ids])
+
+
+def _difference(mine: Tensor, expected: Tensor) -> float:
+    """The largest of a row, relative; NaN where there is one."""
+    off = (mine - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-9)
+    return float(off.max())

@@ -64,6 +64,15 @@ class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
         return "llmserve-tiny" if self.model is None else self.model
 
     @property
+    def memory_environment(self) -> dict[str, str]:
+        """For the process: glibc asks Linux for huge pages, where an administrator lets it. Weights
+        are read from end to end for each token, and finding 4 kB pages costs a share of that."""
+        kept = os.environ.get("GLIBC_TUNABLES", "")
+        if "glibc.malloc.hugetlb" in kept:
+            return {}
+        return {"GLIBC_TUNABLES": ":".join(filter(None, (kept, "glibc.malloc.hugetlb=1")))}
+
+    @property
     def openmp_environment(self) -> dict[str, str]:
         """For the process: OpenMP reads it when it starts."""
         threads = {"OMP_NUM_THREADS": str(self.thread_count)}
