@@ -90,6 +90,7 @@ def test_info_says_what_was_started(started: Started, llama: Path) -> None:
     assert (info.engine, info.model_id, info.dtype) == ("torch", str(llama), "float32")
     assert info.max_model_len == 512
     assert info.vocab_size == VOCAB
+    assert info.kv_capacity_tokens == 64 * 512  # all places at their longest: it is a tiny model
     assert info.ceilings == {"max_num_seqs": 64, "max_num_batched_tokens": 8192}
     assert info.details["threads"] == "1"
     assert "chat" in info.supports

@@ -65,6 +65,23 @@ def test_a_slab_shrinks_when_most_have_left() -> None:
     assert kv.place("s0").slab.slots <= 4 * FEWEST_SLOTS
 
 
+def held_tokens(kv: KvStore) -> int:
+    return sum(slab.slots * slab.length for slab in kv._slabs.values())
+
+
+@pytest.mark.parametrize("tokens", [200, 500, 1000, 4000, 30_000])
+def test_few_long_sequences_take_no_room_for_many(tokens: int) -> None:
+    """Rounded up to a power of two, and of long ones no slot is spare."""
+    kv = KvStore(GEOMETRY)
+    for count in range(1, 6):
+        kv.reserve(f"s{count}", tokens, 0)
+        rounded = count * max(SHORTEST, 1 << (tokens - 1).bit_length())
+        assert held_tokens(kv) <= rounded + FEWEST_SLOTS * SHORTEST * (tokens < 1000)
+    for count in range(1, 5):
+        kv.release(f"s{count}")
+    assert held_tokens(kv) <= max(2 * rounded // 5, 2 * FEWEST_SLOTS * SHORTEST)
+
+
 def test_releasing_who_is_not_there_does_nothing() -> None:
     kv = KvStore(GEOMETRY)
     kv.reserve("a", 1, 0)

@@ -2,7 +2,8 @@
 
 A slab holds `slots` sequences of up to `length` tokens as `[layers, slots, heads, length, dim]`.
 Lengths are powers of two from SHORTEST up, and a sequence moves to the next slab when it outgrows
-its own: none reserves the model's maximum, and at most half of what is taken is unused.
+its own: none reserves the model's maximum, and less than half of a longer slot is unused. Spare
+slots are a few short ones or a fourth of what is used, and none beside few long ones.
 
 Invariants (`check` asserts them):
 - a sequence has exactly one slot, and the sequences of a slab fill its first slots without a gap;
@@ -106,7 +107,7 @@ class KvStore:
             return
         slab = self._slab(max(SHORTEST, 1 << (tokens - 1).bit_length()))
         if len(slab.owners) == slab.slots:
-            slab.resize(slab.slots + max(FEWEST_SLOTS, slab.slots // 4))
+            slab.resize(_with_spare(slab.slots, slab.length))
         slot = len(slab.owners)
         if place is not None:
             slab.copy(slot, place.slab, place.slot, 0, stored)
@@ -127,8 +128,8 @@ class KvStore:
             self._places[mover].slot = place.slot
         if not slab.owners:
             del self._slabs[slab.length]
-        elif slab.slots // 2 > FEWEST_SLOTS and last < slab.slots // 4:
-            slab.resize(slab.slots // 2)
+        elif _with_spare(last, slab.length) <= slab.slots // 2:
+            slab.resize(_with_spare(last, slab.length))
 
     @property
     def shelved(self) -> KeysView[bytes]:
@@ -179,5 +180,10 @@ class KvStore:
 
     def _slab(self, length: int) -> Slab:
         if length not in self._slabs:
-            self._slabs[length] = Slab(self.geometry, length, FEWEST_SLOTS)
+            self._slabs[length] = Slab(self.geometry, length, _with_spare(0, length))
         return self._slabs[length]
+
+
+def _with_spare(used: int, length: int) -> int:
+    """How many slots a slab gets for these and a few more, so that not each arrival moves it."""
+    return used + max(1, FEWEST_SLOTS * SHORTEST // length, used // 4)

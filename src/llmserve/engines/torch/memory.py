@@ -12,7 +12,8 @@ from llmserve.engines.torch.options import TorchOptions
 SHARE = 0.25
 """Of the memory that is free once the model is loaded."""
 ROUNDING = 2
-"""Slabs take up to twice the tokens in them: lengths are rounded up to powers of two."""
+"""A slot takes up to twice its tokens, for lengths are rounded up to powers of two. Not counted:
+that none is shorter than 256, and spare slots, which are a fourth where there are many."""
 
 
 def kv_capacity(options: TorchOptions, geometry: Geometry, max_model_len: int) -> int:
