@@ -184,7 +184,7 @@ def test_a_step_that_fails_ends_its_members_and_nobody_else(
 def test_memory_that_runs_out_ends_a_step_and_never_the_loop(
     llama: Path, drive: Drive, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A slab cannot grow for the fifth: who is in that step hears why, who comes later is served."""
+    """A slab cannot grow for the fifth: who is in that step hears why, later ones are served."""
     driven, real = drive(llama), Slab._allocate
 
     def scarce(slab: Slab, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
