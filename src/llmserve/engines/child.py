@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import llmserve
 from llmserve.engines.own_thread import in_own_thread
@@ -128,8 +128,7 @@ class Child(asyncio.Protocol):
         return "\n".join([line for line in text.splitlines() if line.strip()][-LAST_LINES:])
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's only behaves as one
 
     def data_received(self, data: bytes) -> None:
         for frame in self._frames.feed(data):
