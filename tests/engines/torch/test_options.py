@@ -10,7 +10,7 @@ from llmserve.engines import create
 from llmserve.engines.torch import memory
 from llmserve.engines.torch.kv import Geometry
 from llmserve.engines.torch.memory import kv_capacity
-from llmserve.engines.torch.options import TorchOptions, parse
+from llmserve.engines.torch.options import TorchOptions, cores, parse
 
 GEOMETRY = Geometry(4, 2, 8, 8, torch.bfloat16, torch.device("cpu"))
 
@@ -51,10 +51,33 @@ def test_without_a_model_it_is_the_bundled_one() -> None:
 
 
 def test_one_core_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cores, expected in ((1, 1), (2, 1), (8, 7)):
-        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=cores: set(range(n)))
+    for own, expected in ((1, 1), (2, 1), (8, 7)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=own: set(range(n)))
         assert TorchOptions().thread_count == expected
     assert TorchOptions(threads=3).thread_count == 3
+
+
+def test_a_containers_share_of_the_cores_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More threads than it may run at once would each wait for one that is held back."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    quota = tmp_path / "cpu.max"
+    assert cores(quota) == 64
+    for text, expected in (
+        ("max 100000\n", 64), ("400000 100000\n", 4), ("150000 100000\n", 1),
+        ("20000 100000\n", 1), ("9900000 100000\n", 64), ("nonsense", 64),
+    ):
+        quota.write_text(text)
+        assert cores(quota) == expected
+
+
+def test_where_a_process_has_no_set_of_cores_the_machines_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr("os.sched_getaffinity")  # as on macOS
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert cores(tmp_path / "none") == 6
 
 
 def test_kv_bytes_count_the_rounding_of_slabs() -> None:

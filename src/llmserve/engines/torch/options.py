@@ -45,7 +45,7 @@ class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
     enforce_eager: bool = False
     """Record no CUDA graphs of decode steps. Without a GPU there are none."""
     threads: int | None = None
-    """None for all cores but one, at least one."""
+    """None for all cores but one, at least one; of a container's share where it has one."""
     omp_wait_policy: Literal["brief", "passive", "active"] = "brief"
     """What a thread does between two products: passive sleeps at once, brief spins a little first,
     active spins for a millisecond: the fastest alone, and the slowest beside a busy process."""
@@ -83,7 +83,18 @@ class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def thread_count(self) -> int:
-        return self.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+        return self.threads or max(1, cores() - 1)
+
+
+def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many this process may keep busy: those it may run on, or a container's share of them."""
+    own = getattr(os, "sched_getaffinity", None)  # macOS has none
+    count = os.cpu_count() or 1 if own is None else len(own(0))
+    try:
+        share, period = map(int, quota.read_text().split())
+    except (OSError, ValueError):  # no container, or one without a limit
+        return count
+    return max(1, min(count, share // period))
 
 
 def parse(options: dict[str, object]) -> TorchOptions:
