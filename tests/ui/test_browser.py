@@ -281,6 +281,22 @@ def test_the_cursor_tells_the_figures_of_every_panel_at_its_time(shown: Shown) -
     assert ttft == "p50: 100\np95: 100\np99: 100"
 
 
+def test_a_cursor_under_a_mouse_that_stands_still_tells_of_what_comes(shown: Shown) -> None:
+    record(shown, 60)
+    shown.page.wait_for_timeout(500)
+    box = shown.page.locator("[data-llmserve=panel-itl]").bounding_box()
+    assert box is not None
+    shown.page.mouse.move(box["x"] + box["width"] - 20, box["y"] + 100)
+    cursor = shown.page.locator("[data-llmserve=panel-kv] [data-llmserve=cursor]")
+    before = float((cursor.get_attribute("data-time") or "").removesuffix(" s"))
+    play(shown, 10)
+    shown.page.wait_for_function(
+        "t => parseFloat(document.querySelector('[data-llmserve=panel-kv]"
+        " [data-llmserve=cursor]').dataset.time) > t",
+        arg=before + 1.5,
+    )
+
+
 def test_a_panel_is_read_zoomed_and_its_lines_switched_by_keys_that_reach_no_notebook(
     shown: Shown,
 ) -> None:

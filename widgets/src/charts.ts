@@ -30,6 +30,7 @@ export interface Content {
 
 export class Charts {
   readonly #page: Page;
+  readonly #cursor: Cursor;
   #content: Content | undefined;
   #frame = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
@@ -50,7 +51,7 @@ export class Charts {
 
   constructor(page: Page) {
     this.#page = page;
-    new Cursor(page.grid, {
+    this.#cursor = new Cursor(page.grid, {
       scale: () => this.#scale(),
       zoom: (zoom) => this.zoom(zoom),
       read: (el, t) => this.#read(el, t),
@@ -165,6 +166,7 @@ export class Charts {
     }
     this.#took += performance.now() - started;
     if (this.#left.length) return this.#request();
+    this.#cursor.refresh();
     this.#drawn = this.#look();
     this.#notBefore = performance.now() + this.#took * (1 / DUTY - 1);
     if (this.#stale) this.#schedule();

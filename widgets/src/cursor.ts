@@ -47,6 +47,8 @@ export class Cursor {
   readonly #lines = new Map<HTMLElement, HTMLElement>();
   #from: number | undefined;
   #at: number | undefined;
+  /** Where the mouse holds it, in pixels of a panel; undefined where keys moved it. */
+  #x: number | undefined;
 
   constructor(grid: HTMLElement, host: Host) {
     this.#grid = grid;
@@ -63,10 +65,21 @@ export class Cursor {
     grid.addEventListener("focusout", () => this.#hide());
   }
 
+  /** The panels have moved on under it. */
+  refresh(): void {
+    const scale = this.#host.scale();
+    if (this.#at === undefined || !scale) return;
+    const t = this.#x === undefined ? this.#at : timeAt(this.#x, scale);
+    if (t < scale.range[0]) this.#hide();
+    else this.#show(this.#from ?? t, t);
+  }
+
   #move(event: PointerEvent): void {
     const t = this.#time(event);
-    if (t === undefined) this.#hide();
-    else this.#show(this.#from !== undefined && event.buttons ? this.#from : t, t);
+    if (!event.buttons) this.#from = undefined;
+    if (t === undefined) return this.#hide();
+    this.#x = event.clientX - (event.target as HTMLElement).closest(".panel")!.getBoundingClientRect().left;
+    this.#show(this.#from ?? t, t);
   }
 
   #show(start: number, t: number): void {
@@ -100,7 +113,10 @@ export class Cursor {
     const [start, end] = scale.range;
     const at = Math.min(Math.max(this.#at ?? end, start), end);
     const step = (event.shiftKey ? 5 : 1) * KEY_STEP * (end - start);
-    const go = (t: number) => this.#show(t, t);
+    const go = (t: number) => {
+      this.#x = undefined;
+      this.#show(t, t);
+    };
     const actions: Record<string, () => void> = {
       ArrowLeft: () => go(Math.max(start, at - step)),
       ArrowRight: () => go(Math.min(end, at + step)),
