@@ -9,19 +9,20 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import psutil
 import pydantic
 import pytest
+import zmq
 
 from llmserve import engines
 from llmserve.clock import MonotonicClock
 from llmserve.core import StepRow
 from llmserve.engines import EngineError
 from llmserve.engines.processes import end
-from llmserve.engines.vllm.birth import OptionRefused, refusal, start_failure
+from llmserve.engines.vllm.birth import OptionRefused, close_sockets, refusal, start_failure
 from llmserve.engines.vllm.launch import Launch
 from llmserve.engines.vllm.options import CPU_KV_BYTES, TIGHT_JSON, parse
 from llmserve.engines.vllm.wire import KEY, StepNote, take_note, to_record
@@ -261,6 +262,23 @@ def test_a_message_that_only_points_at_the_log_makes_way_for_it() -> None:
     told = start_failure(pointing, "no weights in here")
     assert told.endswith("first:\nno weights in here")
     assert "Engine core" not in told
+
+
+class Client:
+    """As vLLM's: it opens sockets, and then fails in its own making."""
+
+    def __init__(self, context: zmq.Context[Any]) -> None:
+        self.resources = SimpleNamespace(ctx=context)
+        self.socket = context.socket(zmq.PUSH)
+        raise RuntimeError("the engine did not come")
+
+
+def test_a_client_that_failed_to_be_made_leaves_no_socket_open() -> None:
+    context: zmq.Context[Any] = zmq.Context()
+    with pytest.raises(RuntimeError) as failed:
+        Client(context)
+    close_sockets(failed.value)
+    assert context.closed
 
 
 def test_a_note_travels_in_vllms_statistics_and_is_taken_out_of_them() -> None:

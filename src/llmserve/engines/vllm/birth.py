@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,11 @@ def create(options: VllmOptions, launch: Launch) -> Any:
         scheduler.scheduler_cls = f"{SCHEDULERS}.{kind}"
         if launch.given_up:
             raise EngineError("the start was given up")
-        llm = AsyncLLM.from_vllm_config(config)
+        try:
+            llm = AsyncLLM.from_vllm_config(config)
+        except Exception as error:
+            close_sockets(error)
+            raise
     if launch.given_up:
         llm.shutdown(timeout=0)
         raise EngineError("the start was given up")
@@ -99,6 +104,19 @@ def refusal(error: Exception, args: Mapping[str, Any]) -> str:
         where = name if name in args else f"{name} ({getattr(error, 'title', 'vLLM')})"
         lines.setdefault(name, f"{where}: {said}, not {one['input']!r:.200}" if name else said)
     return "\n".join(lines.values())
+
+
+def close_sockets(error: Exception) -> None:
+    """Of a client that failed to be made, which vLLM leaves to the collector: nobody holds it but
+    the frames that the error went through."""
+    trace = error.__traceback__
+    while trace is not None:
+        made = getattr(trace.tb_frame.f_locals.get("self"), "resources", None)
+        if (context := getattr(made, "ctx", None)) is not None and not context.closed:
+            closing = threading.Thread(target=context.destroy, args=(0,), daemon=True)
+            closing.start()
+            closing.join(2)
+        trace = trace.tb_next
 
 
 def describe(
