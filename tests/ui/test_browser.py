@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmserve.events import Submitted
 from ui.browser import Screen, screen
 from ui.parts import Desk
 
@@ -332,31 +331,3 @@ def test_a_panel_is_read_zoomed_and_its_lines_switched_by_keys_that_reach_no_not
     )
     shown.page.wait_for_function(hidden)
     assert shown.page.evaluate("() => window.leaked") == 3  # the shift key itself, three times
-
-
-def test_a_legend_that_took_two_rows_is_above_its_plot_again_once_there_is_room() -> None:
-    desk = Desk.lay()
-    submitted = Submitted(
-        t=1000.0, request_id="x", tenant="a-tenant-of-a-long-name", priority=0, prompt_tokens=1,
-        max_tokens=1,
-    )  # fmt: skip
-    desk.parts.bus.publish(submitted)
-    with screen(desk, 570) as shown:
-        shown.start()
-        play(shown, 3)
-        measured = (
-            "() => { const panel = document.querySelector('[data-llmserve=panel-waiting]');"
-            "const legend = panel.querySelector('g.legend').getBoundingClientRect();"
-            "const top = panel.getBoundingClientRect().top + panel._fullLayout._size.t;"
-            "return [legend.height, top - legend.bottom]; }"
-        )
-        tall, above = shown.page.evaluate(measured)
-        assert tall > 30
-        assert above > -3
-        shown.page.set_viewport_size({"width": 1920, "height": 1300})
-        play(shown, 1)
-        shown.page.wait_for_timeout(1000)
-        play(shown, 3)
-        low, above = shown.page.evaluate(measured)
-        assert low < 25
-        assert above > -3
