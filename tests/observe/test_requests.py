@@ -88,4 +88,8 @@ def test_the_frame_has_a_row_per_request_and_all_columns_even_when_empty() -> No
     frame = folded(*one_request(0, "a"), submitted(9, "b")).to_frame()
     assert list(frame.index) == ["a", "b"]
     assert frame.loc["a", "ttft_s"] == 3
+    spent = frame.loc["a", ["queue_s", "prefill_s", "decode_s"]]
+    assert spent.sum() == frame.loc["a", "e2e_s"]
+    assert spent["queue_s"] + spent["prefill_s"] == 3
+    assert frame.loc["b", ["prefill_s", "decode_s"]].isna().all()
     assert list(RequestLog().to_frame().columns) == list(frame.columns)

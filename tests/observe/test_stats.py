@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.events import CacheLooked, DeviceSampled, Event, FairnessSampled
+from llmserve.core import StepRecord
+from llmserve.events import CacheLooked, DeviceSampled, Event, FairnessSampled, StepRecorded
 from llmserve.observe import LiveStats, Snapshot, Summary
 from llmserve.observe import stats as stats_module
 from observe.tape import (
@@ -115,6 +116,17 @@ def test_without_steps_there_is_no_fill_rather_than_zero() -> None:
 
 def test_preemptions_are_counted() -> None:
     assert folded(step(1, preempted=("a", "b"))).snapshot().preemptions_total == 2
+
+
+def test_what_speculation_proposed_and_what_of_it_stood_is_counted() -> None:
+    assert folded(step(1)).snapshot().acceptance is None
+    guessing = StepRecorded(t=1, record=StepRecord(
+        index=0, start_s=0, duration_s=1, rows=(), running=1, waiting=0, kv_used_tokens=0,
+        kv_capacity_tokens=9, max_num_seqs=4, max_num_batched_tokens=64, draft_tokens=8,
+        accepted_tokens=6,
+    ))  # fmt: skip
+    seen = folded(guessing, guessing).snapshot()
+    assert (seen.draft_tokens_total, seen.accepted_tokens_total, seen.acceptance) == (16, 12, 0.75)
 
 
 def test_the_last_sample_of_each_device_is_kept() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from llmserve.core import StepRecord
+from llmserve.events import Event, StepRecorded
 from llmserve.observe import StepLog
 from observe.tape import one_request, step
 
@@ -66,8 +69,10 @@ def test_other_events_are_not_its_business() -> None:
 def test_a_frame_has_a_row_per_step_and_the_tape_one_per_request_in_it() -> None:
     log = StepLog()
     log(step(1, 0, decode=2))
-    log(step(2, 1, decode=1, prefill=7))
+    held = msgspec.structs.replace(record(step(2, 1, decode=1, prefill=7)), held=(("w", "kv"),))
+    log.fold(held)
     frame = log.to_frame()
+    assert frame["held"].tolist() == [{}, {"w": "kv"}]
     assert frame[["step", "rows", "prefill_tokens", "decode_tokens"]].to_numpy().tolist() == [
         [0, 2, 0, 2],
         [1, 2, 7, 1],
@@ -81,3 +86,8 @@ def test_a_frame_has_a_row_per_step_and_the_tape_one_per_request_in_it() -> None
     ]
     assert list(StepLog().to_frame().columns) == list(frame.columns)
     assert list(StepLog().tape().columns) == list(tape.columns)
+
+
+def record(event: Event) -> StepRecord:
+    assert isinstance(event, StepRecorded)
+    return event.record

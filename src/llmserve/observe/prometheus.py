@@ -65,6 +65,8 @@ _COUNTERS = {
     "prompt_tokens": "Prompt tokens, counted when the first token comes.",
     "generation_tokens": "Generated tokens.",
     "num_preemptions": "Requests put back to recompute their KV.",
+    "spec_decode_num_draft_tokens": "Tokens that speculation proposed.",
+    "spec_decode_num_accepted_tokens": "Those of them that stood.",
     "prefix_cache_queries": "Prompt tokens looked up in the prefix cache.",
     "prefix_cache_hits": "Prompt tokens found in the prefix cache.",
 }
@@ -106,6 +108,9 @@ class PrometheusExporter:
                 case StepRecorded():
                     self._record = event.record
                     self._counts["num_preemptions"] += len(event.record.preempted)
+                    self._counts["spec_decode_num_draft_tokens"] += event.record.draft_tokens
+                    accepted = event.record.accepted_tokens
+                    self._counts["spec_decode_num_accepted_tokens"] += accepted
                     tokens = event.record.computed_tokens
                     self._histograms["iteration_tokens_total"].observe(tokens)
                 case Submitted():

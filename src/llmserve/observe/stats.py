@@ -75,6 +75,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens_total: int
     generated_tokens_total: int
     preemptions_total: int
+    draft_tokens_total: int
+    """Tokens that speculation proposed and steps checked."""
+    accepted_tokens_total: int
+    """Those of them that stood."""
     steps_total: int
     devices: tuple[DeviceSampled, ...]
     """The last sample of each device."""
@@ -90,6 +94,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """What fair_share promises that it never exceeds."""
     cache_hits_total: int = 0
     cache_misses_total: int = 0
+
+    @property
+    def acceptance(self) -> float | None:
+        """Of the tokens that speculation proposed, 0 to 1; None without any."""
+        return _ratio(self.accepted_tokens_total, self.draft_tokens_total)
 
     @property
     def kv_use(self) -> float | None:
@@ -135,6 +144,7 @@ class LiveStats:
         self._cache = [0, 0]  # misses, hits
         self._prompt_tokens = self._cached_tokens = self._tokens = 0
         self._preemptions = self._step_count = self._dropped = 0
+        self._drafted = self._accepted = 0
 
     def __call__(self, event: Event) -> None:
         """Fold one event. The frequent ones come first: the match is tried in this order."""
@@ -187,6 +197,8 @@ class LiveStats:
         self._record = record
         self._step_count += 1
         self._preemptions += len(record.preempted)
+        self._drafted += record.draft_tokens
+        self._accepted += record.accepted_tokens
         tokens = record.computed_tokens
         budget, cap = record.max_num_batched_tokens, record.max_num_seqs
         self._steps.append(t, record.duration_s, tokens, budget, len(record.rows), cap)
@@ -225,6 +237,8 @@ class LiveStats:
                 "cached_tokens_total": self._cached_tokens,
                 "generated_tokens_total": self._tokens,
                 "preemptions_total": self._preemptions,
+                "draft_tokens_total": self._drafted,
+                "accepted_tokens_total": self._accepted,
                 "steps_total": self._step_count,
                 "dropped": self._dropped,
                 "cache_hits_total": self._cache[True],

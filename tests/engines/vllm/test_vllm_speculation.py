@@ -38,3 +38,6 @@ def test_speculation_changes_no_word_and_its_acceptance_is_on_the_tape(
     frame = session.tape()
     assert frame["draft_tokens"].sum() == proposed
     assert frame["accepted_tokens"].sum() == accepted
+    seen = session.stats()
+    assert (seen.draft_tokens_total, seen.accepted_tokens_total) == (proposed, accepted)
+    assert seen.acceptance == accepted / proposed

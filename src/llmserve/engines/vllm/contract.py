@@ -76,6 +76,7 @@ NAMES = (
     Name("vllm.tool_parsers", "ToolParserManager.list_registered", "a parser is checked at start"),
     Name("vllm.tool_parsers", "ToolParserManager.import_tool_parser", "a parser of the user's own"),
     Name("vllm.renderers.chat_utils", "validate_chat_template", "a template is checked at start"),
+    Name("vllm.renderers.chat_utils", "load_chat_template", "a template of the user's own"),
     Name("vllm.engine.protocol", "EngineClient.generate", "vLLM's own API calls it"),
     Name("vllm.outputs", "RequestOutput.add", "n choices are put together by it"),
     Name("vllm.inputs.engine", "tokens_input", "a prompt of token ids"),

@@ -135,14 +135,15 @@ class VllmEngine:
 
     async def pause(self) -> None:
         """Freeze: requests stay where they are, and go on after `resume` as if nothing was."""
-        await self._running().pause_generation(mode="keep", clear_cache=False)
+        paused = self._running().pause_generation(mode="keep", clear_cache=False)
+        await self._while_alive(paused)
 
     async def resume(self) -> None:
-        await self._running().resume_generation()
+        await self._while_alive(self._running().resume_generation())
 
     async def reset_cache(self) -> None:
         """Forget all cached prefixes that no running request holds."""
-        await self._running().reset_prefix_cache()
+        await self._while_alive(self._running().reset_prefix_cache())
 
     async def sleep(self, level: int = 1) -> str:
         """Give memory back until `wake`, and say in a sentence what that came to. Requests in the
@@ -210,7 +211,7 @@ class VllmEngine:
 
     def _running(self) -> Any:
         if self._llm is None:
-            raise EngineError("vLLM is not running")
+            raise EngineError("vLLM is not running; session.wake() starts it")
         if self._llm.errored:
             raise self._death()
         return self._llm
@@ -251,13 +252,16 @@ class VllmEngine:
         return values, clamps
 
     async def _get_to_know(self, launch: Launch) -> None:
+        from vllm.renderers.chat_utils import load_chat_template
+
         llm = self._llm
         _forget_own_metrics(llm)
         self._family = launch.processes()
         self._listen(llm.engine_core)
         config = llm.vllm_config
         self._by_priority = config.scheduler_config.policy == "priority"
-        self._tokenizer = VllmTokenizer(llm.get_tokenizer())
+        template = load_chat_template(self._options.api_args.get("chat_template"))
+        self._tokenizer = VllmTokenizer(llm.get_tokenizer(), template)
         told: dict[str, int] = await self._call("llmserve_describe")
         self._fewest_tokens = told.pop("fewest_tokens")
         self._info = describe(
