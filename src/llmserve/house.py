@@ -17,8 +17,9 @@ from llmserve.clock import Clock
 from llmserve.endpoint.server import Server
 from llmserve.events import EventBus
 from llmserve.freed import Freed, Proof, device_used
+from llmserve.interpreter import WhileServing
 from llmserve.observe.gpu import DeviceSampler
-from llmserve.runtime import FastSwitching, Runtime
+from llmserve.runtime import Runtime
 from llmserve.service import Service
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ _COUNT_TIMEOUT_S = 2.0
 @dataclass(frozen=True, slots=True)
 class Switches:
     switch_interval_s: float | None
+    gc_threshold: int | None
 
 
 class House:
@@ -50,8 +52,8 @@ class House:
         self._server = server
         self._bus = bus
         self._clock = clock
-        self._interval = switches.switch_interval_s
-        self._switching: FastSwitching | None = None
+        self._switches = switches
+        self._while_serving: WhileServing | None = None
         self._sampling: asyncio.Task[None] | None = None
         self.on_close: list[Callable[[], None]] = []
         self.after_close: list[Callable[[], None]] = []
@@ -64,8 +66,8 @@ class House:
         """engine: its name, for who waits."""
         self._device_at_open = device_used()
         self._runtime.call(self._open(), telling=f"starting {engine}")
-        if self._interval is not None:
-            self._switching = FastSwitching(self._interval)
+        wanted = self._switches
+        self._while_serving = WhileServing(wanted.switch_interval_s, wanted.gc_threshold)
 
     def close(self) -> None:
         started = self._clock.now()
@@ -84,8 +86,8 @@ class House:
             log.exception("closing did not end in order; ending the engine processes")
         finally:
             self._runtime.close()
-            if self._switching is not None:
-                self._switching.release()
+            if self._while_serving is not None:
+                self._while_serving.release()
             for callback in self.after_close:
                 callback()
         self.freed = proof.freed(self._server.port, started)

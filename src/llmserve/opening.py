@@ -10,6 +10,7 @@ from llmserve import engines
 from llmserve.agreements import Source, read_agreements
 from llmserve.endpoint.cache import CacheOptions
 from llmserve.house import Switches
+from llmserve.interpreter import GC_THRESHOLD, SWITCH_INTERVAL_S
 from llmserve.knobs import SPECS, Knobs
 from llmserve.observe.lifecycle import LogOptions
 from llmserve.session import Session
@@ -26,7 +27,8 @@ def serve(
     knobs: Mapping[str, object] | None = None,
     response_cache: bool | Mapping[str, object] | None = None,
     log_requests: bool | str | os.PathLike[str] | Mapping[str, object] | None = None,
-    switch_interval_s: float | None = 5e-5,
+    switch_interval_s: float | None = SWITCH_INTERVAL_S,
+    gc_threshold: int | None = GC_THRESHOLD,
     **options: object,
 ) -> Session:
     """Start a server in this process's background and return when it answers.
@@ -42,6 +44,8 @@ def serve(
         `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.
     switch_interval_s: the interpreter's thread switch interval while serving, so that a cell that
         computes does not starve delivery; it costs such a cell a few per cent. None leaves it.
+    gc_threshold: after how many new objects Python looks for cyclic garbage while serving; at its
+        own 700, a full look stops all streams for most of a second. None leaves it.
     options: names of knobs are their first values; the rest goes to the engine, which refuses
         what it does not know by name (TypeError).
 
@@ -56,7 +60,7 @@ def serve(
         address=(host, port),
         api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
         knobs=Knobs().changed(first),
-        switches=Switches(switch_interval_s),
+        switches=Switches(switch_interval_s, gc_threshold),
         agreements=read_agreements(api_keys),
         cache=CacheOptions.read(response_cache),
         log=LogOptions.read(log_requests),

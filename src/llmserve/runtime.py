@@ -11,10 +11,9 @@ import concurrent.futures
 import contextlib
 import importlib
 import importlib.util
-import sys
 import threading
 from collections.abc import Coroutine
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from llmserve.waits import Waiting
 
@@ -106,34 +105,3 @@ def _is_done(future: concurrent.futures.Future[Any]) -> bool:
     with contextlib.suppress(TimeoutError, concurrent.futures.CancelledError):
         future.exception(_TELL_EVERY_S)
     return future.done()
-
-
-class FastSwitching:
-    """A short interpreter switch interval while any session serves.
-
-    The loop thread gives up the GIL at every socket send and then waits a whole interval (5 ms)
-    behind a cell that computes: 32 streams fell from 10,300 to 350 tokens/s, and 50 µs brought
-    them back. The cell pays a few per cent. The interval belongs to the interpreter, so the count
-    of those who want it short does too.
-    """
-
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-    _users: ClassVar[int] = 0
-    _before: ClassVar[float] = 0.005
-
-    def __init__(self, interval_s: float = 5e-5) -> None:
-        self._held = True
-        with self._lock:
-            if FastSwitching._users == 0:
-                FastSwitching._before = sys.getswitchinterval()
-            FastSwitching._users += 1
-            sys.setswitchinterval(min(interval_s, sys.getswitchinterval()))
-
-    def release(self) -> None:
-        """Safe to call twice; the last to release restores what was there before the first."""
-        with self._lock:
-            if self._held:
-                self._held = False
-                FastSwitching._users -= 1
-                if FastSwitching._users == 0:
-                    sys.setswitchinterval(FastSwitching._before)

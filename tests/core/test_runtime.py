@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import sys
 import threading
 
 import pytest
 
-from llmserve.runtime import FastSwitching, Runtime
+from llmserve.runtime import Runtime
 
 
 async def answer() -> int:
@@ -95,17 +94,6 @@ def test_closing_cancels_what_still_runs() -> None:
     runtime.close()
     assert cancelled.is_set()
     assert future.cancelled()
-
-
-def test_the_switch_interval_comes_back_when_the_last_session_lets_go() -> None:
-    before = sys.getswitchinterval()
-    first, second = FastSwitching(), FastSwitching()
-    assert sys.getswitchinterval() == pytest.approx(5e-5, abs=2e-6)
-    first.release()
-    first.release()
-    assert sys.getswitchinterval() == pytest.approx(5e-5, abs=2e-6)
-    second.release()
-    assert sys.getswitchinterval() == pytest.approx(before)
 
 
 def test_the_loop_is_uvloops_where_that_is_installed() -> None:

@@ -25,7 +25,8 @@ from llmserve.magics.problems import Problem, nearest
 
 ENGINES = ("auto", "torch", "vllm", "simulator")
 START_OPTIONS = (
-    "api_key", "api_keys", "host", "log_requests", "response_cache", "switch_interval_s",
+    "api_key", "api_keys", "gc_threshold", "host", "log_requests", "response_cache",
+    "switch_interval_s",
 )
 """Names that `start name=value` takes besides knobs and the engine's own options."""
 

@@ -59,6 +59,7 @@ def build_api(llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any]) -
     app = build_app(args, ("generate",), config.model_config)
     # its own metrics are not served here, and would look at each piece of each reply
     app.user_middleware = [one for one in app.user_middleware if "Prometheus" not in str(one.cls)]
+    app.middleware_stack = None  # it was put together already, and will be anew
     return app
 
 
