@@ -164,3 +164,34 @@ def test_a_real_gpu_is_found_through_nvml() -> None:
     samples = DeviceSampler(lambda: (os.getpid(),), VirtualClock()).sample()
     assert {sample.kind for sample in samples} == {"gpu"}
     assert all(0 < sample.used_bytes <= sample.total_bytes for sample in samples)
+
+
+def test_a_new_root_counts_at_once_and_a_new_child_some_seconds_later() -> None:
+    clock, me = Hands(), os.getpid()
+    roots = [me]
+    one = DeviceSampler(lambda: roots, clock, nvml=NO_GPU, cgroup=NO_CGROUP)
+
+    def members() -> set[int]:
+        one.sample()
+        return {process.pid for process in one._family}
+
+    assert me in members()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert child.pid not in members()
+        clock.t += 6
+        assert child.pid in members()
+        roots[:] = [child.pid]
+        assert members() == {child.pid}
+
+
+class Hands:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.t = 0.0
+
+    def now(self) -> float:
+        return self.t
+
+    async def sleep_until(self, when: float) -> None:
+        raise AssertionError("nobody sleeps by this clock")

@@ -5,6 +5,7 @@ Nothing is made up: what the platform does not tell is None, never zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from llmserve.engines.processes import with_descendants
 from llmserve.events import DeviceSampled
 
 _CGROUP = Path("/sys/fs/cgroup")
+_FAMILY_S = 5.0
+"""Whose children are ours is looked up so often, for it means reading of every process there is:
+twice a second it took 4 % of the kernel's time."""
 
 
 class DeviceSampler:
     """`sample` may take milliseconds (NVML, /proc): call it off the loop, one call at a time.
 
-    `pids` tells this session's processes anew at each sample; their children count too. `nvml`
-    is the module `pynvml` or one like it; None looks for it.
+    `pids` tells this session's processes anew at each sample; their children count too, new ones
+    from some seconds on. `nvml` is the module `pynvml` or one like it; None looks for it.
     """
 
     def __init__(
@@ -39,18 +43,29 @@ class DeviceSampler:
         self._nvml: Any = find_nvml() if nvml is None else nvml
         self._handles: list[Any] | None = None
         self._cpu_asked = False
+        self._roots: tuple[int, ...] = ()
+        self._family: tuple[psutil.Process, ...] = ()
+        self._looked = -math.inf
 
     def sample(self) -> list[DeviceSampled]:
         """One per GPU; without a GPU, one of the host."""
-        family = {process.pid for process in with_descendants(self._pids())}
-        samples = [s for h in self._gpus() if (s := self._gpu(h, family)) is not None]
-        return samples or [self._host(family)]
+        self._look()
+        pids = {process.pid for process in self._family}
+        samples = [s for h in self._gpus() if (s := self._gpu(h, pids)) is not None]
+        return samples or [self._host()]
 
     def close(self) -> None:
         """Give NVML back. Safe to call twice, and without a GPU."""
         if self._handles:
             self._ask(self._nvml.nvmlShutdown)
         self._handles = None
+
+    def _look(self) -> None:
+        """Who we are now."""
+        roots, now = tuple(self._pids()), self._clock.now()
+        if roots != self._roots or now - self._looked >= _FAMILY_S:
+            self._roots, self._looked = roots, now
+            self._family = tuple(with_descendants(roots))
 
     def _gpus(self) -> list[Any]:
         """NVML's handles; found at the first call, which starts NVML."""
@@ -99,7 +114,7 @@ class DeviceSampler:
         except nvml_errors(self._nvml):
             return None
 
-    def _host(self, family: set[int]) -> DeviceSampled:
+    def _host(self) -> DeviceSampled:
         memory = psutil.virtual_memory()
         used, total = memory.total - memory.available, memory.total
         limited = _cgroup_memory(self._cgroup)
@@ -113,7 +128,7 @@ class DeviceSampler:
             name="host memory",
             used_bytes=used,
             total_bytes=total,
-            own_bytes=_resident(family),
+            own_bytes=_resident(self._family),
             utilization=percent / 100 if known else None,
         )
 
@@ -133,12 +148,12 @@ def nvml_errors(nvml: Any) -> tuple[type[Exception], ...]:
     return nvml.NVMLError, getattr(nvml, "NVMLLibraryMismatchError", nvml.NVMLError)
 
 
-def _resident(pids: set[int]) -> int | None:
+def _resident(processes: Iterable[psutil.Process]) -> int | None:
     """Resident bytes together; pages that they share count in each. None when none answers."""
     sizes = []
-    for pid in pids:
+    for process in processes:
         try:
-            sizes.append(psutil.Process(pid).memory_info().rss)
+            sizes.append(process.memory_info().rss)
         except psutil.Error:
             continue
     return sum(sizes) if sizes else None
