@@ -38,9 +38,11 @@ class Load:
             task.cancel()
 
     async def _ask(self) -> None:
-        sampling = SamplingParams(max_tokens=200, temperature=0.0, ignore_eos=True)
         while True:
             number = next(self._numbers)
+            # of many lengths: in step, they would all be prefilled in the same short block
+            length = 60 + number * 37 % 240
+            sampling = SamplingParams(max_tokens=length, temperature=0.0, ignore_eos=True)
             request = Request(
                 id=f"load-{number}",
                 prompt_ids=tuple((number * 31 + k * 7) % 900 + 10 for k in range(100)),
