@@ -238,7 +238,8 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         return f"<p>{words}</p><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
     def _words(self) -> list[str]:
-        found = [f"{len(self.measured())} of {len(self.points)} points, {self.rounds} rounds each"]
+        rounds = "one round" if self.rounds == 1 else f"{self.rounds} rounds"
+        found = [f"{len(self.measured())} of {len(self.points)} points, {rounds} each"]
         found.append(self.workload)
         if self.measured():
             found += [str(self.best(name)) for name in ("generated_tokens_per_s", "ttft_p95")]
