@@ -25,7 +25,7 @@ from bench.servers import KEY, free_port, llmserve, machine, running
 from llmserve.bench.client import Client
 from llmserve.bench.driver import Bench
 from llmserve.bench.http import HttpTarget
-from llmserve.bench.intervals import interval
+from llmserve.bench.intervals import Interval, interval
 from llmserve.bench.report import Report
 from llmserve.bench.workload import Workload
 from llmserve.clock import MonotonicClock
@@ -107,13 +107,23 @@ def rows(
             half = "" if mean.half is None else f" ±{mean.half:,.2f}"
             cells.append(f"{mean.value:,.2f}{half}")
         apart = means["ours"] / means["theirs"] - 1
+        pairs = zip(found["ours"], found["theirs"], strict=True)
+        gap = interval([our[name] / their[name] - 1 for our, their in pairs])
         off = {driver: value / known[name] - 1 for driver, value in means.items()}
         lines.append(
             (f"{load.concurrency} at once: {words}", f"{known[name]:,.2f}", *cells,
              f"{off['ours']:+.1%}, {off['theirs']:+.1%}", f"{apart:+.1%}",
-             "yes" if abs(apart) <= WITHIN else "no")
+             verdict(apart, gap))
         )  # fmt: skip
     return lines
+
+
+def verdict(apart: float, gap: Interval | None) -> str:
+    """gap: of the rounds' own ratios, less one."""
+    if abs(apart) <= WITHIN:
+        return "yes"
+    told = gap is not None and gap.half is not None and abs(gap.value) > gap.half
+    return "no" if told else "not told apart: chance moves both by more"
 
 
 def main(options: argparse.Namespace) -> None:
