@@ -32,7 +32,7 @@ class Setting(Generic[T]):
     def __init__(self, read: Callable[[], T], write: Callable[[T], object]) -> None:
         self._read, self._write = read, write
         self._lock = threading.Lock()
-        self._before: list[T] = []
+        self._before: T | None = None
         self._ours: T | None = None
         self._users = 0
 
@@ -44,16 +44,16 @@ class Setting(Generic[T]):
             if better(value, before):
                 self._write(value)
                 self._ours = self._read()
-                self._before.append(before)
+                self._before = before if self._before is None else self._before
 
     def give_back(self) -> None:
         with self._lock:
             self._users -= 1
-            if self._users or not self._before:
+            if self._users or self._before is None:
                 return
             if self._read() == self._ours:
-                self._write(self._before[0])
-            self._before.clear()
+                self._write(self._before)
+            self._before = None
 
 
 class WhileServing:

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from support.kernels import SRC
@@ -210,3 +211,13 @@ def _kernel_is_idle(sessions: str) -> bool:
     with urllib.request.urlopen(sessions, timeout=10) as answer:
         kernels = [session["kernel"] for session in json.load(answer)]
     return any(k["execution_state"] == "idle" and k["connections"] for k in kernels)
+
+
+def notebook_of(cells: Sequence[str], path: Path) -> Path:
+    """A notebook with these cells of code, not yet run."""
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    made.metadata["kernelspec"] = {
+        "name": "python3", "display_name": "Python 3", "language": "python",
+    }
+    nbformat.write(made, path)
+    return path

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nbformat
 import pytest
 
-from browser.lab import PATHS, Lab, lab
+from browser.lab import PATHS, Lab, lab, notebook_of
 from browser.test_quickstart import ADDRESS, charts_move, max_num_seqs, slider_obeyed
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -25,13 +24,7 @@ CELLS = (
 
 @pytest.fixture
 def notebook(tmp_path: Path) -> Path:
-    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
-    made.metadata["kernelspec"] = {
-        "name": "python3", "display_name": "Python 3", "language": "python",
-    }
-    path = tmp_path / "dashboard.ipynb"
-    nbformat.write(made, path)
-    return path
+    return notebook_of(CELLS, tmp_path / "dashboard.ipynb")
 
 
 def ask(page: Lab, prompt: str) -> None:

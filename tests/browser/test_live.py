@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nbformat
 import pytest
 
-from browser.lab import Lab, lab
+from browser.lab import Lab, lab, notebook_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -23,13 +22,7 @@ CELLS = (
 
 @pytest.fixture
 def notebook(tmp_path: Path) -> Path:
-    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
-    made.metadata["kernelspec"] = {
-        "name": "python3", "display_name": "Python 3", "language": "python",
-    }
-    path = tmp_path / "live.ipynb"
-    nbformat.write(made, path)
-    return path
+    return notebook_of(CELLS, tmp_path / "live.ipynb")
 
 
 def pictures(page: Lab, cell: str) -> int:

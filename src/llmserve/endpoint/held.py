@@ -50,8 +50,8 @@ class Call:
 
     @property
     def refusal(self) -> Exception | None:
-        """Or a later failure: a status of its own while nothing has been sent, and else the
-        stream's last event."""
+        """At the door, or a later failure: a status of its own while nothing has been sent, and
+        else the stream's last event."""
         if self.refused is not None:
             return self.refused
         for stream in self.streams:

@@ -40,10 +40,7 @@ def is_gone(written: str) -> bool:
     birth, _, namespace = rest.partition("/")
     if not (pid.isdigit() and birth) or namespace != _namespace():
         return False
-    with contextlib.suppress(psutil.Error):
-        if has_ended(psutil.Process(int(pid))):
-            return True
-    return _birth(int(pid)) != birth
+    return is_over(int(pid)) or _birth(int(pid)) != birth
 
 
 def stale() -> list[Stale]:
@@ -90,6 +87,14 @@ def has_ended(process: psutil.Process) -> bool:
     never do."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True
+
+
+def is_over(pid: int) -> bool:
+    """No process has this pid, or only one that has ended."""
+    try:
+        return has_ended(psutil.Process(pid))
     except psutil.Error:
         return True
 

@@ -54,12 +54,9 @@ class Spent(msgspec.Struct, gc=False):
 
     def close(self, t: float) -> tuple[float, list[float]]:
         """End the span at `t`; its length and parts. The next one begins there."""
-        since, parts = self.since, self.parts
-        if t > since:
-            parts[self.cause] += t - since
-            self.since = since = t
-        length = since - self.began
-        self.began, self.parts = since, _NOTHING.copy()
+        self.until(t)
+        length, parts = self.since - self.began, self.parts
+        self.began, self.parts = self.since, _NOTHING.copy()
         return length, parts
 
 

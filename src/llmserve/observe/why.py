@@ -114,7 +114,7 @@ class WhyFold:
         self._spending = Spending()
         self._firsts = Samples(2 + len(CAUSES), _SAMPLES)  # t, TTFT, its parts
         self._gaps = Samples(3 + len(CAUSES), _SAMPLES)  # t, gap, its parts, tokens behind it
-        self._others = Samples(2, _SAMPLES)  # t, tokens that came with a first one
+        self._others = Samples(2, _SAMPLES)  # t, tokens that ended no gap
         self._changes: deque[KnobsChanged] = deque(maxlen=_CHANGES)
         self._last = 0.0
 
@@ -170,14 +170,12 @@ class WhyFold:
 
     def _deliver(self, event: FirstToken | TokensEmitted, tokens: int) -> None:
         span = self._spending.deliver(event.request_id, event.t)
-        if span is None:
-            self._others.append(event.t, tokens)
-            return
-        first, length, parts = span
-        if not first:
-            self._gaps.append(event.t, length, *parts, tokens)
-            return
-        self._firsts.append(event.t, length, *parts)
+        if span is not None:
+            first, length, parts = span
+            if not first:
+                self._gaps.append(event.t, length, *parts, tokens)
+                return
+            self._firsts.append(event.t, length, *parts)
         if tokens:
             self._others.append(event.t, tokens)
 

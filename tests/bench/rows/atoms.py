@@ -29,50 +29,40 @@ def prefetch(b: Any, at: Any, locality: int) -> None:
     b.call(hint, [b.inttoptr(at, pointer), I32(0), I32(locality), I32(1)])
 
 
-@intrinsic
-def bits_to_float(typing: Any, bits: Any) -> Any:
-    def build(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        return b.bitcast(arguments[0], F32)
+def bitcast(source: Any, to: Any, kind: Any) -> Any:
+    """A function that takes the bits of one type for another's."""
 
-    return types.float32(types.int32), build
+    @intrinsic
+    def cast(typing: Any, value: Any) -> Any:
+        def build(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            return b.bitcast(arguments[0], kind)
 
+        return to(source), build
 
-@intrinsic
-def float_to_bits(typing: Any, value: Any) -> Any:
-    def build(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        return b.bitcast(arguments[0], I32)
-
-    return types.int32(types.float32), build
+    return cast
 
 
-@intrinsic
-def floats(typing: Any, at: Any) -> Any:
-    """The float32 from an address on, to be indexed."""
-
-    def build(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        return b.inttoptr(arguments[0], F32.as_pointer())
-
-    return types.CPointer(types.float32)(address), build
+bits_to_float = bitcast(types.int32, types.float32, F32)
+float_to_bits = bitcast(types.float32, types.int32, I32)
 
 
-@intrinsic
-def halves(typing: Any, at: Any) -> Any:
-    """The bfloat16 from an address on, as uint16."""
+def pointer(to: Any, kind: Any) -> Any:
+    """A function of an address: what lies from there on, to be indexed."""
 
-    def build(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        return b.inttoptr(arguments[0], I16.as_pointer())
+    @intrinsic
+    def values(typing: Any, at: Any) -> Any:
+        def build(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            return b.inttoptr(arguments[0], kind.as_pointer())
 
-    return types.CPointer(types.uint16)(address), build
+        return types.CPointer(to)(address), build
+
+    return values
 
 
-@intrinsic
-def integers(typing: Any, at: Any) -> Any:
-    """The int64 from an address on."""
-
-    def build(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        return b.inttoptr(arguments[0], I64.as_pointer())
-
-    return types.CPointer(types.int64)(address), build
+floats = pointer(types.float32, F32)
+halves = pointer(types.uint16, I16)
+"""bfloat16, as bits."""
+integers = pointer(types.int64, I64)
 
 
 @intrinsic

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from llmserve.engines.processes import is_over
+
 POLL_S = 0.5
 GRACE_S = 4.0
 FOLDER_PREFIX = "llmserve-vllm-"
@@ -70,9 +72,9 @@ def _armed() -> bool:
 
 def _watch(kernel: int, parent: int) -> None:
     """`parent` is the kernel for the engine process, and that process for its workers."""
-    while os.getppid() == parent and not _gone(kernel):
+    while os.getppid() == parent and not is_over(kernel):
         time.sleep(POLL_S)
-    if _gone(kernel):
+    if is_over(kernel):
         _tidy()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_S)
@@ -81,17 +83,9 @@ def _watch(kernel: int, parent: int) -> None:
     os._exit(1)
 
 
-def _gone(kernel: int) -> bool:
-    """Be it that whoever started it has not taken note of its end yet."""
-    try:
-        return psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return True
-
-
 def _tidy_after(kernel: int) -> None:
     """vLLM's own watch may end this process in order before ours does."""
-    if _gone(kernel):
+    if is_over(kernel):
         _tidy()
 
 
