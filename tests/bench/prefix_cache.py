@@ -21,14 +21,13 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.torch_models import SHAPES, make_model
 from bench.torch_table import interval
 from llmserve.clock import MonotonicClock
-from llmserve.core import Request, SamplingParams
+from llmserve.core import Chunk, Request, SamplingParams
 from llmserve.engines.torch.engine import TorchEngine
 
 Prompts = list[tuple[int, ...]]
@@ -63,13 +62,13 @@ async def block(
             i, prompt = left.pop(0)
             sampling = SamplingParams(max_tokens=options.new, temperature=0, ignore_eos=True)
             one = Request(id=f"r{i}", prompt_ids=prompt, sampling=sampling, arrival=0)
-            start, first, cached, tokens = time.perf_counter(), 0.0, 0, list[int]()
-            async with aclosing(engine.generate(one)) as chunks:
-                async for chunk in chunks:
-                    first = first or time.perf_counter() - start
-                    cached += chunk.cached_tokens
-                    tokens += chunk.token_ids
-            told[i] = Told(tuple(tokens), first, cached)
+            start, chunks = time.perf_counter(), list[tuple[float, Chunk]]()
+            await engine.generate(one, lambda chunk: chunks.append((time.perf_counter(), chunk)))
+            told[i] = Told(
+                tuple(token for _, chunk in chunks for token in chunk.token_ids),
+                chunks[0][0] - start,
+                sum(chunk.cached_tokens for _, chunk in chunks),
+            )
 
     start = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(options.at_once)))

@@ -32,8 +32,7 @@ async def makespan(clock: Clock, requests: int, prefill_ms: float, decode_ms: fl
         request = Request(
             id=str(index), prompt_ids=(1,) * 16, sampling=sampling, arrival=clock.now()
         )
-        async for _ in engine.generate(request):
-            pass
+        await engine.generate(request, lambda chunk: None)
 
     started = clock.now()
     await asyncio.gather(*map(ask, range(requests)))

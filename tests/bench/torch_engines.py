@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +22,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from llmserve.clock import MonotonicClock
-from llmserve.core import Request, SamplingParams
+from llmserve.core import Chunk, Request, SamplingParams
 from llmserve.engines.torch.engine import TorchEngine
 
 START_S = 180.0
@@ -74,8 +73,9 @@ class Ours:
             sampling = SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True)
             name = f"{self.blocks}-{i}"
             request = Request(id=name, prompt_ids=tuple(prompt), sampling=sampling, arrival=0)
-            async with aclosing(engine.generate(request)) as chunks:
-                return sum([len(chunk.token_ids) async for chunk in chunks])
+            chunks: list[Chunk] = []
+            await engine.generate(request, chunks.append)
+            return sum(len(chunk.token_ids) for chunk in chunks)
 
         start = time.perf_counter()
         counts = await asyncio.gather(*(one(i, prompt) for i, prompt in enumerate(prompts)))

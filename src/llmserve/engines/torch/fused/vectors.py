@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from bench.rows.atoms import F32, I32, I64, address, declared, prefetch
+from llmserve.engines.torch.fused.atoms import F32, I32, I64, address, declared, prefetch
 
 WIDTH = 16
 VF, VI = ir.VectorType(F32, WIDTH), ir.VectorType(I32, WIDTH)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from bench.rows.atoms import (
+from llmserve.engines.torch.fused.atoms import (
     bits_to_float,
     fetch_add,
     float_to_bits,
@@ -29,7 +29,13 @@ from bench.rows.atoms import (
     load_acquire,
     pause,
 )  # fmt: skip
-from bench.rows.vectors import make_tile, make_weighted, norm_row, silu_mul, softmax_row
+from llmserve.engines.torch.fused.vectors import (
+    make_tile,
+    make_weighted,
+    norm_row,
+    silu_mul,
+    softmax_row,
+)
 
 # numba's cache looks only at the file of the cached function. After a change in vectors.py it would
 # run the old kernels with the new layout, at raw addresses: so there is none, and a start compiles.

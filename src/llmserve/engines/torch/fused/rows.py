@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,42 @@ import torch
 from numba import types
 from torch import Tensor
 
-from bench.rows import step
+from llmserve.engines.torch.fused import step
 from llmserve.engines.torch.kv import Place
 
 PADDING = 8
 """Rows that the widest tile may read behind the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """All bfloat16 and contiguous, a row for each output; None where the model has none."""
+
+    before_attention: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    out: Tensor
+    before_mlp: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    layers: list[LayerWeights]
+    embedding: Tensor
+    norm: Tensor
+    head: Tensor
+    cos: Tensor
+    """float32 `[positions, dim / 2]`, and so is `sin`, plain."""
+    sin: Tensor
+    heads: int
+    kv_heads: int
+    dim: int
+    eps: float
+    scaling: float
 
 
 def parted(weight: Tensor) -> Tensor:
@@ -23,43 +55,44 @@ def parted(weight: Tensor) -> Tensor:
     return pairs.transpose(1, 2).reshape(-1).contiguous()
 
 
-def refuse(config: Any, network: Any, most_tokens: int, most: int) -> None:
+def refuse(weights: Weights, most_rows: int, most_tokens: int) -> None:
     """ValueError for what the step would compute wrongly, or read where nothing is."""
-    dim = config.hidden_size // config.num_attention_heads
-    group = config.num_attention_heads // config.num_key_value_heads
+    w, first = weights, weights.layers[0]
+    group = w.heads // w.kv_heads
     scores = (group + PADDING) * (most_tokens + 15) * 4
-    if any(n % 32 for n in (dim, config.hidden_size, config.intermediate_size)):
+    if any(n % 32 for n in (w.dim, w.embedding.shape[1], first.down.shape[1])):
         raise ValueError("widths must be multiples of 32")
-    if config.vocab_size % 4:
+    if w.head.shape[0] % 4:
         raise ValueError("the vocabulary must be a multiple of 4")
     if group * 4 > step.SCALES_BYTES or (
-        group * dim * 4 + step.SCALES_BYTES + scores > step.SCRATCH_BYTES
+        group * w.dim * 4 + step.SCALES_BYTES + scores > step.SCRATCH_BYTES
     ):
         raise ValueError(f"{most_tokens} tokens are too many for a thread's scratch")
-    if step.PRODUCT_AT + (most + PADDING) * step.CHUNK * 8 > step.SCRATCH_BYTES:
-        raise ValueError(f"{most} rows are too many for a thread's scratch")
-    if any(name.endswith(".bias") for name, _ in network.named_parameters()):
-        raise ValueError("biases are not written yet")
-    if config.model_type != "llama" or config.rms_norm_eps != step.EPS:
-        raise ValueError(f"only Llamas with an eps of {step.EPS:g} are written yet")
+    if step.PRODUCT_AT + (most_rows + PADDING) * step.CHUNK * 8 > step.SCRATCH_BYTES:
+        raise ValueError(f"{most_rows} rows are too many for a thread's scratch")
+    if any(one is not None for one in (first.qkv_bias, first.query_norm, first.key_norm)):
+        raise ValueError("biases and norms of query and key are not written yet")
+    if w.eps != step.EPS or abs(w.scaling - w.dim**-0.5) > 1e-9:
+        raise ValueError(f"only an eps of {step.EPS:g} and the plain scaling are written yet")
 
 
 class Rows:
-    """A decode step for up to `most` rows: logits of all. `stop` ends its threads.
+    """Steps of up to `most_rows` rows, each a token at its position. `stop` ends the threads.
 
-    Made before `Compact`, which takes the network apart. Weights stay plain and bfloat16.
-    """
+    Keeps the weights' tensors as they are, by address."""
 
-    def __init__(self, network: Any, most_tokens: int, threads: int, most: int) -> None:
-        config, body = network.config, network.model
-        refuse(config, network, most_tokens, most)
-        self._most, self._most_tokens = most, most_tokens
+    def __init__(
+        self, weights: Weights, *, most_rows: int, most_tokens: int, threads: int
+    ) -> None:
+        """ValueError, in plain words, for what cannot be computed right."""
+        refuse(weights, most_rows, most_tokens)
+        self._most, self._most_tokens = most_rows, most_tokens
         self._kept: list[Any] = []
         """What is only known by its address."""
         self._plan = np.zeros(step.PLAN_SIZE, np.int64)
-        self._logits = torch.zeros(most, config.vocab_size)
-        self._bind_model(config, body, network.lm_head.weight.detach())
-        self._bind_memory(config, threads)
+        self._logits = torch.zeros(most_rows, weights.head.shape[0])
+        self._bind_model(weights)
+        self._bind_memory(weights, threads)
         step.run.compile((types.int64[::1], types.int64))
         self._starts = [threading.Semaphore(0) for _ in range(threads - 1)]
         self._done = threading.Semaphore(0)
@@ -67,8 +100,10 @@ class Rows:
         for thread, start in enumerate(self._starts, 1):
             threading.Thread(target=self._work, args=(thread, start), daemon=True).start()
 
-    def __call__(self, ids: list[int], positions: list[int], places: list[Place]) -> Tensor:
-        """One token each; the result is overwritten by the next call."""
+    def __call__(
+        self, ids: list[int], positions: list[int], places: list[Place], wanted: list[int]
+    ) -> Tensor:
+        """Logits in float32 of the rows `wanted`, overwritten by the next call."""
         layers = [place.slab.keys.stride(0) * 2 for place in places]
         lengths = [place.slab.length for place in places]
         if not 0 < len(ids) <= self._most or any(
@@ -90,7 +125,7 @@ class Rows:
         step.run(self._plan, 0)
         for _ in self._starts:
             self._done.acquire()
-        return self._logits[: len(ids)]
+        return self._logits[wanted]
 
     def stop(self) -> None:
         self._stopped = True
@@ -105,48 +140,39 @@ class Rows:
             step.run(self._plan, thread)
             self._done.release()
 
-    def _bind_model(self, config: Any, body: Any, head: Tensor) -> None:
-        table = np.zeros((len(body.layers), step.LAYER_SIZE), np.int64)
-        for line, layer in zip(table, body.layers, strict=True):
-            attention, mlp = layer.self_attn, layer.mlp
-            qkv = [one.weight for one in (attention.q_proj, attention.k_proj, attention.v_proj)]
-            line[step.BEFORE_ATTENTION] = self._keep(parted(layer.input_layernorm.weight))
-            line[step.TO_QKV] = self._keep(torch.cat(qkv).detach())
-            line[step.TO_OUT] = self._keep(attention.o_proj.weight.detach())
-            line[step.BEFORE_MLP] = self._keep(parted(layer.post_attention_layernorm.weight))
-            both = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
-            line[step.TO_GATE_UP] = self._keep(both.detach())
-            line[step.TO_DOWN] = self._keep(mlp.down_proj.weight.detach())
+    def _bind_model(self, w: Weights) -> None:
+        table = np.zeros((len(w.layers), step.LAYER_SIZE), np.int64)
+        for line, layer in zip(table, w.layers, strict=True):
+            line[step.BEFORE_ATTENTION] = self._keep(parted(layer.before_attention))
+            line[step.TO_QKV] = self._keep(layer.qkv)
+            line[step.TO_OUT] = self._keep(layer.out)
+            line[step.BEFORE_MLP] = self._keep(parted(layer.before_mlp))
+            line[step.TO_GATE_UP] = self._keep(layer.gate_up)
+            line[step.TO_DOWN] = self._keep(layer.down)
         self._kept.append(table)
-        dim = config.hidden_size // config.num_attention_heads
-        like = torch.empty(0, dtype=torch.bfloat16)
-        angles = body.rotary_emb(like, torch.arange(self._most_tokens)[None])
-        cos, sin = (one[0, :, : dim // 2].float().contiguous() for one in angles)
         self._plan[[step.LAYERS, step.HIDDEN, step.INNER, step.HEADS, step.KV_HEADS]] = [
-            len(table), config.hidden_size, config.intermediate_size,
-            config.num_attention_heads, config.num_key_value_heads,
+            len(table), w.embedding.shape[1], w.layers[0].down.shape[1], w.heads, w.kv_heads,
         ]  # fmt: skip
         self._plan[[step.DIM, step.VOCABULARY, step.TABLE]] = [
-            dim, config.vocab_size, table.ctypes.data,
+            w.dim, w.head.shape[0], table.ctypes.data,
         ]  # fmt: skip
         for fact, tensor in (
-            (step.EMBEDDING, body.embed_tokens.weight.detach()), (step.HEAD, head),
-            (step.NORM, parted(body.norm.weight)), (step.COS, cos), (step.SIN, sin),
-            (step.LOGITS, self._logits),
+            (step.EMBEDDING, w.embedding), (step.HEAD, w.head), (step.NORM, parted(w.norm)),
+            (step.COS, w.cos), (step.SIN, w.sin), (step.LOGITS, self._logits),
         ):  # fmt: skip
             self._plan[fact] = self._keep(tensor)
 
-    def _bind_memory(self, config: Any, threads: int) -> None:
-        rows, hidden = self._most + PADDING, config.hidden_size
-        kv = hidden // config.num_attention_heads * config.num_key_value_heads
+    def _bind_memory(self, w: Weights, threads: int) -> None:
+        rows, hidden, inner = self._most + PADDING, w.embedding.shape[1], w.layers[0].down.shape[1]
+        heads = (w.heads + 2 * w.kv_heads) * w.dim
         for fact, floats in (
-            (step.RESIDUAL, rows * hidden), (step.QKV, rows * (hidden + 2 * kv)),
-            (step.MIXED, rows * hidden), (step.GATED, rows * config.intermediate_size),
+            (step.RESIDUAL, rows * hidden), (step.QKV, rows * heads),
+            (step.MIXED, rows * w.heads * w.dim), (step.GATED, rows * inner),
             (step.NORMED, threads * rows * hidden),
             (step.SCRATCH, threads * step.SCRATCH_BYTES // 4),
         ):  # fmt: skip
             self._plan[fact] = self._keep(torch.zeros(floats))
-        lines = config.num_hidden_layers * step.PHASES + 3
+        lines = len(w.layers) * step.PHASES + 3
         self._counters = torch.zeros(lines, step.COUNTER_BYTES // 8, dtype=torch.int64)
         """One for each phase, and the barrier's as the last."""
         self._plan[step.COUNTERS] = self._counters.data_ptr()
