@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -102,10 +101,7 @@ class Runner:
     async def _run(self, running: _Running) -> None:
         """One request's life in the engine; its end is told by `_leave`."""
         try:
-            async with aclosing(self._engine.generate(running.stream.request)) as chunks:
-                async for chunk in chunks:
-                    running.last = chunk
-                    self._deliver(running.stream, chunk)
+            await self._engine.generate(running.stream.request, partial(self._deliver, running))
         except EngineError as error:
             running.failure = error
             self._died()
@@ -115,7 +111,8 @@ class Runner:
             log.exception("request %s failed in the engine", running.stream.request.id)
             running.failure = EngineError(f"the engine failed on this request: {error!r}")
 
-    def _deliver(self, stream: Stream, chunk: Chunk) -> None:
+    def _deliver(self, running: _Running, chunk: Chunk) -> None:
+        running.last, stream = chunk, running.stream
         now, request_id = self._clock.now(), stream.request.id
         if stream.put(chunk, now):
             self._scheduler.started(request_id, now)

@@ -50,6 +50,16 @@ def prompts(options: argparse.Namespace, vocabulary: int, salt: int, *, shared: 
     return [heads[i % len(heads)] + some(options.own) for i in range(options.requests)]
 
 
+async def ask(engine: TorchEngine, request: Request) -> Told:
+    start, chunks = time.perf_counter(), list[tuple[float, Chunk]]()
+    await engine.generate(request, lambda chunk: chunks.append((time.perf_counter(), chunk)))
+    return Told(
+        tuple(token for _, chunk in chunks for token in chunk.token_ids),
+        chunks[0][0] - start,
+        sum(chunk.cached_tokens for _, chunk in chunks),
+    )
+
+
 async def block(
     engine: TorchEngine, given: Prompts, options: argparse.Namespace
 ) -> tuple[float, list[Told]]:
@@ -62,13 +72,7 @@ async def block(
             i, prompt = left.pop(0)
             sampling = SamplingParams(max_tokens=options.new, temperature=0, ignore_eos=True)
             one = Request(id=f"r{i}", prompt_ids=prompt, sampling=sampling, arrival=0)
-            start, chunks = time.perf_counter(), list[tuple[float, Chunk]]()
-            await engine.generate(one, lambda chunk: chunks.append((time.perf_counter(), chunk)))
-            told[i] = Told(
-                tuple(token for _, chunk in chunks for token in chunk.token_ids),
-                chunks[0][0] - start,
-                sum(chunk.cached_tokens for _, chunk in chunks),
-            )
+            told[i] = await ask(engine, one)
 
     start = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(options.at_once)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from bench_tests.world import World
 from llmserve.bench.report import Report
 from llmserve.bench.slo import Slo, parse_slo
 from llmserve.core import Chunk, Request
+from llmserve.engines import Deliver
 from support.scripted import ScriptedEngine
 
 
@@ -22,14 +22,14 @@ class CachingEngine(ScriptedEngine):
         self._known: set[tuple[int, ...]] = set()
         self.prompts: list[tuple[int, ...]] = []
 
-    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+    async def generate(self, request: Request, deliver: Deliver) -> None:
         ids = request.prompt_ids
         self.prompts.append(ids)
         heads = [ids[:end] for end in range(16, len(ids), 16)]
         hit = max((len(head) for head in heads if head in self._known), default=0)
         self._known.update(heads)
-        yield Chunk(text="x", token_ids=(1,), cached_tokens=hit)
-        yield Chunk(text="y", token_ids=(2,), finish_reason="length")
+        deliver(Chunk(text="x", token_ids=(1,), cached_tokens=hit))
+        deliver(Chunk(text="y", token_ids=(2,), finish_reason="length"))
 
 
 def runs(engine: ScriptedEngine, times: int, **load: Any) -> list[Report]:
@@ -54,9 +54,9 @@ def test_a_cache_filled_before_the_run_is_detected_and_said() -> None:
     """A shared beginning whose first request is a hit already: somebody sent it before."""
 
     class Warm(CachingEngine):
-        async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
-            yield Chunk(text="x", token_ids=(1,), cached_tokens=48)
-            yield Chunk(text="y", token_ids=(2,), finish_reason="length")
+        async def generate(self, request: Request, deliver: Deliver) -> None:
+            deliver(Chunk(text="x", token_ids=(1,), cached_tokens=48))
+            deliver(Chunk(text="y", token_ids=(2,), finish_reason="length"))
 
     (report,) = runs(Warm(), 1, **LOAD)
     assert report.contaminated

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -11,8 +11,8 @@ from llmserve.bench.driver import Bench, Progress, ServiceTarget
 from llmserve.bench.slo import Slo
 from llmserve.bench.workload import Workload
 from llmserve.clock import VirtualClock
-from llmserve.core import Chunk, Request
-from llmserve.engines import Engine
+from llmserve.core import Request
+from llmserve.engines import Deliver, Engine
 from llmserve.engines.simulator import SimulatorEngine
 from llmserve.events import Event, EventBus
 from llmserve.knobs import KnobBoard, Knobs
@@ -31,11 +31,10 @@ class StalledEngine(ScriptedEngine):
         self._clock = clock
         self._begins, self._ends = begins, ends
 
-    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+    async def generate(self, request: Request, deliver: Deliver) -> None:
         if self._begins <= self._clock.now() < self._ends:
             await self._clock.sleep_until(self._ends)
-        async for chunk in super().generate(request):
-            yield chunk
+        await super().generate(request, deliver)
 
 
 class World:

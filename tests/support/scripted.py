@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import msgspec
 
 from llmserve.core import Chunk, Request
-from llmserve.engines import EngineError, EngineInfo
+from llmserve.engines import Deliver, EngineError, EngineInfo
 from llmserve.knobs import Applied, Clamp, Knobs, differences
 
 
@@ -77,7 +77,7 @@ class ScriptedEngine:
         clamp = Clamp("max_num_seqs", knobs.max_num_seqs, self._ceiling, "the ceiling")
         return Applied(got, differences(knobs, got), (clamp,), adopted_step=7)
 
-    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+    async def generate(self, request: Request, deliver: Deliver) -> None:
         self.here.append(request.id)
         try:
             for index, (piece, following) in enumerate(pairwise([*self._pieces, None])):
@@ -88,8 +88,8 @@ class ScriptedEngine:
                     raise error
                 assert piece is not None
                 last = following is None
-                yield Chunk(
-                    text=piece, token_ids=(index,), finish_reason="stop" if last else None
+                deliver(
+                    Chunk(text=piece, token_ids=(index,), finish_reason="stop" if last else None)
                 )
         finally:
             self.here.remove(request.id)

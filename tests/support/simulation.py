@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,11 +68,13 @@ class Simulation:
             sampling=SamplingParams(**sampling),
             arrival=self.clock.now(),
         )
-        async with aclosing(self.engine.generate(one)) as chunks:
-            async for chunk in chunks:
-                got.chunks.append(chunk)
-                got.times.append(self.clock.now())
-                got.steps_told.append(len(self.records))
+
+        def deliver(chunk: Chunk) -> None:
+            got.chunks.append(chunk)
+            got.times.append(self.clock.now())
+            got.steps_told.append(len(self.records))
+
+        await self.engine.generate(one, deliver)
         return got
 
     def rows(self) -> list[dict[str, str]]:

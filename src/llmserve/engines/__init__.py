@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Callable,
-    Hashable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -23,7 +16,10 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 StepSink = Callable[[StepRecord], None]
-"""Called on the loop's thread, once per engine step, before that step's chunks are yielded."""
+"""Called on the loop's thread, once per engine step, before that step's chunks are delivered."""
+
+Deliver = Callable[[Chunk], None]
+"""Takes a request's next chunk, on the loop's thread, and returns at once."""
 
 
 class EngineError(RuntimeError):
@@ -97,9 +93,14 @@ class Engine(Protocol):
         """Return once the engine has adopted `knobs` (at once when idle), clamped to ceilings."""
         ...
 
-    def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
-        """Chunks until one has a finish_reason. Cancel the consuming task to stop the work: the
-        request's place and KV are free within one step. EngineError when the engine died."""
+    async def generate(self, request: Request, deliver: Deliver) -> None:
+        """Call `deliver` with each chunk as it comes; return after one with a finish_reason.
+
+        Cancel the task to stop the work: nothing is delivered from then on, and the request's place
+        and KV are free within one step. EngineError when the engine died. What `deliver` raises
+        ends this request alone, and is raised here. `deliver` cannot hold an engine up: what nobody
+        has read yet is bounded by the request's max_tokens.
+        """
         ...
 
 

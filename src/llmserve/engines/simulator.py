@@ -10,15 +10,15 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmserve.clock import Clock
 from llmserve.core import Chunk, FinishReason, Request, TokenLogprob
-from llmserve.engines import EngineError, EngineInfo, StepSink
+from llmserve.engines import Deliver, EngineError, EngineInfo, StepSink
 from llmserve.engines.ceilings import clamp
 from llmserve.engines.costs import StepCost
+from llmserve.engines.delivery import Delivery
 from llmserve.engines.planner import StepPlanner
 from llmserve.engines.sequence import Plan, Sequence
 from llmserve.engines.stops import StopStrings
@@ -120,21 +120,15 @@ class SimulatorEngine:
         """Forget all cached prefixes that no running request holds."""
         self._planner.reset_cache()
 
-    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
-        """Its queue of chunks is bounded by the request's max_tokens: one chunk per token."""
+    async def generate(self, request: Request, deliver: Deliver) -> None:
+        """One chunk per token, each at the end of its step."""
         if self._task is None:
             raise EngineError("the simulator is not running")
-        reply = _Reply(self._planner.add(request, self._clock.now()))
+        reply = _Reply(self._planner.add(request, self._clock.now()), Delivery(deliver))
         self._replies[request.id] = reply
         self._wake.set()
         try:
-            while True:
-                chunk = await reply.chunks.get()
-                if isinstance(chunk, EngineError):
-                    raise chunk
-                yield chunk
-                if chunk.finish_reason is not None:
-                    return
+            await reply.delivery.over
         finally:
             if self._replies.get(request.id) is reply:
                 self._forget(reply)
@@ -252,7 +246,7 @@ class SimulatorEngine:
         self._sink(self._planner.record(plan, self._index, start, duration))
         self._index += 1
         for reply, chunk in chunks:
-            reply.chunks.put_nowait(chunk)
+            reply.delivery.give(chunk)
 
     def _forget(self, reply: _Reply) -> None:
         del self._replies[reply.seq.id]
@@ -261,7 +255,7 @@ class SimulatorEngine:
     def _fail(self, message: str) -> None:
         for reply in list(self._replies.values()):
             self._forget(reply)
-            reply.chunks.put_nowait(EngineError(message))
+            reply.delivery.fail(EngineError(message))
         self._in_step = False
         self._adopt()
 
@@ -277,9 +271,9 @@ class _Change:
 class _Reply:
     """One request's words on their way out."""
 
-    def __init__(self, seq: Sequence) -> None:
+    def __init__(self, seq: Sequence, delivery: Delivery) -> None:
         self.seq = seq
-        self.chunks: asyncio.Queue[Chunk | EngineError] = asyncio.Queue()
+        self.delivery = delivery
         self._voice = voice(seq.request.prompt_ids, seq.request.sampling.seed)
         self._stops = StopStrings(seq.request.sampling.stop)
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from contextlib import aclosing
 from pathlib import Path
 
 import psutil
@@ -43,8 +42,9 @@ def note_children_of_others() -> None:
 async def collect(engine: TorchEngine, id: str, max_tokens: int) -> list[Chunk]:
     sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
     one = Request(id=id, prompt_ids=(5, 6), sampling=sampling, arrival=0.0)
-    async with aclosing(engine.generate(one)) as chunks:
-        return [chunk async for chunk in chunks]
+    chunks: list[Chunk] = []
+    await engine.generate(one, chunks.append)
+    return chunks
 
 
 async def start_fails(engine: TorchEngine) -> str:

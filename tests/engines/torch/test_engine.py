@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,8 +52,9 @@ class Started:
             self.watch = lambda _: None
 
     async def collect(self, request: Request) -> list[Chunk]:
-        async with aclosing(self.engine.generate(request)) as chunks:
-            return [chunk async for chunk in chunks]
+        chunks: list[Chunk] = []
+        await self.engine.generate(request, chunks.append)
+        return chunks
 
 
 def request(id: str, prompt: tuple[int, ...] = PROMPT, **sampling: Any) -> Request:
@@ -126,11 +126,14 @@ def test_every_step_is_told_once_in_order(started: Started) -> None:
 def test_a_step_is_told_before_its_chunks(started: Started) -> None:
     async def read() -> None:
         before = len(started.steps)
-        async with aclosing(started.engine.generate(request("b"))) as chunks:
-            seen = 0
-            async for chunk in chunks:
-                seen += len(chunk.token_ids)
-                assert len(started.steps) - before >= seen
+        seen: list[int] = []
+
+        def deliver(chunk: Chunk) -> None:
+            seen.extend(chunk.token_ids)
+            assert len(started.steps) - before >= len(seen)
+
+        await started.engine.generate(request("b"), deliver)
+        assert seen
 
     started.run(read())
 
@@ -191,26 +194,6 @@ def test_cancelling_frees_the_place_and_kv_within_one_step(started: Started) -> 
     assert started.steps[-1].kv_used_tokens == 0
 
 
-def test_what_was_not_read_in_time_comes_as_one_chunk(started: Started) -> None:
-    async def read() -> list[Chunk]:
-        done = asyncio.ensure_future(started.until(lambda step: step.running == 0))
-        await asyncio.sleep(0)
-        chunks = started.engine.generate(
-            request("slow", max_tokens=20, ignore_eos=True, logprobs=1)
-        )
-        async with aclosing(chunks):
-            got = [await anext(chunks)]
-            await done
-            await asyncio.sleep(0)
-            return got + [chunk async for chunk in chunks]
-
-    chunks = started.run(read())
-    assert len(chunks) <= 2
-    assert len(tokens(chunks)) == 20
-    told = [one for chunk in chunks for one in chunk.logprobs or ()]
-    assert [one.token_id for one in told] == tokens(chunks)
-
-
 @pytest.mark.parametrize(
     "prompt", [(), (VOCAB,), (-1,), (5,) * 512], ids=["empty", "beyond", "negative", "too long"]
 )
@@ -264,10 +247,12 @@ def test_a_prompt_seen_before_is_cached_until_it_is_reset(started: Started) -> N
 
 def test_the_same_id_twice_at_once_is_refused(started: Started) -> None:
     async def both() -> None:
-        async with aclosing(started.engine.generate(request("one", max_tokens=50))) as chunks:
-            await anext(chunks)
-            with pytest.raises(ParamError, match="already"):
-                await started.collect(request("one"))
+        one = asyncio.create_task(started.collect(request("one", max_tokens=50)))
+        await started.until(lambda step: step.running == 1)
+        with pytest.raises(ParamError, match="already"):
+            await started.collect(request("one"))
+        one.cancel()
+        await asyncio.wait([one])
 
     started.run(both())
 
@@ -291,8 +276,7 @@ def test_before_its_start_an_engine_refuses_and_stops_quietly(started: Started) 
     async def attempt() -> None:
         await engine.stop()
         with pytest.raises(EngineError, match="not started"):
-            async with aclosing(engine.generate(request("x"))) as chunks:
-                await anext(chunks)
+            await engine.generate(request("x"), lambda chunk: None)
         with pytest.raises(EngineError):
             await engine.apply(Knobs())
 

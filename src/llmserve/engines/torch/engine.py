@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from itertools import count
 from pathlib import Path
 
 from llmserve.clock import Clock
-from llmserve.core import Chunk, ParamError, Request
-from llmserve.engines import EngineError, EngineInfo, StepSink, Tokenizer
+from llmserve.core import ParamError, Request
+from llmserve.engines import Deliver, EngineError, EngineInfo, StepSink, Tokenizer
 from llmserve.engines.ceilings import clamp
 from llmserve.engines.torch.lifetime import Lifetime
 from llmserve.engines.torch.messages import Load, Ready, ResetCache, Retune, Weigh
@@ -117,22 +116,16 @@ class TorchEngine:
     async def device_bytes(self) -> int:
         return await self._running().ask(Weigh(next(self._questions)))
 
-    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
-        """Chunks; those that wait to be read are bounded by the request's max_tokens.
-
-        Raises ParamError for a prompt that cannot run, `lifetime.RequestFailed` where the engine
+    async def generate(self, request: Request, deliver: Deliver) -> None:
+        """Raises ParamError for a prompt that cannot run, `lifetime.RequestFailed` where the engine
         failed on this request alone.
         """
         self._check(request)
         await check_form(request, self.info)
         run = self._running()
-        inbox = run.open(request)
+        inbox = run.open(request, deliver)
         try:
-            while True:
-                chunk = await inbox.next()
-                yield chunk
-                if chunk.finish_reason is not None:
-                    return
+            await inbox.delivery.over
         finally:
             run.close(request.id)
 

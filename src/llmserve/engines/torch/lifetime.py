@@ -9,8 +9,9 @@ import signal
 import msgspec
 
 from llmserve.core import Chunk, ParamError, Request
-from llmserve.engines import EngineError, StepSink
+from llmserve.engines import Deliver, EngineError, StepSink
 from llmserve.engines.child import Child
+from llmserve.engines.delivery import Delivery, Turn
 from llmserve.engines.torch.messages import (
     Abort,
     Adopted,
@@ -35,52 +36,55 @@ class RequestFailed(RuntimeError):
 
 
 class Inbox:
-    """What came for one request and was not read yet; drained as one chunk."""
+    """What came for one request in this turn of the loop; handed on as one chunk."""
 
-    def __init__(self) -> None:
-        self._deltas: list[Delta] = []
-        self._failure: Exception | None = None
-        self._news = asyncio.Event()
+    def __init__(self, turn: Turn, deliver: Deliver) -> None:
+        self.delivery = Delivery(deliver)
         self.finished = False
+        self._turn = turn
+        self._deltas: list[Delta] = []
 
     def put(self, delta: Delta) -> None:
         if delta.finish_reason is not None:
             self.finished = True
+        if not self._deltas:
+            self._turn.note(self._hand_on)
         self._deltas.append(delta)
-        self._news.set()
 
     def fail(self, failure: Exception) -> None:
-        self._failure, self.finished = failure, True
-        self._news.set()
+        """What came before is still told first."""
+        self.finished = True
+        self._hand_on()
+        self.delivery.fail(failure)
 
-    async def next(self) -> Chunk:
-        await self._news.wait()
-        self._news.clear()
+    def _hand_on(self) -> None:
         deltas, self._deltas = self._deltas, []
         if not deltas:
-            assert self._failure is not None, "news are deltas or a failure"
-            raise self._failure
-        if self._failure is not None:
-            self._news.set()  # what came before the failure is still told first
-        last = deltas[-1]
-        if last.error is not None:
-            raise RequestFailed(last.error)
-        if len(deltas) == 1:
-            text, token_ids, logprobs = last.text, last.token_ids, last.logprobs
+            return
+        if (error := deltas[-1].error) is not None:
+            self.delivery.fail(RequestFailed(error))
         else:
-            text = "".join(delta.text for delta in deltas)
-            token_ids = tuple(token for delta in deltas for token in delta.token_ids)
-            told = last.logprobs is not None
-            every = (one for delta in deltas for one in delta.logprobs or ())
-            logprobs = tuple(every) if told else None
-        return Chunk(
-            text=text,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            finish_reason=last.finish_reason,
-            stop_reason=last.stop_reason,
-            cached_tokens=deltas[0].cached_tokens,
-        )
+            self.delivery.give(_joined(deltas))
+
+
+def _joined(deltas: list[Delta]) -> Chunk:
+    last = deltas[-1]
+    if len(deltas) == 1:
+        text, token_ids, logprobs = last.text, last.token_ids, last.logprobs
+    else:
+        text = "".join(delta.text for delta in deltas)
+        token_ids = tuple(token for delta in deltas for token in delta.token_ids)
+        told = last.logprobs is not None
+        every = (one for delta in deltas for one in delta.logprobs or ())
+        logprobs = tuple(every) if told else None
+    return Chunk(
+        text=text,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        cached_tokens=deltas[0].cached_tokens,
+    )
 
 
 class Lifetime:
@@ -91,6 +95,7 @@ class Lifetime:
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._sink = sink
         self._inboxes: dict[str, Inbox] = {}
+        self._turn = Turn()
         self._asked: dict[int, asyncio.Future[int]] = {}
         self._cause: EngineError | None = None
         self._encode = msgspec.msgpack.Encoder().encode
@@ -114,11 +119,11 @@ class Lifetime:
         finally:
             del self._asked[message.number]
 
-    def open(self, request: Request) -> Inbox:
+    def open(self, request: Request, deliver: Deliver) -> Inbox:
         self._refuse_when_over()
         if request.id in self._inboxes:
             raise ParamError("id", f"request {request.id!r} is already running")
-        inbox = self._inboxes[request.id] = Inbox()
+        inbox = self._inboxes[request.id] = Inbox(self._turn, deliver)
         self.say(Submit(request.id, request.prompt_ids, request.sampling))
         return inbox
 

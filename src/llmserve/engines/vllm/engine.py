@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing, suppress
+from collections.abc import Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import psutil
 
 from llmserve.clock import Clock
-from llmserve.core import Chunk, ParamError, Request
-from llmserve.engines import EngineError, EngineInfo, StepSink, Submit
+from llmserve.core import ParamError, Request
+from llmserve.engines import Deliver, EngineError, EngineInfo, StepSink, Submit
 from llmserve.engines.ceilings import clamp
+from llmserve.engines.delivery import Turn
 from llmserve.engines.own_thread import in_own_thread
 from llmserve.engines.processes import end
 from llmserve.engines.vllm import contract
@@ -30,7 +31,8 @@ from llmserve.engines.vllm.birth import (
 from llmserve.engines.vllm.gate import API_OPTIONS, API_PATHS, build_api, open_api
 from llmserve.engines.vllm.launch import Launch
 from llmserve.engines.vllm.options import parse
-from llmserve.engines.vllm.replies import Payload, to_chunk, to_params
+from llmserve.engines.vllm.replies import Payload, to_params
+from llmserve.engines.vllm.tap import Tap
 from llmserve.engines.vllm.tokenizer import VllmTokenizer
 from llmserve.engines.vllm.wire import take_note, to_record
 from llmserve.knobs import Applied, Clamp, Knobs, differences
@@ -61,6 +63,7 @@ class VllmEngine:
         self._weights_dropped = False
         self._api: tuple[Any, Submit, Any] | None = None
         self._api_lock = asyncio.Lock()
+        self._turn = Turn()
 
     @property
     def info(self) -> EngineInfo:
@@ -176,27 +179,26 @@ class VllmEngine:
         told: int = await self._call("llmserve_device_bytes")
         return told
 
-    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+    async def generate(self, request: Request, deliver: Deliver) -> None:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         own, llm = isinstance(request.payload, Payload), self._running()
         asked = request.payload if own else _asked(request)
         priority = request.priority if self._by_priority else 0
-        outputs = llm.generate(
-            asked.prompt, asked.params, request.id, priority=priority, **asked.options
-        )
-        first = True
         try:
-            async with aclosing(outputs):
-                async for output in outputs:
-                    yield to_chunk(output, first=first, raw=own)
-                    first = False
+            collector = await llm.add_request(
+                request.id, asked.prompt, asked.params, priority=priority, **asked.options
+            )
+            await Tap(collector, self._turn, deliver, raw=own).drained()
         except EngineDeadError as error:
             raise self._death() from error
         except VLLMClientError as error:
             param = getattr(error, "parameter", None) or "prompt"
             raise ParamError(param, str(error)) from error
+        except BaseException:
+            await llm.abort(request.id)
+            raise
 
     async def api(self, submit: Submit) -> Any:
         """vLLM's own application, made at the first request for it."""
@@ -269,7 +271,7 @@ class VllmEngine:
         )
 
     def _listen(self, core: Any) -> None:
-        """Tell each step before vLLM looks at its outputs, thus before its chunks are yielded."""
+        """Tell each step before vLLM looks at its outputs, thus before its chunks are delivered."""
         fetch, sink = core.get_output_async, self._sink
         capacity = core.vllm_config.cache_config.kv_cache_size_tokens or 0
 

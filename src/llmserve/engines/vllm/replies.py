@@ -18,7 +18,7 @@ class Payload(NamedTuple):
     prompt: Any
     params: Any
     options: dict[str, Any]
-    """Further keywords of AsyncLLM.generate."""
+    """Further keywords of AsyncLLM.generate, which are those of AsyncLLM.add_request."""
 
     @property
     def key(self) -> Hashable | None:

@@ -1,0 +1,88 @@
+"""How chunks leave an engine: in order, once, to the end, and into no request but their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from llmserve.core import Chunk
+from llmserve.engines import EngineError
+from llmserve.engines.delivery import Delivery, Turn
+
+LAST = Chunk(text="b", finish_reason="stop")
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 10))
+
+
+def test_it_is_over_with_the_last_chunk_and_takes_none_after_it() -> None:
+    async def main() -> None:
+        got: list[Chunk] = []
+        delivery = Delivery(got.append)
+        delivery.give(Chunk(text="a"))
+        assert not delivery.over.done()
+        delivery.give(LAST)
+        delivery.give(Chunk(text="late"))
+        delivery.fail(EngineError("late"))
+        await delivery.over
+        assert [chunk.text for chunk in got] == ["a", "b"]
+
+    run(main())
+
+
+def test_what_the_taker_raises_ends_its_own_request_and_reaches_nobody_else() -> None:
+    async def main() -> None:
+        def refuse(chunk: Chunk) -> None:
+            raise KeyError(chunk.text)
+
+        got: list[Chunk] = []
+        broken, whole = Delivery(refuse), Delivery(got.append)
+        for delivery in (broken, whole):
+            delivery.give(LAST)
+        with pytest.raises(KeyError, match="b"):
+            await broken.over
+        await whole.over
+        assert got == [LAST]
+
+    run(main())
+
+
+def test_from_the_moment_its_task_is_cancelled_nothing_is_delivered() -> None:
+    async def main() -> None:
+        got: list[Chunk] = []
+        delivery = Delivery(got.append)
+
+        async def wait() -> None:
+            await delivery.over
+
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        task.cancel()
+        delivery.give(LAST)  # before the task has had a turn
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert got == []
+
+    run(main())
+
+
+def test_all_with_news_are_told_in_order_when_the_turn_is_over_and_once() -> None:
+    async def main() -> None:
+        told: list[str] = []
+        turn = Turn()
+        turn.note(lambda: told.append("a"))
+        turn.note(lambda: told.append("b"))
+        assert told == []
+        await asyncio.sleep(0)
+        assert told == ["a", "b"]
+        turn.note(lambda: turn.note(lambda: told.append("c")))
+        await asyncio.sleep(0)
+        assert told == ["a", "b"]
+        await asyncio.sleep(0)
+        assert told == ["a", "b", "c"]
+
+    run(main())
