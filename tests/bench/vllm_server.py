@@ -3,10 +3,12 @@
     cd tests && ../.venv-vllm/bin/python -m bench.vllm_server [--concurrency 32 1] [--blocks 20]
 
 Both are started with the same model and options and stay up; one client, in a third process, drives
-them turn by turn: 200 tokens in, 200 out, streamed. A block is ours, theirs, theirs, ours (the next
-one the other way round). Each gives a ratio of throughputs and a
-difference of TTFT medians; blocks go on until the interval's half-width is 3 % (and, where one
-client is alone, 0.5 ms), or to the last.
+them turn by turn: 200 tokens in, 200 out, streamed. A round is ours, theirs, theirs, ours (the next
+one the other way round), so that drifts of the machine cancel out; a block is three rounds
+(one where a client is alone). Each block gives a ratio of throughputs (all its tokens over all its
+seconds) and a difference of TTFT medians. The intervals are Student's t over the blocks, 95 %.
+Blocks go on until the interval's half-width is 3 % (and, where one client is alone, 0.5 ms), looked
+at from the fifth on, or to the last block, or until the time is up: 25 minutes, 10 for one client.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ from llmserve.models import bundled_path
 
 PROMPT, REPLY = 200, 200
 HALF, HALF_MS, FEWEST = 0.03, 0.5, 5
+ROUNDS, ROUNDS_ALONE = 3, 1
+MINUTES, MINUTES_ALONE = 25.0, 10.0
 SEQS, BATCHED = 64, 2048
 REST_S = 1.3
 """An engine's worker spins for a second after its last step, on cores that the next turn needs."""
@@ -101,7 +105,10 @@ def compare(
 ) -> None:
     """Alternate, print each block, and the intervals at the end."""
     dice, ratios, added = random.Random(1), list[float](), list[float]()
-    requests = 2 * concurrency if concurrency > 1 else 6
+    alone = concurrency == 1
+    requests = 6 if alone else 2 * concurrency
+    rounds = ROUNDS_ALONE if alone else ROUNDS
+    end = time.monotonic() + 60 * (MINUTES_ALONE if alone else MINUTES)
     ttfts: dict[str, list[float]] = {"ours": [], "theirs": []}
     cpu: dict[str, list[float]] = {"ours": [], "theirs": []}
 
@@ -110,15 +117,15 @@ def compare(
 
     for side in (ours, theirs):
         client.drive(side, draw(), concurrency)
-    print(f"\nconcurrency {concurrency}: {requests} requests a block\n"
+    print(f"\nconcurrency {concurrency}: {requests} requests a turn, {4 * rounds} turns a block\n"
           "block   ours tok/s   vllm serve   ratio   TTFT p50 ours   vllm serve (ms)")  # fmt: skip
     for block in range(blocks):
-        turns = [("ours", ours), ("theirs", theirs)]
-        turns = turns if block % 2 else turns[::-1]
         seen: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
-        for name, side in (*turns, *reversed(turns)):  # a drift of the machine's speed cancels out
-            # prompts of their own: what is computed, not what is kept, is looked at
-            seen[name].append(client.drive(side, draw(), concurrency))
+        for number in range(rounds):
+            turns = [("ours", ours), ("theirs", theirs)][:: 1 if (block + number) % 2 else -1]
+            for name, side in (*turns, *reversed(turns)):
+                # prompts of their own: what is computed, not what is kept, is looked at
+                seen[name].append(client.drive(side, draw(), concurrency))
         speed = {name: sum(one["tokens"] for one in told) / sum(one["seconds"] for one in told)
                  for name, told in seen.items()}  # fmt: skip
         found = {name: [ms for one in told for ms in one["ttft_ms"]] for name, told in seen.items()}
@@ -130,7 +137,10 @@ def compare(
         added.append(middle["ours"] - middle["theirs"])
         print(f"{block + 1:5} {speed['ours']:12.0f} {speed['theirs']:12.0f} {ratios[-1]:7.3f} "
               f"{middle['ours']:15.2f} {middle['theirs']:12.2f}", flush=True)  # fmt: skip
-        if block + 1 >= FEWEST and settled(ratios, added if concurrency == 1 else []):
+        if block + 1 >= FEWEST and settled(ratios, added if alone else []):
+            break
+        if time.monotonic() > end:
+            print("the time is up")
             break
     print(f"throughput, ours / vllm serve: {words(interval(ratios), '.3f')}, "
           f"median {statistics.median(ratios):.3f}")  # fmt: skip
