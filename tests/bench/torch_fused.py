@@ -17,6 +17,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from bench.torch_models import CONTEXT, SHAPES, read_bytes
@@ -38,41 +39,6 @@ def make_network(layers: int) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
 
-def weights_of(network: Any, dim: int) -> Any:
-    """Before `Compact` takes the network apart."""
-    import torch
-
-    from llmserve.engines.torch.fused.rows import LayerWeights, Weights
-
-    body, layers = network.model, []
-    for layer in body.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        qkv = [one.weight for one in (attention.q_proj, attention.k_proj, attention.v_proj)]
-        biases = [one.bias for one in (attention.q_proj, attention.k_proj, attention.v_proj)]
-        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        query_norm, key_norm = (None if one is None else one.weight.detach() for one in norms)
-        layers.append(LayerWeights(
-            before_attention=layer.input_layernorm.weight.detach(),
-            qkv=torch.cat(qkv).detach(),
-            qkv_bias=None if biases[0] is None else torch.cat(biases).detach(),
-            query_norm=query_norm,
-            key_norm=key_norm,
-            out=attention.o_proj.weight.detach(),
-            before_mlp=layer.post_attention_layernorm.weight.detach(),
-            gate_up=torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)).detach(),
-            down=mlp.down_proj.weight.detach(),
-        ))  # fmt: skip
-    like = torch.empty(0, dtype=torch.bfloat16)
-    angles = body.rotary_emb(like, torch.arange(network.config.max_position_embeddings)[None])
-    cos, sin = (one[0, :, : dim // 2].float().contiguous() for one in angles)
-    attention = body.layers[0].self_attn
-    return Weights(
-        layers, body.embed_tokens.weight.detach(), body.norm.weight.detach(),
-        network.lm_head.weight.detach(), cos, sin, attention.q_proj.out_features // dim,
-        attention.k_proj.out_features // dim, dim, body.norm.variance_epsilon, attention.scaling,
-    )  # fmt: skip
-
-
 class Pair:
     """Both forms of one step, over the same slabs."""
 
@@ -83,6 +49,7 @@ class Pair:
         from llmserve.engines.torch.fused.rows import Rows
         from llmserve.engines.torch.kv import Geometry
         from llmserve.engines.torch.linears import Kernels
+        from llmserve.engines.torch.weights import take_apart
 
         network = make_network(options.layers)
         config = network.config
@@ -92,18 +59,20 @@ class Pair:
             torch.device("cpu"),
         )  # fmt: skip
         self._vocabulary, self._context = config.vocab_size, options.context
+        weights = take_apart(network, self._geometry, CONTEXT)
         start = time.perf_counter()
         self.rows = Rows(
-            weights_of(network, dim), most_rows=max(options.rows), most_tokens=CONTEXT,
+            weights, most_rows=max(options.rows), most_tokens=CONTEXT,
             threads=options.threads,
         )  # fmt: skip
         self.compile_s = time.perf_counter() - start
-        self._compact = Compact(network, self._geometry, CONTEXT, Kernels())
+        copied = replace(weights, layers=[*weights.layers])  # Compact empties the list
+        self._compact = Compact(copied, Kernels())
 
     def take(self, count: int) -> None:
         """Both forms are to run `count` rows from now on, of random keys and values."""
-        from llmserve.engines.torch.attention import Part
         from llmserve.engines.torch.kv import KvStore
+        from llmserve.engines.torch.layout import Part
 
         dice, owners = random.Random(1), [str(i) for i in range(count)]
         self._store = KvStore(self._geometry)
@@ -120,13 +89,13 @@ class Pair:
     def by_compact(self) -> Any:
         import torch
 
-        from llmserve.engines.torch.attention import layout
+        from llmserve.engines.torch.layout import arrange, layout
 
-        step = layout(self._parts, self._store)
-        rows = [int(part.owner) for part in step.order]
+        batch = arrange(self._parts, self._store)
+        rows = [int(part.owner) for part in batch.order]
         ids = torch.tensor([self._ids[row] for row in rows])
-        positions = torch.tensor([part.start for part in step.order])
-        got = self._compact(step, ids, positions, torch.arange(len(rows)))
+        positions = torch.tensor(batch.positions)
+        got = self._compact(layout(batch), ids, positions, torch.arange(len(rows)))
         return got.float()[torch.tensor(rows).argsort()]
 
     def by_rows(self, count: int | None = None) -> Any:

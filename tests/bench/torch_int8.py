@@ -17,8 +17,8 @@ LENGTH = 200
 def main(options: argparse.Namespace) -> None:
     import torch
 
-    from llmserve.engines.torch.model import load
     from llmserve.engines.torch.options import parse
+    from llmserve.engines.torch.ways import load
 
     torch.set_num_threads(1)
     told = {"model": options.model or str(bundled_path()), "dtype": options.dtype, "threads": 1}
@@ -40,13 +40,13 @@ def main(options: argparse.Namespace) -> None:
 
 
 def logits(model: Any, ids: list[int]) -> Any:
-    from llmserve.engines.torch.attention import Part, layout
     from llmserve.engines.torch.kv import KvStore
+    from llmserve.engines.torch.layout import Part, arrange
 
     kv = KvStore(model.geometry)
     kv.reserve("text", len(ids), 0)
-    step = layout([Part("text", 0, len(ids))], kv)
-    return model.forward(step, ids, [*range(len(ids))])
+    batch = arrange([Part("text", 0, len(ids))], kv)
+    return model.forward(batch, ids, [*range(len(ids))])
 
 
 if __name__ == "__main__":

@@ -48,9 +48,9 @@ def opened(options: dict[str, Any], batch: int, sampling: SamplingParams) -> Any
     from llmserve.engines.torch.detokenize import Detokenizer
     from llmserve.engines.torch.grammar import Grammars
     from llmserve.engines.torch.messages import Submit
-    from llmserve.engines.torch.model import load
     from llmserve.engines.torch.options import parse
     from llmserve.engines.torch.tokenizer import open_tokenizer
+    from llmserve.engines.torch.ways import load
     from llmserve.knobs import Knobs
 
     parsed = parse(options)
@@ -71,6 +71,7 @@ def opened(options: dict[str, Any], batch: int, sampling: SamplingParams) -> Any
 def profile(options: dict[str, Any], batch: int) -> dict[str, float]:
     """Seconds of a decode step, by part."""
     from llmserve.engines.torch import attention, compact, linears, runner
+    from llmserve.engines.torch import model as flat
     from llmserve.engines.torch.model import FlatModel
 
     sampling = SamplingParams(max_tokens=2 * STEPS + 20, temperature=0, ignore_eos=True)
@@ -78,7 +79,8 @@ def profile(options: dict[str, Any], batch: int) -> dict[str, float]:
     spent: dict[str, float] = defaultdict(float)
     places = [
         ("planning", running.planner, "plan"), ("planning", running.planner, "commit"),
-        ("planning", running.planner, "record"), ("layout", runner, "layout"),
+        ("planning", running.planner, "record"), ("layout", runner, "arrange"),
+        ("layout", flat, "layout"),
         ("forward", FlatModel, "forward"), ("sampling", runner, "draw"),
         ("replies", runner.Runner, "_advance"),
         *[("linears", kind, name) for kind in linears.KINDS for name in ("__call__", "add")],

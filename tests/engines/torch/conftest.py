@@ -9,10 +9,10 @@ import torch
 
 from llmserve.engines.planner import StepPlanner
 from llmserve.engines.torch.detokenize import Detokenizer
-from llmserve.engines.torch.model import load
 from llmserve.engines.torch.options import parse
 from llmserve.engines.torch.runner import Runner
 from llmserve.engines.torch.tokenizer import open_tokenizer
+from llmserve.engines.torch.ways import load
 from llmserve.knobs import Knobs
 from support.tiny_models import SHAPE, Drive, Driven, save_model
 

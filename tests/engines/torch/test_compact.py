@@ -13,8 +13,9 @@ from torch.nn.functional import linear
 from llmserve.engines.torch import compact, linears
 from llmserve.engines.torch.attention import UnsupportedModel
 from llmserve.engines.torch.linears import Int8, Packed, Plain, fixed
-from llmserve.engines.torch.model import FlatModel, load
+from llmserve.engines.torch.model import FlatModel
 from llmserve.engines.torch.options import parse
+from llmserve.engines.torch.ways import load
 from support.tiny_models import SHAPE, VOCAB, Drive, generate, reference, save_model
 
 DYNAMIC = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,

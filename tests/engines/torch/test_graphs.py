@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmserve.engines.torch import graphs
-from llmserve.engines.torch.attention import Part, Step, layout
 from llmserve.engines.torch.graphs import Graphs, bucket_length, bucket_rows, pad
 from llmserve.engines.torch.kv import FEWEST_SLOTS, SHORTEST, Geometry, KvStore
+from llmserve.engines.torch.layout import Batch, Part, Step, arrange, layout
 from support.tiny_models import VOCAB, Drive, Driven, generate, reference
 
 MAX_TOKENS = 24
@@ -88,8 +88,12 @@ def test_lengths_are_padded_within_their_slab(longest: int) -> None:
     assert all(bucket_length(length, longest) >= length for length in range(1, longest + 1))
 
 
+def decodes(kv: KvStore, *owners: str) -> Batch:
+    return arrange([Part(owner, 5, 1) for owner in owners], kv)
+
+
 def decode(kv: KvStore, *owners: str) -> Step:
-    return layout([Part(owner, 5, 1) for owner in owners], kv)
+    return layout(decodes(kv, *owners))
 
 
 def store(*owners: str, tokens: int = 9) -> KvStore:
@@ -124,7 +128,7 @@ def test_an_owner_without_a_row_is_never_taken_for_padding(without: str) -> None
 
 def test_a_step_with_a_prompt_runs_as_it_is() -> None:
     kv = store(*"ab")
-    assert pad(layout([Part("a", 5, 1), Part("b", 0, 4)], kv), 64) is None
+    assert pad(layout(arrange([Part("a", 5, 1), Part("b", 0, 4)], kv)), 64) is None
 
 
 def test_more_rows_than_the_inputs_hold_run_as_they_are() -> None:
@@ -260,11 +264,11 @@ def compute(step: Step, ids: Tensor, positions: Tensor, wanted: Tensor) -> Tenso
 
 
 def run(graph: Graphs, kv: KvStore, *owners: str) -> list[list[float]]:
-    step = decode(kv, *owners)
-    ids = torch.tensor([100 + ord(part.owner) for part in step.order])
-    positions = torch.tensor([part.start for part in step.order])
+    batch = decodes(kv, *owners)
+    ids = torch.tensor([100 + ord(part.owner) for part in batch.order])
+    positions = torch.tensor(batch.positions)
     wanted = torch.arange(len(owners)).flip(0)
-    logits: list[list[float]] = graph(step, ids, positions, wanted).tolist()
+    logits: list[list[float]] = graph(layout(batch), ids, positions, wanted).tolist()
     return logits
 
 
@@ -294,9 +298,9 @@ def test_graphs_are_few_and_the_latest_used_stay(monkeypatch: pytest.MonkeyPatch
 
 
 def at_length(graph: Graphs, kv: KvStore, position: int, *owners: str) -> None:
-    step = layout([Part(owner, position, 1) for owner in owners or "ab"], kv)
-    rows = len(step.order)
-    graph(step, torch.ones(rows, dtype=torch.long), torch.tensor([position] * rows),
+    batch = arrange([Part(owner, position, 1) for owner in owners or "ab"], kv)
+    rows = len(batch.order)
+    graph(layout(batch), torch.ones(rows, dtype=torch.long), torch.tensor([position] * rows),
           torch.arange(rows))
 
 

@@ -10,8 +10,9 @@ import torch
 
 from llmserve.engines.torch import attention, model
 from llmserve.engines.torch.attention import UnsupportedModel
-from llmserve.engines.torch.model import load, pick_dtype, pick_max_model_len
+from llmserve.engines.torch.model import pick_dtype, pick_max_model_len
 from llmserve.engines.torch.options import parse
+from llmserve.engines.torch.ways import load
 from support.tiny_models import SHAPE, VOCAB, Drive, generate, reference, save_model
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}

@@ -18,10 +18,10 @@ from llmserve.engines.planner import StepPlanner
 from llmserve.engines.torch import cuda
 from llmserve.engines.torch.detokenize import Detokenizer
 from llmserve.engines.torch.graphs import Graphs
-from llmserve.engines.torch.model import load
 from llmserve.engines.torch.options import parse
 from llmserve.engines.torch.runner import Runner
 from llmserve.engines.torch.tokenizer import open_tokenizer
+from llmserve.engines.torch.ways import load
 from llmserve.freed import device_used
 from llmserve.knobs import Knobs
 from support.tiny_models import Driven, generate, reference

@@ -1,26 +1,20 @@
 """One attention function for transformers' models: a ragged batch in one row, KV in slabs.
 
-A step's tokens of all sequences lie one after another in `[1, tokens]`. `Step` says whose they
-are; it travels through the model's forward as the keyword STEP. Keys and values are written to
-the slabs, then decode rows attend over a view of their slab, the GQA group taken as the query's
-length, and prefill chunks one by one.
+`Step` travels through the model's forward as the keyword STEP (`layout.py`). Keys and values are
+written to the slabs, then decode rows attend over a view of their slab, the GQA group taken as the
+query's length, and prefill chunks one by one.
 
 No mask function is registered with transformers: for an attention name without one it makes none.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from llmserve.engines.torch.kv import KvStore, Slab
+from llmserve.engines.torch.layout import Chunk, Decodes, Step
 
 NAME = "llmserve_ragged"
 STEP = "llmserve_step"
@@ -28,152 +22,8 @@ HONOURED = frozenset({"dropout", "is_causal", "output_attentions", "position_ids
 """Keywords that models hand to attention and that change nothing here."""
 
 
-Together = Callable[[Tensor, Tensor, Tensor, float | None, Tensor], None]
-"""Queries, keys and values of a step, the scaling, and where to put what it attends to."""
-
-
 class UnsupportedModel(ValueError):
     """The model computes attention in a way that this engine would get wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """`tokens` rows of one sequence, the first of them at position `start`."""
-
-    owner: str
-    start: int
-    tokens: int
-
-
-@dataclass
-class Decodes:
-    """Rows `first` to `last` of the batch: one token each, of sequences in one slab."""
-
-    slab: Slab
-    first: int
-    last: int
-    span: int
-    """The slab's first `span` slots take part."""
-    slots: Tensor | None
-    """The rows' slots, where they are not just 0 to span - 1."""
-    length: int
-    mask: Tensor
-
-    @cached_property
-    def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values to attend to, by layer. Cut once a step: between products that have
-        emptied the caches, a view costs ten times as much."""
-        view = slice(None), slice(self.span), slice(None), slice(self.length)
-        keys, values = self.slab.keys[view], self.slab.values[view]
-        return list(zip(keys.unbind(), values.unbind(), strict=True))
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Rows `first` to `last`: a stretch of one sequence's prompt."""
-
-    slab: Slab
-    slot: int
-    first: int
-    last: int
-    end: int
-    mask: Tensor | None
-    """None where the chunk starts the sequence and is plainly causal."""
-
-
-@dataclass
-class Write:
-    """Rows `first` to `last` go to these rows of the slab, seen as `[slots·heads·length, dim]`."""
-
-    slab: Slab
-    first: int
-    last: int
-    index: Tensor
-
-    @cached_property
-    def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """The slab's keys and values in rows, by layer."""
-        keys, values = (
-            cache.view(cache.shape[0], -1, cache.shape[-1]).unbind()
-            for cache in (self.slab.keys, self.slab.values)
-        )
-        return list(zip(keys, values, strict=True))
-
-
-@dataclass(slots=True)
-class Step:
-    """One forward pass over the order of parts that `layout` chose."""
-
-    order: list[Part]
-    writes: list[Write] = field(default_factory=list)
-    decodes: list[Decodes] = field(default_factory=list)
-    chunks: list[Chunk] = field(default_factory=list)
-    together: Together | None = None
-    """Chunks that a kernel of its own takes in one piece (`ragged.py`)."""
-
-
-def layout(parts: Iterable[Part], kv: KvStore) -> Step:
-    """Order the parts slab by slab, decodes in slot order first, and prepare masks and indices.
-
-    Every part's owner must have its place reserved.
-    """
-    by_slab: dict[int, list[tuple[Part, int]]] = defaultdict(list)
-    slabs: dict[int, Slab] = {}
-    for part in parts:
-        place = kv.place(part.owner)
-        slabs[place.slab.length] = place.slab
-        by_slab[place.slab.length].append((part, place.slot))
-    step, first = Step([]), 0
-    for length, members in sorted(by_slab.items()):
-        slab = slabs[length]
-        singles = sorted((m for m in members if m[0].tokens == 1), key=lambda m: m[1])
-        longer = [m for m in members if m[0].tokens > 1]
-        step.writes.append(_write(slab, singles + longer, first))
-        if singles:
-            step.decodes.append(_decodes(slab, singles, first))
-            step.order += [part for part, _ in singles]
-            first += len(singles)
-        for part, slot in longer:
-            step.chunks.append(_chunk(slab, slot, part, first))
-            step.order.append(part)
-            first += part.tokens
-    return step
-
-
-def _write(slab: Slab, members: list[tuple[Part, int]], first: int) -> Write:
-    g, count = slab.geometry, sum(part.tokens for part, _ in members)
-    if count == len(members):
-        base = torch.tensor([slot * g.heads * slab.length + part.start for part, slot in members])
-    else:
-        base = torch.cat(
-            [
-                torch.arange(part.tokens) + (slot * g.heads * slab.length + part.start)
-                for part, slot in members
-            ]
-        )
-    index = (base[:, None] + torch.arange(g.heads) * slab.length).reshape(-1)
-    return Write(slab, first, first + count, index.to(g.device))
-
-
-def _decodes(slab: Slab, members: list[tuple[Part, int]], first: int) -> Decodes:
-    g, slots = slab.geometry, [slot for _, slot in members]
-    span, length = slots[-1] + 1, max(part.start for part, _ in members) + 1
-    dense = span == len(slots)
-    ends = torch.zeros(span, dtype=torch.long)
-    ends[slots] = torch.tensor([part.start for part, _ in members])
-    hidden = torch.arange(length) > ends[:, None]
-    mask = torch.zeros(span, 1, 1, length, dtype=g.dtype)
-    mask.masked_fill_(hidden[:, None, None], float("-inf"))
-    index = None if dense else torch.tensor(slots, device=g.device)
-    return Decodes(slab, first, first + len(slots), span, index, length, mask.to(g.device))
-
-
-def _chunk(slab: Slab, slot: int, part: Part, first: int) -> Chunk:
-    g, end, mask = slab.geometry, part.start + part.tokens, None
-    if part.start:
-        mask = torch.full((part.tokens, end), float("-inf"), dtype=g.dtype, device=g.device)
-        mask.triu_(part.start + 1)
-    return Chunk(slab, slot, first, first + part.tokens, end, mask)
 
 
 def attend(

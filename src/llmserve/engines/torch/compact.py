@@ -2,29 +2,24 @@
 
 Query, key and value are one product and so are gate and up, positions are looked up in a table,
 residuals are added within the products, and no modelling code is called per layer. It is built
-from transformers' loaded network, whose layers it takes apart to save their memory, so `model.py`
-compares its logits with those that the network gave before, and reads the model anew where they
-differ.
+from the weights of transformers' network (`weights.py`), so `ways.py` compares its logits with
+those that the network gave before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import embedding, layer_norm, rms_norm, silu
 
 from llmserve.engines.torch.attention import Step, mix
-from llmserve.engines.torch.kv import Geometry
 from llmserve.engines.torch.linears import Kernels, Linear, fixed
+from llmserve.engines.torch.weights import LayerWeights, Weights
 
-KINDS = frozenset(
-    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-)
-TABLE_BYTES = 256 << 20
-"""The largest table of positions; a model of more positions stays with transformers' code."""
+
 @dataclass(frozen=True, slots=True)
 class Norm:
     weight: Tensor
@@ -57,24 +52,18 @@ class Layer:
 class Compact:
     """The forward pass: token ids and positions in, logits out."""
 
-    def __init__(
-        self, network: Any, geometry: Geometry, max_model_len: int, kernels: Kernels
-    ) -> None:
-        """Empties the network of its layers. `fits` must have said that this can be done."""
-        body = network.model
-        first = body.layers[0].self_attn
-        self._scaling: float = first.scaling
-        self._dim = geometry.key_dim
-        self._kv_heads = geometry.heads
-        self._heads = first.q_proj.out_features // self._dim
-        self._embedding: Tensor = body.embed_tokens.weight
-        self._cos, self._sin = _position_table(body.rotary_emb, geometry, max_model_len)
-        self._layers: list[Layer] = []
-        for index in range(len(body.layers)):
-            self._layers.append(_layer(body.layers[index], kernels))
-            body.layers[index] = nn.Identity()
-        self._norm = _norm(body.norm)
-        self._head = fixed(network.lm_head.weight.detach(), network.lm_head.bias)
+    @torch.inference_mode()
+    def __init__(self, weights: Weights, kernels: Kernels) -> None:
+        """Takes the layers out of `weights`, one by one, unless the kernels leave them plain."""
+        self._scaling, self._dim = weights.scaling, weights.dim
+        self._heads, self._kv_heads = weights.heads, weights.kv_heads
+        self._embedding = weights.embedding
+        self._cos, self._sin = _tables(weights)
+        layers = weights.layers if kernels.plain else _drained(weights.layers)
+        self._layers = [_layer(one, weights.eps, kernels) for one in layers]
+        self._norm = _norm(weights.norm, weights.eps)
+        full = Kernels(plain=kernels.plain)  # what makes logits keeps its precision
+        self._head = fixed(weights.head, None, full)
 
     def __call__(self, step: Step, ids: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
         """Logits of the rows `wanted`."""
@@ -104,76 +93,36 @@ class Compact:
         return self._head(self._norm(x[wanted]))
 
 
-def fits(network: Any, geometry: Geometry, max_model_len: int) -> bool:
-    """Whether the network is of a kind that `Compact` knows, plain in all its parts."""
-    if type(network).__name__ not in KINDS:
-        return False
-    config = network.config
-    table = 2 * max_model_len * geometry.key_dim * torch.finfo(geometry.dtype).bits // 8
-    linears = [
-        getattr(getattr(layer, part), name, None)
-        for layer in network.model.layers
-        for part, names in _LINEARS.items()
-        for name in names
-    ]
-    return (
-        config.hidden_act == "silu"
-        and table <= TABLE_BYTES
-        and geometry.key_dim == geometry.value_dim
-        and all(type(one) is nn.Linear for one in [*linears, network.lm_head])
+def _drained(layers: list[LayerWeights]) -> Iterator[LayerWeights]:
+    """Nothing holds a layer once the next one is asked for."""
+    layers.reverse()
+    while layers:
+        yield layers.pop()
+
+
+def _layer(layer: LayerWeights, eps: float, kernels: Kernels) -> Layer:
+    query_norm, key_norm = (
+        None if norm is None else _norm(norm, eps) for norm in (layer.query_norm, layer.key_norm)
     )
-
-
-_LINEARS = {
-    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
-
-
-def _layer(layer: Any, kernels: Kernels) -> Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-    query_norm, key_norm = (None if norm is None else _norm(norm) for norm in norms)
     return Layer(
-        before_attention=_norm(layer.input_layernorm),
-        qkv=_joined(kernels, attention.q_proj, attention.k_proj, attention.v_proj),
+        before_attention=_norm(layer.before_attention, eps),
+        qkv=fixed(layer.qkv, layer.qkv_bias, kernels),
         query_norm=query_norm,
         key_norm=key_norm,
-        out=_joined(kernels, attention.o_proj),
-        before_mlp=_norm(layer.post_attention_layernorm),
-        gate_up=_joined(kernels, mlp.gate_proj, mlp.up_proj),
-        down=_joined(kernels, mlp.down_proj),
+        out=fixed(layer.out, layer.out_bias, kernels),
+        before_mlp=_norm(layer.before_mlp, eps),
+        gate_up=fixed(layer.gate_up, layer.gate_up_bias, kernels),
+        down=fixed(layer.down, layer.down_bias, kernels),
     )
 
 
-def _norm(norm: Any) -> Norm:
-    weight = norm.weight.detach()
+def _norm(weight: Tensor, eps: float) -> Norm:
     doubled = torch.cat((weight, weight)) if weight.device.type == "cpu" else None
-    return Norm(weight, norm.variance_epsilon, doubled)
+    return Norm(weight, eps, doubled)
 
 
-def _joined(kernels: Kernels, *linears: nn.Linear) -> Linear:
-    """One product that gives the outputs of all, side by side."""
-    weights = [one.weight.detach() for one in linears]
-    biases = [one.bias for one in linears]
-    if all(bias is None for bias in biases):
-        bias = None
-    else:
-        bias = torch.cat(
-            [
-                weight.new_zeros(weight.shape[0]) if bias is None else bias.detach()
-                for weight, bias in zip(weights, biases, strict=True)
-            ]
-        )
-    return fixed(torch.cat(weights) if len(weights) > 1 else weights[0], bias, kernels)
-
-
-@torch.inference_mode()
-def _position_table(rotary: Any, geometry: Geometry, length: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of all positions by the model's own rule, the first half of the sines
-    negated: with x rolled by half its width, x * cos + rolled * sin is x turned."""
-    like = torch.empty(0, dtype=geometry.dtype, device=geometry.device)
-    cos, sin = rotary(like, torch.arange(length, device=geometry.device)[None])
-    sin = sin[0].clone()
-    sin[:, : sin.shape[-1] // 2].neg_()
-    return cos[0].contiguous(), sin
+def _tables(weights: Weights) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of all positions for whole heads, the first half of the sines negated: with
+    x rolled by half its width, x * cos + rolled * sin is x turned."""
+    cos, sin, dtype = weights.cos, weights.sin, weights.norm.dtype
+    return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)

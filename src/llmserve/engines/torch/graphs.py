@@ -23,8 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llmserve.engines.torch.attention import Decodes, Step, Write
 from llmserve.engines.torch.kv import Geometry, Slab
+from llmserve.engines.torch.layout import Decodes, Step, Write
 from llmserve.engines.torch.model import Compute
 
 MOST_GRAPHS = 64
@@ -92,7 +92,7 @@ def pad(step: Step, most: int) -> Padded | None:
 
 def padded_step(buckets: tuple[Bucket, ...], positions: Tensor) -> Step:
     """The step of these buckets, all of it made on the device from the rows' positions."""
-    step, first, device = Step([]), 0, positions.device
+    step, first, device = Step(), 0, positions.device
     for slab, rows, length in buckets:
         g, last = slab.geometry, first + rows
         at = positions[first:last]

@@ -31,6 +31,8 @@ class Kernels:
     wide: int | None = None
     """From how many rows on to multiply in float32; None for never."""
     int8: bool = False
+    plain: bool = False
+    """Leave weights as they are, for another who reads them too."""
 
 
 class Packed:
@@ -101,16 +103,25 @@ class Int8:
 
 
 class Plain:
-    """The same by torch's public function, on any device."""
+    """The same by torch's public function, on any device, from the weight as it is."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, wide: int | None = None) -> None:
         self._weight, self._bias = weight, bias
+        self._wide = float("inf") if wide is None else wide * weight.shape[1]
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.numel() >= self._wide:
+            return self._in_float32(x).to(x.dtype)
         return linear(x, self._weight, self._bias)
 
     def add(self, x: Tensor, to: Tensor) -> Tensor:
+        if x.numel() >= self._wide:
+            return self._in_float32(x).add_(to).to(x.dtype)
         return linear(x, self._weight, self._bias) + to
+
+    def _in_float32(self, x: Tensor) -> Tensor:
+        bias = None if self._bias is None else self._bias.float()
+        return linear(x.float(), self._weight.float(), bias)
 
 
 Linear = Packed | Int8 | Plain
@@ -122,6 +133,8 @@ def fixed(weight: Tensor, bias: Tensor | None = None, kernels: Kernels | None = 
     """The fastest that proves right for this weight. RuntimeError where int8 was asked for and
     does not."""
     kernels = kernels or Kernels()
+    if kernels.plain:
+        return Plain(weight, bias, kernels.wide)
     plain = Plain(weight, bias)
     if kernels.int8:
         eighth = Int8(weight, bias)

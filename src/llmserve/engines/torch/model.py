@@ -1,34 +1,26 @@
-"""The model: loaded by transformers' Auto classes, run flat, refused where it would be wrong.
+"""The model: read by transformers' Auto classes, run flat, refused where it would be wrong.
 
-`load` refuses what it can see in the configuration, then probes the layers, then compares short
-sequences with the model's own attention: a model that this engine does not understand must fail
-here and not answer nonsense. Faster ways to compute the same are taken where they pass that
-comparison too.
+`read` refuses what it can see in the configuration, then probes the layers, then compares short
+sequences with the model's own attention (`checks.py`): a model that this engine does not
+understand must fail here and not answer nonsense.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from llmserve.engines.torch import attention
-from llmserve.engines.torch.attention import Part, Probe, Step, UnsupportedModel, layout
-from llmserve.engines.torch.compact import Compact, fits
-from llmserve.engines.torch.kv import Geometry, KvStore
-from llmserve.engines.torch.linears import Kernels, fix_linears, wide_rows
+from llmserve.engines.torch.attention import Probe, UnsupportedModel
+from llmserve.engines.torch.checks import check_against, own_logits
+from llmserve.engines.torch.kv import Geometry, Place
+from llmserve.engines.torch.layout import Batch, Step, layout
 from llmserve.engines.torch.options import TorchOptions
 
-CHECKS = (12, 9)
-"""Lengths of the sequences that a model must compute right, side by side, to be taken."""
-CHECK_CHUNK = 7
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-"""Largest relative difference of logits, of two attention kernels in that precision."""
-TOLERANCE_INT8 = 0.25
-"""With weights in int8: what still leaves a model itself."""
 SMALL_HIDDEN = 512
 """Up to this width a CPU's bfloat16 products take two to three times as long as float32 ones."""
 PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
@@ -36,6 +28,17 @@ PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 Compute = Callable[[Step, Tensor, Tensor, Tensor], Tensor]
 """A step, its token ids and their positions, and the rows wanted; logits of these rows."""
+
+
+class FewRows(Protocol):
+    """Computes steps of few rows by itself, as `fused.rows.Rows` does."""
+
+    def __call__(
+        self, ids: list[int], positions: list[int], places: list[Place], wanted: list[int]
+    ) -> Tensor:
+        """Token, position and slot of each row; logits of the rows `wanted`, in float32, good until
+        the next call."""
+        ...
 
 
 @dataclass(slots=True)
@@ -51,14 +54,19 @@ class FlatModel:
     max_model_len: int
     vocab_size: int
     eos_ids: frozenset[int]
+    few: FewRows | None = None
+    """Takes the steps of up to `most_few` rows."""
+    most_few: int = 0
 
     @torch.inference_mode()
-    def forward(self, step: Step, tokens: list[int], wanted: list[int]) -> Tensor:
-        """Logits in float32 of the rows `wanted`; `tokens` lie in the order of `step.order`."""
+    def forward(self, batch: Batch, tokens: list[int], wanted: list[int]) -> Tensor:
+        """Logits in float32 of the rows `wanted`; `tokens` lie in the order of the batch."""
+        positions = batch.positions
+        if self.few is not None and len(tokens) <= self.most_few:
+            return self.few(tokens, positions, batch.row_places, wanted)
         device = self.geometry.device
-        positions = [p for part in step.order for p in range(part.start, part.start + part.tokens)]
         return self.compute(
-            step,
+            layout(batch),
             torch.tensor(tokens, device=device),
             torch.tensor(positions, device=device),
             torch.tensor(wanted, dtype=torch.long, device=device),
@@ -82,29 +90,9 @@ class General:
         return logits[0]
 
 
-def load(options: TorchOptions) -> FlatModel:
-    """Raises UnsupportedModel, or what transformers raises for a model it cannot find or read."""
-    ways = {"auto": ("compact", "packed", "plain"), "general": ("packed", "plain")}
-    model, expected = read(options)
-    for way in ways.get(options.forward, (options.forward,)):
-        if way == "plain" and options.quantization is None:
-            return model
-        try:
-            if way != "plain" and accelerate(model, way, options.quantization):
-                difference = check_against(model, expected, options.quantization)
-                if options.quantization is not None:
-                    model.path += f", {options.quantization} (logits {difference:.1%} off)"
-                return model
-        except (AttributeError, RuntimeError, TypeError, UnsupportedModel) as error:
-            if options.forward == way:
-                raise UnsupportedModel(f"its {way} form fails: {error}") from error
-            model, expected = read(options)  # its layers are taken apart
-    form = options.forward if options.quantization is None else options.quantization
-    raise UnsupportedModel(f"the torch engine has no {form} form of this model here")
-
-
-def read(options: TorchOptions) -> tuple[FlatModel, Tensor]:
-    """The model by transformers' code, proven right, and the logits that proved it."""
+def read(options: TorchOptions) -> tuple[FlatModel, list[Tensor]]:
+    """The model by transformers' code, proven right, and the logits that proved it. Raises
+    UnsupportedModel, or what transformers raises for a model it cannot find or read."""
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
     AttentionInterface.register(attention.NAME, attention.attend)
@@ -137,28 +125,6 @@ def read(options: TorchOptions) -> tuple[FlatModel, Tensor]:
         kind = type(network).__name__
         raise UnsupportedModel(f"the torch engine cannot run {kind}: {error}") from None
     return model, expected
-
-
-@torch.inference_mode()
-def accelerate(model: FlatModel, way: str, quantization: str | None = None) -> bool:
-    """Compute in a faster way from now on; False, and all as it was, where it is not for this
-    model. Whatever it raises, the network may be in pieces."""
-    on_cpu = model.geometry.device.type == "cpu"
-    if quantization is not None and not on_cpu:
-        raise UnsupportedModel(f"{quantization} is for CPUs")
-    wide = wide_rows(model.geometry.dtype) if on_cpu else None
-    kernels = Kernels(wide, int8=quantization == "int8")
-    if way == "compact":
-        if not fits(model.network, model.geometry, model.max_model_len):
-            return False
-        model.compute = Compact(model.network, model.geometry, model.max_model_len, kernels)
-        model.path = "compact, fused products"
-        return True
-    if not on_cpu:
-        return False
-    fix_linears(model.network, kernels)
-    model.path += ", products packed"
-    return True
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -238,57 +204,3 @@ def probe(network: Any, max_model_len: int) -> Geometry:
         raise UnsupportedModel("its layers have keys of different shapes")
     heads, key_dim, value_dim = seen.shapes[0]
     return Geometry(count, heads, key_dim, value_dim, network.dtype, network.device)
-
-
-def check_ids(length: int, vocab_size: int) -> list[int]:
-    return [(7 * i + 3 * length) % vocab_size for i in range(length)]
-
-
-@torch.inference_mode()
-def own_logits(model: FlatModel) -> Tensor:
-    """Of the last token of each checked sequence, by the network alone."""
-    rows = [
-        torch.tensor([check_ids(length, model.vocab_size)], device=model.geometry.device)
-        for length in CHECKS
-    ]
-    return torch.stack(
-        [model.network(input_ids=row, use_cache=False).logits[0, -1].float() for row in rows]
-    )
-
-
-@torch.inference_mode()
-def check_against(model: FlatModel, expected: Tensor, quantization: str | None = None) -> float:
-    """Two chunks and a decode step of ragged sequences must give these logits, and so must that
-    step of each alone; how far off."""
-    kv = KvStore(model.geometry)
-    ids = {str(length): check_ids(length, model.vocab_size) for length in CHECKS}
-    for owner, its in ids.items():
-        kv.reserve(owner, len(its), 0)
-    for start, end in ((0, CHECK_CHUNK), (CHECK_CHUNK, -1)):
-        _checked(model, kv, ids, start, end)
-    together = _checked(model, kv, ids, -1, None)
-    alone = [_checked(model, kv, {owner: its}, -1, None) for owner, its in ids.items()]
-    off = _difference(torch.cat([together, *alone]), torch.cat([expected, expected]))
-    near = TOLERANCE[model.geometry.dtype] if quantization is None else TOLERANCE_INT8
-    if not off <= near:
-        raise UnsupportedModel(f"its logits come out {off:.1%} off")
-    return off
-
-
-def _checked(
-    model: FlatModel, kv: KvStore, ids: dict[str, list[int]], start: int, end: int | None
-) -> Tensor:
-    """Logits after this stretch of each sequence."""
-    parts = [Part(owner, range(len(its))[start], len(its[start:end])) for owner, its in ids.items()]
-    step = layout(parts, kv)
-    tokens, ends = [], {}
-    for part in step.order:
-        tokens += ids[part.owner][start:end]
-        ends[part.owner] = len(tokens) - 1
-    return model.forward(step, tokens, [ends[owner] for owner in ids])
-
-
-def _difference(mine: Tensor, expected: Tensor) -> float:
-    """The largest of a row, relative; NaN where there is one."""
-    off = (mine - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-9)
-    return float(off.max())

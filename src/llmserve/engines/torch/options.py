@@ -22,9 +22,10 @@ class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
     """auto: bfloat16 on CUDA and, for all but small models, on a CPU that multiplies it; else
     float32."""
     device: str = "auto"
-    forward: Literal["auto", "compact", "general", "plain"] = "auto"
-    """auto takes the fastest way that is proven equal at start; compact insists on the fused one,
-    general on transformers' modelling code, plain on that with nothing changed in it."""
+    forward: Literal["auto", "fused", "compact", "general", "plain"] = "auto"
+    """auto takes the fastest way that is proven equal at start; fused insists on kernels of our own
+    for steps of few rows, compact on joined products, general on transformers' modelling code,
+    plain on that with nothing changed in it."""
     quantization: Literal["int8"] | None = None
     """int8: weights of the layers in half the bytes of bfloat16, on a CPU; `%llmserve status` says
     how far this moves the model's logits."""

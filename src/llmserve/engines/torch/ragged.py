@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from llmserve.engines.torch.attention import Chunk, Step
+from llmserve.engines.torch.checks import TOLERANCE
 from llmserve.engines.torch.kv import Geometry
-from llmserve.engines.torch.model import TOLERANCE, Compute
+from llmserve.engines.torch.layout import Chunk, Step
+from llmserve.engines.torch.model import Compute
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float | None], Tensor]
 """Causal attention over `[tokens, heads, dim]`: queries, keys, values, where each sequence starts

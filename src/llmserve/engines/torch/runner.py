@@ -17,10 +17,10 @@ from llmserve.core import Request, Structured, TokenLogprob
 from llmserve.engines.planner import StepPlanner
 from llmserve.engines.prefix import Drop, Keep, Reuse
 from llmserve.engines.sequence import Plan, Sequence
-from llmserve.engines.torch.attention import Part, layout
 from llmserve.engines.torch.detokenize import Detokenizer
 from llmserve.engines.torch.grammar import Grammars, Matcher
 from llmserve.engines.torch.kv import KvStore
+from llmserve.engines.torch.layout import Part, arrange
 from llmserve.engines.torch.live import Live
 from llmserve.engines.torch.memory import device_bytes
 from llmserve.engines.torch.messages import (
@@ -150,17 +150,17 @@ class Runner:
         rows = {row.seq.id: row for row in plan.rows}
         for row in plan.rows:
             self.kv.reserve(row.seq.id, len(row.seq.tokens), row.start)
-        step = layout([Part(row.seq.id, row.start, row.tokens) for row in plan.rows], self.kv)
+        batch = arrange([Part(row.seq.id, row.start, row.tokens) for row in plan.rows], self.kv)
         tokens: list[int] = []
         wanted: list[int] = []
         drawing: list[Live] = []
-        for part in step.order:
+        for part in batch.order:
             row = rows[part.owner]
             tokens += row.seq.tokens[part.start : part.start + part.tokens]
             if row.samples:
                 wanted.append(len(tokens) - 1)
                 drawing.append(self._live[part.owner])
-        logits = self._model.forward(step, tokens, wanted)
+        logits = self._model.forward(batch, tokens, wanted)
         if not drawing:
             return []
         drawn, logprobs = draw(logits, [live.draws for live in drawing])

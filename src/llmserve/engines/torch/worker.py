@@ -61,9 +61,9 @@ def prepare(message: Load) -> tuple[Runner, Ready]:
     from llmserve.engines.torch.detokenize import Detokenizer
     from llmserve.engines.torch.grammar import Grammars
     from llmserve.engines.torch.memory import kv_capacity
-    from llmserve.engines.torch.model import load
     from llmserve.engines.torch.runner import Runner
     from llmserve.engines.torch.tokenizer import open_tokenizer
+    from llmserve.engines.torch.ways import load
 
     torch.set_num_threads(options.thread_count)
     model = load(options)

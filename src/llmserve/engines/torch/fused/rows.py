@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,42 +11,162 @@ import torch
 from numba import types
 from torch import Tensor
 
-from llmserve.engines.torch.fused import step
-from llmserve.engines.torch.kv import Place
+from llmserve.engines.torch.fused import plan, step, waiting
+from llmserve.engines.torch.fused.cache import compiled_in, kernel_folder
+from llmserve.engines.torch.fused.crew import Crew
+from llmserve.engines.torch.fused.limits import (
+    LayerWeights,
+    Weights,
+    refuse,
+    refuse_rows,
+    refuse_slab,
+)
+from llmserve.engines.torch.kv import Place, Slab
 
-PADDING = 8
-"""Rows that the widest tile may read behind the last."""
+__all__ = ["LayerWeights", "Rows", "Weights"]
 
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """All bfloat16 and contiguous, a row for each output; None where the model has none."""
-
-    before_attention: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    query_norm: Tensor | None
-    key_norm: Tensor | None
-    out: Tensor
-    before_mlp: Tensor
-    gate_up: Tensor
-    down: Tensor
+TIMED_TURNS = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    layers: list[LayerWeights]
-    embedding: Tensor
-    norm: Tensor
-    head: Tensor
-    cos: Tensor
-    """float32 `[positions, dim / 2]`, and so is `sin`, plain."""
-    sin: Tensor
-    heads: int
-    kv_heads: int
-    dim: int
-    eps: float
-    scaling: float
+class Rows:
+    """Steps of up to `most_rows` rows, each a token at its position. `stop` ends the threads.
+
+    A row attends to the positions up to its own: rows of one sequence may be in one step, as those
+    of a prompt are. Weights stay the tensors that they are, and are read by address.
+    """
+
+    def __init__(
+        self, weights: Weights, *, most_rows: int, most_tokens: int, threads: int
+    ) -> None:
+        """ValueError, in plain words, for what cannot be computed right."""
+        refuse(weights, most_rows, most_tokens, threads)
+        self._weights, self._most_rows, self._most_tokens = weights, most_rows, most_tokens
+        self._kept: list[Any] = []
+        """What is only known by its address."""
+        self._plan = np.zeros(plan.PLAN_SIZE, np.int64)
+        self._logits = torch.zeros(most_rows, weights.vocabulary)
+        self._bind_model()
+        self._bind_memory(threads)
+        self._bind_waiting()
+        self._run: Callable[[Any, int], int] = compiled_in(
+            kernel_folder(), step.run, types.int64(types.int64[::1], types.int64)
+        )
+        self._crew = Crew(threads, self._work, self._abandon, 2 * waiting.PATIENCE_S)
+
+    def __call__(
+        self, ids: list[int], positions: list[int], places: list[Place], wanted: list[int]
+    ) -> Tensor:
+        """Logits in float32 of the rows `wanted`, overwritten by the next call. Of the positions
+        before a row's own, those that have no row in this step must have had one in an earlier
+        one. ValueError for rows that there is no memory for; RuntimeError when threads failed."""
+        refuse_rows(
+            ids, positions, places, wanted, most_rows=self._most_rows,
+            most_tokens=self._most_tokens, vocabulary=self._weights.embedding.shape[0],
+        )  # fmt: skip
+        slabs = {id(place.slab): place.slab for place in places}
+        at = {key: self._addresses(slab) for key, slab in slabs.items()}
+        slots = [(*at[id(place.slab)], place.slot) for place in places]
+        told = np.array(
+            [
+                ids, positions,
+                [keys + slot * size for keys, _, size, _, _, slot in slots],
+                [values + slot * size for _, values, size, _, _, slot in slots],
+                [layer for *_, layer, _, _ in slots], [length for *_, length, _ in slots],
+            ],
+            np.int64,
+        )  # fmt: skip
+        which = np.array(wanted, np.int64)
+        self._plan[plan.IDS : plan.LENGTHS + 1] = [line.ctypes.data for line in told]
+        self._plan[plan.WANTED] = which.ctypes.data
+        self._plan[plan.ROWS], self._plan[plan.WANTED_ROWS] = len(ids), len(wanted)
+        self._counters.zero_()
+        self._crew.run()
+        return self._logits[: len(wanted)]
+
+    def stop(self) -> None:
+        """From any thread: a step under way is given up, with an error for who called it."""
+        self._crew.stop()
+
+    def _work(self, thread: int) -> int:
+        return self._run(self._plan, thread)
+
+    def _abandon(self) -> None:
+        self._abandoned.fill_(1)
+
+    def _addresses(self, slab: Slab) -> tuple[int, int, int, int, int]:
+        """Of keys and values, then bytes from slot to slot and layer to layer, and the length."""
+        refuse_slab(self._weights, slab)
+        keys = slab.keys
+        sizes = keys.stride(1) * 2, keys.stride(0) * 2
+        return keys.data_ptr(), slab.values.data_ptr(), *sizes, slab.length
+
+    def _bind_model(self) -> None:
+        w = self._weights
+        table = np.zeros((len(w.layers), plan.LAYER_SIZE), np.int64)
+        for line, layer in zip(table, w.layers, strict=True):
+            for fact, tensor in (
+                (plan.BEFORE_ATTENTION, parted(layer.before_attention)), (plan.TO_QKV, layer.qkv),
+                (plan.QKV_BIAS, plain(layer.qkv_bias)), (plan.QUERY_NORM, plain(layer.query_norm)),
+                (plan.KEY_NORM, plain(layer.key_norm)), (plan.TO_OUT, layer.out),
+                (plan.BEFORE_MLP, parted(layer.before_mlp)), (plan.TO_GATE_UP, layer.gate_up),
+                (plan.TO_DOWN, layer.down),
+            ):  # fmt: skip
+                line[fact] = 0 if tensor is None else self._keep(tensor)
+        self._kept.append(table)
+        for number, value in (
+            (plan.LAYERS, len(table)), (plan.HIDDEN, w.hidden), (plan.INNER, w.inner),
+            (plan.HEADS, w.heads), (plan.KV_HEADS, w.kv_heads), (plan.DIM, w.dim),
+            (plan.VOCABULARY, w.vocabulary), (plan.EPS, bits(w.eps)),
+            (plan.SCALING, bits(w.scaling)), (plan.TABLE, table.ctypes.data),
+        ):  # fmt: skip
+            self._plan[number] = value
+        for fact, tensor in (
+            (plan.EMBEDDING, w.embedding), (plan.HEAD, w.head), (plan.NORM, parted(w.norm)),
+            (plan.COS, w.cos), (plan.SIN, w.sin), (plan.LOGITS, self._logits),
+        ):  # fmt: skip
+            self._plan[fact] = self._keep(tensor)
+
+    def _bind_memory(self, threads: int) -> None:
+        w, rows = self._weights, self._most_rows + plan.PADDING
+        scratch = max(
+            plan.attention_bytes(w.heads // w.kv_heads, w.dim, self._most_tokens),
+            plan.product_bytes(self._most_rows),
+        )
+        scratch, normed = paged(scratch), paged(rows * w.hidden * 4)
+        self._plan[[plan.SCRATCH_BYTES, plan.NORMED_BYTES]] = scratch, normed
+        self._plan[plan.THREADS] = threads
+        for fact, size in (
+            (plan.RESIDUAL, rows * w.hidden * 4), (plan.QKV, rows * w.turned * 4),
+            (plan.MIXED, rows * w.heads * w.dim * 4), (plan.GATED, rows * w.inner * 4),
+            (plan.NORMED, threads * normed), (plan.SCRATCH, threads * scratch),
+        ):  # fmt: skip
+            self._plan[fact] = self._keep(torch.zeros(size, dtype=torch.uint8))
+
+    def _bind_waiting(self) -> None:
+        phases = len(self._weights.layers) * plan.PHASES + 2
+        line = plan.COUNTER_BYTES // 8
+        self._counters = torch.zeros(phases + 2, line, dtype=torch.int64)
+        """One for each phase; the last two are those who came to it and those asleep."""
+        self._abandoned = torch.zeros(line, dtype=torch.int64)
+        nap = np.array([0, int(waiting.NAP_S * 1e9)], np.int64)
+        self._kept.append(nap)
+        self._plan[plan.COUNTERS] = self._counters.data_ptr()
+        self._plan[[plan.ARRIVED, plan.ASLEEP]] = [one.data_ptr() for one in self._counters[-2:]]
+        self._plan[plan.ABANDONED] = self._abandoned.data_ptr()
+        self._plan[[plan.NAP, plan.NAPS]] = (
+            nap.ctypes.data, int(waiting.PATIENCE_S / waiting.NAP_S),
+        )  # fmt: skip
+        spin = compiled_in(kernel_folder(), waiting.spin, types.void(types.int64, types.int64))
+        took = []
+        for _ in range(5):
+            start = time.perf_counter()
+            spin(self._abandoned.data_ptr(), TIMED_TURNS)
+            took.append(time.perf_counter() - start)
+        self._plan[plan.SPINS] = int(waiting.SPIN_S * TIMED_TURNS / min(took)) + 1
+
+    def _keep(self, tensor: Tensor) -> int:
+        self._kept.append(tensor)
+        return tensor.data_ptr()
 
 
 def parted(weight: Tensor) -> Tensor:
@@ -55,132 +175,14 @@ def parted(weight: Tensor) -> Tensor:
     return pairs.transpose(1, 2).reshape(-1).contiguous()
 
 
-def refuse(weights: Weights, most_rows: int, most_tokens: int) -> None:
-    """ValueError for what the step would compute wrongly, or read where nothing is."""
-    w, first = weights, weights.layers[0]
-    group = w.heads // w.kv_heads
-    scores = (group + PADDING) * (most_tokens + 15) * 4
-    if any(n % 32 for n in (w.dim, w.embedding.shape[1], first.down.shape[1])):
-        raise ValueError("widths must be multiples of 32")
-    if w.head.shape[0] % 4:
-        raise ValueError("the vocabulary must be a multiple of 4")
-    if group * 4 > step.SCALES_BYTES or (
-        group * w.dim * 4 + step.SCALES_BYTES + scores > step.SCRATCH_BYTES
-    ):
-        raise ValueError(f"{most_tokens} tokens are too many for a thread's scratch")
-    if step.PRODUCT_AT + (most_rows + PADDING) * step.CHUNK * 8 > step.SCRATCH_BYTES:
-        raise ValueError(f"{most_rows} rows are too many for a thread's scratch")
-    if any(one is not None for one in (first.qkv_bias, first.query_norm, first.key_norm)):
-        raise ValueError("biases and norms of query and key are not written yet")
-    if w.eps != step.EPS or abs(w.scaling - w.dim**-0.5) > 1e-9:
-        raise ValueError(f"only an eps of {step.EPS:g} and the plain scaling are written yet")
+def plain(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.detach().float().contiguous()
 
 
-class Rows:
-    """Steps of up to `most_rows` rows, each a token at its position. `stop` ends the threads.
+def bits(value: float) -> int:
+    return int(np.float32(value).view(np.int32))
 
-    Keeps the weights' tensors as they are, by address."""
 
-    def __init__(
-        self, weights: Weights, *, most_rows: int, most_tokens: int, threads: int
-    ) -> None:
-        """ValueError, in plain words, for what cannot be computed right."""
-        refuse(weights, most_rows, most_tokens)
-        self._most, self._most_tokens = most_rows, most_tokens
-        self._kept: list[Any] = []
-        """What is only known by its address."""
-        self._plan = np.zeros(step.PLAN_SIZE, np.int64)
-        self._logits = torch.zeros(most_rows, weights.head.shape[0])
-        self._bind_model(weights)
-        self._bind_memory(weights, threads)
-        step.run.compile((types.int64[::1], types.int64))
-        self._starts = [threading.Semaphore(0) for _ in range(threads - 1)]
-        self._done = threading.Semaphore(0)
-        self._stopped = False
-        for thread, start in enumerate(self._starts, 1):
-            threading.Thread(target=self._work, args=(thread, start), daemon=True).start()
-
-    def __call__(
-        self, ids: list[int], positions: list[int], places: list[Place], wanted: list[int]
-    ) -> Tensor:
-        """Logits in float32 of the rows `wanted`, overwritten by the next call."""
-        layers = [place.slab.keys.stride(0) * 2 for place in places]
-        lengths = [place.slab.length for place in places]
-        if not 0 < len(ids) <= self._most or any(
-            at >= min(length, self._most_tokens)
-            for at, length in zip(positions, lengths, strict=True)
-        ):
-            raise ValueError("more rows or tokens than there is memory for")
-        keys, values = (
-            [one.data_ptr() + place.slot * one.stride(1) * 2 for place, one in zip(
-                places, slabs, strict=True)]
-            for slabs in ([p.slab.keys for p in places], [p.slab.values for p in places])
-        )  # fmt: skip
-        told = np.array([ids, positions, keys, values, layers, lengths], np.int64)
-        self._plan[step.IDS : step.LENGTHS + 1] = [line.ctypes.data for line in told]
-        self._plan[step.ROWS] = len(ids)
-        self._counters.zero_()
-        for start in self._starts:
-            start.release()
-        step.run(self._plan, 0)
-        for _ in self._starts:
-            self._done.acquire()
-        return self._logits[wanted]
-
-    def stop(self) -> None:
-        self._stopped = True
-        for start in self._starts:
-            start.release()
-
-    def _work(self, thread: int, start: threading.Semaphore) -> None:
-        while True:
-            start.acquire()
-            if self._stopped:
-                return
-            step.run(self._plan, thread)
-            self._done.release()
-
-    def _bind_model(self, w: Weights) -> None:
-        table = np.zeros((len(w.layers), step.LAYER_SIZE), np.int64)
-        for line, layer in zip(table, w.layers, strict=True):
-            line[step.BEFORE_ATTENTION] = self._keep(parted(layer.before_attention))
-            line[step.TO_QKV] = self._keep(layer.qkv)
-            line[step.TO_OUT] = self._keep(layer.out)
-            line[step.BEFORE_MLP] = self._keep(parted(layer.before_mlp))
-            line[step.TO_GATE_UP] = self._keep(layer.gate_up)
-            line[step.TO_DOWN] = self._keep(layer.down)
-        self._kept.append(table)
-        self._plan[[step.LAYERS, step.HIDDEN, step.INNER, step.HEADS, step.KV_HEADS]] = [
-            len(table), w.embedding.shape[1], w.layers[0].down.shape[1], w.heads, w.kv_heads,
-        ]  # fmt: skip
-        self._plan[[step.DIM, step.VOCABULARY, step.TABLE]] = [
-            w.dim, w.head.shape[0], table.ctypes.data,
-        ]  # fmt: skip
-        for fact, tensor in (
-            (step.EMBEDDING, w.embedding), (step.HEAD, w.head), (step.NORM, parted(w.norm)),
-            (step.COS, w.cos), (step.SIN, w.sin), (step.LOGITS, self._logits),
-        ):  # fmt: skip
-            self._plan[fact] = self._keep(tensor)
-
-    def _bind_memory(self, w: Weights, threads: int) -> None:
-        rows, hidden, inner = self._most + PADDING, w.embedding.shape[1], w.layers[0].down.shape[1]
-        heads = (w.heads + 2 * w.kv_heads) * w.dim
-        for fact, floats in (
-            (step.RESIDUAL, rows * hidden), (step.QKV, rows * heads),
-            (step.MIXED, rows * w.heads * w.dim), (step.GATED, rows * inner),
-            (step.NORMED, threads * rows * hidden),
-            (step.SCRATCH, threads * step.SCRATCH_BYTES // 4),
-        ):  # fmt: skip
-            self._plan[fact] = self._keep(torch.zeros(floats))
-        lines = len(w.layers) * step.PHASES + 3
-        self._counters = torch.zeros(lines, step.COUNTER_BYTES // 8, dtype=torch.int64)
-        """One for each phase, and the barrier's as the last."""
-        self._plan[step.COUNTERS] = self._counters.data_ptr()
-        self._plan[step.BARRIER] = self._counters[-1].data_ptr()
-        self._plan[step.THREADS] = threads
-
-    def _keep(self, tensor: Tensor) -> int:
-        if not tensor.is_contiguous():
-            raise ValueError("a weight is not laid out plainly")
-        self._kept.append(tensor)
-        return tensor.data_ptr()
+def paged(size: int) -> int:
+    """In whole pages, lest two threads write to one cache line."""
+    return (size + 4095) & ~4095

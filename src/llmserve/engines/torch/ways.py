@@ -1,0 +1,196 @@
+"""The ways to compute the same, the fastest first: each is proven here before it is taken.
+
+What fails falls back to the next one, unless it was insisted on.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from llmserve.engines.torch.attention import UnsupportedModel
+from llmserve.engines.torch.checks import check_against, check_few
+from llmserve.engines.torch.compact import Compact
+from llmserve.engines.torch.linears import Kernels, fix_linears, wide_rows
+from llmserve.engines.torch.model import FlatModel, read
+from llmserve.engines.torch.options import TorchOptions
+from llmserve.engines.torch.trial import beaten
+from llmserve.engines.torch.weights import Weights, fits, take_apart
+
+if TYPE_CHECKING:
+    from llmserve.engines.torch.fused.rows import Rows
+
+WAYS = {
+    "auto": ("fused", "compact", "packed", "plain"),
+    "fused": ("fused",),
+    "compact": ("compact",),
+    "general": ("packed", "plain"),
+    "plain": ("plain",),
+}
+MOST_FEW = 128
+"""Rows of a step that kernels of our own take; more are cheaper by torch's products."""
+LATE_S = 2.0
+
+Tell = Callable[[str], None]
+"""Takes what a start is busy with, should it take long; "" when it is over. From any thread."""
+
+
+class NotHere(ValueError):
+    """This way is not for this model or machine: the reason."""
+
+
+def load(options: TorchOptions, tell: Tell = lambda _: None) -> FlatModel:
+    """Raises UnsupportedModel, or what transformers raises for a model it cannot find or read."""
+    ways = Ways(options, tell)
+    for name in WAYS[options.forward]:
+        try:
+            ways.take(name)
+        except NotHere as reason:
+            if options.forward == name:
+                raise UnsupportedModel(
+                    f"the torch engine has no {name} form of this model here: {reason}"
+                ) from None
+        except (AttributeError, RuntimeError, TypeError, UnsupportedModel) as error:
+            if options.forward == name:
+                raise UnsupportedModel(f"its {name} form fails: {error}") from error
+            ways.start_anew()
+        else:
+            return ways.model
+    form = options.quantization or options.forward
+    raise UnsupportedModel(f"the torch engine has no {form} form of this model here")
+
+
+class Ways:
+    """A model that is to compute in one of them."""
+
+    def __init__(self, options: TorchOptions, tell: Tell) -> None:
+        self._options, self._tell = options, tell
+        self._note = ""
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        self.model, self._expected = read(self._options)
+        self._weights: Weights | None = None
+
+    def take(self, name: str) -> None:
+        """Compute in that way from now on. Raises NotHere where it is not for this model, and all
+        is as it was; whatever else it raises, the network may be in pieces."""
+        match name:
+            case "fused":
+                self._fused()
+            case "compact":
+                self._compact()
+            case "packed":
+                self._packed()
+            case _:
+                if self._options.quantization is not None:
+                    raise NotHere(f"it knows no {self._options.quantization}")
+        self.model.path += self._note
+
+    def _fused(self) -> None:
+        model, geometry = self.model, self.model.geometry
+        if self._options.quantization is not None:
+            raise NotHere("its kernels are not for int8")
+        if geometry.device.type != "cpu" or geometry.dtype != torch.bfloat16:
+            dtype = str(geometry.dtype).removeprefix("torch.")
+            raise NotHere(
+                f"its kernels are for bfloat16 on a CPU, not for {dtype} on {geometry.device}"
+            )
+        weights = self._take_apart()
+        try:
+            rows = self._open_rows(weights)
+        except Exception as error:  # numba's own are of many kinds
+            self._without_kernels(error)
+        model.compute = Compact(weights, Kernels(wide_rows(geometry.dtype), plain=True))
+        model.path = f"kernels of our own for steps of up to {MOST_FEW} rows"
+        try:
+            check_against(model, self._expected)
+            model.few, model.most_few = rows, MOST_FEW
+            check_against(model, self._expected)
+            check_few(model, self._expected)
+            lost = beaten(model, weights) if self._options.forward == "auto" else None
+            if lost is not None:
+                raise NotHere(lost)
+        except Exception as error:
+            model.few, model.most_few = None, 0
+            rows.stop()
+            self._without_kernels(error)
+
+    def _open_rows(self, weights: Weights) -> Rows:
+        with telling_late(self._tell, "compiling kernels, once per machine"):
+            from llmserve.engines.torch.fused.rows import Rows
+
+            return Rows(
+                weights,
+                most_rows=MOST_FEW,
+                most_tokens=self.model.max_model_len,
+                threads=torch.get_num_threads(),
+            )
+
+    def _without_kernels(self, error: Exception) -> None:
+        """The weights serve the next way."""
+        if not isinstance(error, NotHere):
+            traceback.print_exc()
+        self._note = f"; not the kernels of our own: {error}"
+        raise NotHere(str(error)) from error
+
+    def _take_apart(self) -> Weights:
+        if self._weights is None:
+            model = self.model
+            if not fits(model.network, model.geometry, model.max_model_len):
+                raise NotHere("its layers are of another kind")
+            self._weights = take_apart(model.network, model.geometry, model.max_model_len)
+        return self._weights
+
+    def _compact(self) -> None:
+        kernels = self._kernels()
+        self.model.compute = Compact(self._take_apart(), kernels)
+        self.model.path = "compact, joined products"
+        self._check()
+
+    def _packed(self) -> None:
+        if self.model.geometry.device.type != "cpu":
+            raise NotHere("products are packed on CPUs")
+        fix_linears(self.model.network, self._kernels())
+        self.model.path += ", products packed"
+        self._check()
+
+    def _kernels(self) -> Kernels:
+        geometry, quantization = self.model.geometry, self._options.quantization
+        on_cpu = geometry.device.type == "cpu"
+        if quantization is not None and not on_cpu:
+            raise NotHere(f"{quantization} is for CPUs")
+        return Kernels(
+            wide_rows(geometry.dtype) if on_cpu else None, int8=quantization == "int8"
+        )
+
+    def _check(self) -> None:
+        quantization = self._options.quantization
+        off = check_against(self.model, self._expected, quantization)
+        if quantization is not None:
+            self.model.path += f", {quantization} (logits {off:.1%} off)"
+
+
+@contextmanager
+def telling_late(tell: Tell, what: str) -> Iterator[None]:
+    """Tell what goes on, where it goes on for long."""
+    told = threading.Event()
+
+    def late() -> None:
+        told.set()
+        tell(what)
+
+    timer = threading.Timer(LATE_S, late)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if told.is_set():
+            tell("")
