@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, layer_norm, rms_norm, silu
 
-from llmserve.engines.torch.attention import Step, mix
+from llmserve.engines.torch.attention import mix
+from llmserve.engines.torch.layout import Step
 from llmserve.engines.torch.linears import Kernels, Linear, fixed
 from llmserve.engines.torch.weights import LayerWeights, Weights
 

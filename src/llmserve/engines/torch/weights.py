@@ -23,7 +23,7 @@ TABLE_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """All contiguous, rows are outputs; biases and norms are None where the model has none."""
+    """All contiguous, a row for each output; biases and norms are None where there are none."""
 
     before_attention: Tensor
     qkv: Tensor
@@ -57,6 +57,23 @@ class Weights:
     dim: int
     eps: float
     scaling: float
+
+    @property
+    def hidden(self) -> int:
+        return self.embedding.shape[1]
+
+    @property
+    def inner(self) -> int:
+        return self.layers[0].down.shape[1]
+
+    @property
+    def vocabulary(self) -> int:
+        return self.head.shape[0]
+
+    @property
+    def turned(self) -> int:
+        """The width of query, key and value together."""
+        return (self.heads + 2 * self.kv_heads) * self.dim
 
 
 def fits(network: Any, geometry: Geometry, max_model_len: int) -> bool:
