@@ -9,8 +9,11 @@ import platform
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
+
+compiled = njit(nogil=True, boundscheck=False, error_model="numpy")
+"""A part of a kernel: compiled with it, and again if it is."""
 
 F32 = ir.FloatType()
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))

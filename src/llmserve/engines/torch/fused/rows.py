@@ -14,16 +14,9 @@ from torch import Tensor
 from llmserve.engines.torch.fused import plan, step, waiting
 from llmserve.engines.torch.fused.cache import compiled_in, kernel_folder
 from llmserve.engines.torch.fused.crew import Crew
-from llmserve.engines.torch.fused.limits import (
-    LayerWeights,
-    Weights,
-    refuse,
-    refuse_rows,
-    refuse_slab,
-)
+from llmserve.engines.torch.fused.limits import refuse, refuse_rows, refuse_slab
 from llmserve.engines.torch.kv import Place, Slab
-
-__all__ = ["LayerWeights", "Rows", "Weights"]
+from llmserve.engines.torch.weights import Weights
 
 TIMED_TURNS = 1000
 
@@ -35,9 +28,7 @@ class Rows:
     of a prompt are. Weights stay the tensors that they are, and are read by address.
     """
 
-    def __init__(
-        self, weights: Weights, *, most_rows: int, most_tokens: int, threads: int
-    ) -> None:
+    def __init__(self, weights: Weights, *, most_rows: int, most_tokens: int, threads: int) -> None:
         """ValueError, in plain words, for what cannot be computed right."""
         refuse(weights, most_rows, most_tokens, threads)
         self._weights, self._most_rows, self._most_tokens = weights, most_rows, most_tokens
