@@ -207,6 +207,7 @@ class Llama:
 def known() -> dict[str, Column]:
     return {
         "ours": Ours(),
+        "ours-compact": Ours({"forward": "compact"}),
         "ours-active": Ours({"omp_wait_policy": "active"}),
         "ours-general": Ours({"forward": "general"}),
         "ours-float32": Ours({"dtype": "float32"}),
