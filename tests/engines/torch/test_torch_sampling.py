@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from llmserve.core import SamplingParams
@@ -95,33 +97,89 @@ def test_temperature_zero_is_the_likeliest_token() -> None:
     assert tokens == scores.argmax(-1).tolist()
 
 
+def shaped(scores: Tensor, rows: list[Draws]) -> Tensor:
+    return sampling._shape(scores, rows)
+
+
 def test_repetition_penalty_is_that_of_transformers_over_prompt_and_reply() -> None:
+    """Rows of other lengths and with none in between, past the first size of a tally."""
     from transformers import RepetitionPenaltyLogitsProcessor
 
-    scores, prompt, reply = logits(1), [3, 9, 9, 40], [7, 7, 3]
-    one = row(temperature=0, repetition_penalty=1.7)
-    one.see_prompt(prompt, VOCAB, torch.device("cpu"))
+    scores, by = logits(4), [1.7, 0.6, 1.0, 1.2]
+    prompts = [[3, 9, 9, 40], [*range(100, 300)], [3, 9], []]
+    replies = [[7, 7, 3], [*range(250, 450)], [5], [1]]
+    rows = [replied(*one) for one in zip(by, prompts, replies, strict=True)]
+    got = shaped(scores, rows)
+    for i in range(4):
+        seen = torch.tensor([prompts[i] + replies[i]])
+        expected = RepetitionPenaltyLogitsProcessor(by[i])(seen, scores[i : i + 1].clone())[0]
+        assert torch.equal(got[i], expected)
+
+
+def replied(by: float, prompt: list[int], reply: list[int]) -> Draws:
+    params = SamplingParams(temperature=0, repetition_penalty=by)
+    one = Draws(params, 0, prompt=prompt)
     for token in reply:
         one.see(token)
-    seen = torch.tensor([prompt + reply])
-    expected = RepetitionPenaltyLogitsProcessor(1.7)(seen, scores.clone())[0]
-    assert torch.equal(one.penalise(scores[0]), expected)
+    return one
 
 
 def test_presence_and_frequency_count_the_reply_alone() -> None:
-    one = row(temperature=0, presence_penalty=0.5, frequency_penalty=0.25)
-    one.see_prompt([1, 2], VOCAB, torch.device("cpu"))
+    params = SamplingParams(temperature=0, presence_penalty=0.5, frequency_penalty=0.25)
+    one = Draws(params, 0, prompt=[1, 2])
     for token in (5, 5, 5, 6):
         one.see(token)
-    penalised = one.penalise(torch.zeros(VOCAB))
-    told = {i: v for i, v in enumerate(penalised.tolist()) if v}
+    penalised = shaped(torch.zeros(2, VOCAB), [row(temperature=0), one])
+    told = {i: v for i, v in enumerate(penalised[1].tolist()) if v}
     assert told == {5: -0.5 - 3 * 0.25, 6: -0.5 - 0.25}
+    assert not penalised[0].any()
+
+
+@given(data=st.data())
+@settings(deadline=None)
+def test_a_tally_changes_what_each_rule_by_itself_would(data: st.DataObject) -> None:
+    """Any batch, any history: row by row and token by token, in vLLM's order."""
+    tokens = st.integers(0, 11)
+    rows, scores = [], logits(data.draw(st.integers(1, 5)), vocab=12)
+    expected = scores.clone()
+    for line in expected:
+        params = SamplingParams(
+            repetition_penalty=data.draw(st.sampled_from([1.0, 1.5, 0.5])),
+            presence_penalty=data.draw(st.sampled_from([0.0, 1.0])),
+            frequency_penalty=data.draw(st.sampled_from([0.0, -0.5])),
+            logit_bias=tuple(data.draw(st.dictionaries(tokens, st.floats(-9, 9))).items()),
+            min_tokens=data.draw(st.integers(0, 3)),
+        )
+        prompt, reply = data.draw(st.lists(tokens)), data.draw(st.lists(tokens, max_size=9))
+        rows.append(Draws(params, 0, prompt=prompt, ends=(4,)))
+        for token in reply:
+            rows[-1].see(token)
+        by_rule(line, params, prompt, reply)
+    before = scores.clone()
+    torch.testing.assert_close(shaped(scores, rows), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(scores, before)
+
+
+def by_rule(line: Tensor, params: SamplingParams, prompt: list[int], reply: list[int]) -> None:
+    for token in {*prompt, *reply}:
+        by = params.repetition_penalty
+        line[token] = line[token] / by if line[token] > 0 else line[token] * by
+    for token in set(reply):
+        line[token] -= params.frequency_penalty * reply.count(token) + params.presence_penalty
+    for token, bias in params.logit_bias:
+        line[token] += bias
+    if len(reply) < params.min_tokens:
+        line[4] = -math.inf
+
+
+def test_a_token_beyond_the_vocabulary_raises_and_hits_no_neighbour() -> None:
+    with pytest.raises(IndexError):
+        shaped(logits(2), [row(logit_bias=((VOCAB + 3, 5.0),)), row()])
 
 
 def test_a_penalty_changes_its_own_row_only() -> None:
     scores = logits(2)
     one = row(temperature=0, presence_penalty=2.0, frequency_penalty=2.0)
-    one.see_prompt([], VOCAB, torch.device("cpu"))
     best = scores.argmax(-1).tolist()
     for _ in range(20):
         one.see(best[0])
@@ -130,22 +188,46 @@ def test_a_penalty_changes_its_own_row_only() -> None:
     assert tokens[1] == best[1]
 
 
+def drawn_by(scores: Tensor, rows: list[Draws], count: int) -> list[tuple[int, ...]]:
+    """What each row draws, time after time."""
+    steps = []
+    for _ in range(count):
+        steps.append(draw(scores, rows)[0])
+        for one, token in zip(rows, steps[-1], strict=True):
+            one.see(token)
+    return [*zip(*steps, strict=True)]
+
+
+def replies_of(scores: Tensor, rows: list[Draws], count: int) -> tuple[int, ...]:
+    """Of the first row."""
+    return drawn_by(scores, rows, count)[0]
+
+
+def test_a_step_run_again_draws_the_same() -> None:
+    scores, one, other = logits(1), row(seed=3), row(seed=3)
+    again = [
+        {*(draw(scores, [one])[0][0] for _ in range(3)), *replies_of(scores, [one], 1)}
+        for _ in range(12)
+    ]
+    assert again == [{token} for token in replies_of(scores, [other], 12)]
+
+
 def test_a_seed_draws_the_same_whatever_else_is_in_the_batch() -> None:
     scores = logits(6)
     kinds: list[dict[str, Any]] = [{}, {"top_p": 0.9}, {"top_k": 9}, {"temperature": 0}]
     for params in kinds[:3]:
         alone = row(seed=11, **params)
-        expected = [draw(scores[:1], [alone])[0][0] for _ in range(20)]
+        expected = replies_of(scores[:1], [alone], 20)
         among = row(seed=11, **params)
         others = [row(seed=i, **kind) for i, kind in enumerate([*kinds, {"top_k": 300}])]
-        got = [draw(scores, [among, *others])[0][0] for _ in range(20)]
+        got = replies_of(scores, [among, *others], 20)
         assert got == expected
 
 
 def test_different_seeds_draw_differently() -> None:
     scores = logits(1)
     replies = {
-        tuple(draw(scores, [one])[0][0] for _ in range(12)) for one in (row(seed=1), row(seed=2))
+        replies_of(scores, [one], 12) for one in (row(seed=1), row(seed=2))
     }
     assert len(replies) == 2
 
@@ -239,7 +321,7 @@ def test_on_a_device_that_runs_behind_a_draw_waits_for_nothing_but_its_result() 
     ]
     rows = [row(**kind) for kind in kinds]
     rows.append(Draws(SamplingParams(), 0, matcher=Anything()))  # type: ignore[arg-type]  # its part
-    rows[5].see_prompt([1, 2], VOCAB, meta)
+    rows[5].see(2)
     drawn = pick(torch.empty(len(rows), VOCAB, device=meta), rows)
     assert drawn.tokens.shape == (len(rows),)
     assert [one.shape for one in drawn.logprobs] == [(1,), (1, 3), (1, 3)]
@@ -264,5 +346,5 @@ def test_what_is_drawn_among_all_is_what_is_drawn_among_the_first(
     for few in (16, 5000):
         monkeypatch.setattr(sampling, "FEW", few)
         rows = [row(seed=i, **kind) for i, kind in enumerate(kinds)]
-        replies.append([draw(scores, rows)[0] for _ in range(40)])
+        replies.append(drawn_by(scores, rows, 40))
     assert replies[0] == replies[1]

@@ -131,10 +131,10 @@ class Runner:
         except ValueError as error:
             return Stepped([_failed(message.id, str(error))])
         seed = self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed
-        draws = Draws(sampling, seed, ends=self._model.eos_ids, matcher=matcher)
-        if draws.penalised:
-            model = self._model
-            draws.see_prompt(message.prompt_ids, model.vocab_size, model.geometry.device)
+        draws = Draws(
+            sampling, seed,
+            prompt=message.prompt_ids, ends=self._model.eos_ids, matcher=matcher,
+        )
         self._live[message.id] = Live(seq, draws, self._detokenizer.open(message.prompt_ids))
         return None
 

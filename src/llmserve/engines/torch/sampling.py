@@ -13,11 +13,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llmserve.core import SamplingParams, TokenLogprob
 from llmserve.engines.torch.grammar import Matcher, forbidden
+from llmserve.engines.torch.shaping import Tally, apply_tallies, forbid
 from llmserve.engines.torch.transfer import fetch, upload
 
 FEW = 256
@@ -32,6 +34,7 @@ class Draws:
         params: SamplingParams,
         seed: int,
         *,
+        prompt: Iterable[int] = (),
         ends: Iterable[int] = (),
         matcher: Matcher | None = None,
     ) -> None:
@@ -40,62 +43,38 @@ class Draws:
         self.matcher = matcher
         self.greedy = params.temperature == 0
         self.generator = None if self.greedy else torch.Generator().manual_seed(seed)
-        self.penalised = (
-            params.repetition_penalty != 1
-            or params.presence_penalty != 0
-            or params.frequency_penalty != 0
-        )
+        self._uniform: float | None = None
         self._drawn = 0
+        tally = Tally(params, prompt)
+        self.tally = tally if tally.penalised or params.logit_bias else None
         # a form says itself when it ends
         self._min_tokens = 0 if matcher is not None else params.min_tokens
-        self._ends = torch.tensor(sorted({*ends, *params.stop_token_ids}), dtype=torch.long)
-        self._biased = torch.tensor([token for token, _ in params.logit_bias], dtype=torch.long)
-        self._bias = torch.tensor([bias for _, bias in params.logit_bias])
-        self.shaped = bool(self.penalised or params.logit_bias or self._min_tokens)
+        self.ends = np.array(sorted({*ends, *params.stop_token_ids}), dtype=np.int64)
         self.plain = (
-            self.greedy and not self.shaped and params.logprobs is None and matcher is None
-        )
-        self._counts: Tensor | None = None
-        self._in_prompt: Tensor | None = None
+            self.greedy and self.tally is None and not self._min_tokens
+            and params.logprobs is None and matcher is None
+        )  # fmt: skip
 
-    def see_prompt(self, ids: Sequence[int], vocab_size: int, device: torch.device) -> None:
-        """Begin counting tokens; needed before the first draw of a penalised request."""
-        self._counts = torch.zeros(vocab_size, device=device)
-        self._in_prompt = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self._in_prompt[torch.tensor(ids, dtype=torch.long, device=device)] = True
+    @property
+    def must_go_on(self) -> bool:
+        """No end token may be drawn yet."""
+        return self._drawn < self._min_tokens
 
     def see(self, token: int) -> None:
-        """Count a token of the reply."""
+        """Take a drawn token as the reply's next."""
         self._drawn += 1
+        self._uniform = None
         if self.matcher is not None:
             self.matcher.push(token)
-        if self._counts is not None:
-            self._counts[token] += 1
-
-    def shape(self, logits: Tensor) -> Tensor:
-        """The row's logits as its penalties, biases and least length make them."""
-        logits = self.penalise(logits) if self.penalised else logits.clone()
-        if self._ends.device != logits.device:
-            own = (self._ends, self._biased, self._bias)
-            self._ends, self._biased, self._bias = (upload(one, logits.device) for one in own)
-        if len(self._biased):
-            logits.index_add_(0, self._biased, self._bias)
-        if self._drawn < self._min_tokens:
-            logits.index_fill_(0, self._ends, -math.inf)
-        return logits
-
-    def penalise(self, logits: Tensor) -> Tensor:
-        counts, in_prompt, params = self._counts, self._in_prompt, self.params
-        assert counts is not None, "see_prompt comes first"
-        assert in_prompt is not None
-        by = params.repetition_penalty
-        if by != 1:
-            divided = torch.where(logits > 0, logits / by, logits * by)
-            logits = torch.where(in_prompt | (counts > 0), divided, logits)
-        return logits - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
+        if self.tally is not None:
+            self.tally.see(token)
 
     def uniform(self) -> float:
-        return torch.rand((), generator=self.generator).item()
+        """The number that draws the next token: the same until that is seen, so that a step which
+        must be run again draws what it would have drawn."""
+        if self._uniform is None:
+            self._uniform = torch.rand((), generator=self.generator).item()
+        return self._uniform
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +124,16 @@ def pick(logits: Tensor, rows: Sequence[Draws]) -> Drawn:
 
 def _shape(logits: Tensor, rows: Sequence[Draws]) -> Tensor:
     """The logits as penalties, biases and forms make them; the given ones stay as they are."""
-    changed = [i for i, row in enumerate(rows) if row.shaped]
+    tallies = {i: row.tally for i, row in enumerate(rows) if row.tally is not None}
+    ends = {i: row.ends for i, row in enumerate(rows) if row.must_go_on}
     matchers = {i: row.matcher for i, row in enumerate(rows) if row.matcher is not None}
-    if not changed and not matchers:
+    if not tallies and not ends and not matchers:
         return logits
     shaped = logits.clone()
-    for i in changed:
-        shaped[i] = rows[i].shape(logits[i])
+    if tallies:
+        apply_tallies(shaped, tallies)
+    if ends:
+        forbid(shaped, ends)
     if matchers:
         never = upload(forbidden([*matchers.values()], logits.shape[-1]), logits.device)
         held = upload([*matchers], logits.device)
