@@ -178,7 +178,7 @@ def test_a_new_root_counts_at_once_and_a_new_child_some_seconds_later() -> None:
     assert me in members()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         assert child.pid not in members()
-        clock.t += 6
+        clock.t += 21
         assert child.pid in members()
         roots[:] = [child.pid]
         assert members() == {child.pid}

@@ -7,7 +7,7 @@ become the error objects of all other routes, and its streams get the headers th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import msgspec
@@ -55,7 +55,7 @@ class Call:
         if self.refused is not None:
             return self.refused
         for stream in self.streams:
-            if isinstance(stream.raised, SERVING_ERRORS):
+            if stream.raised is not None and isinstance(stream.raised, SERVING_ERRORS):
                 return blamed(stream.raised, self)
         return None
 
@@ -74,14 +74,17 @@ class Held:
     def begun(self) -> bool:
         return self._over or self._kept is None
 
-    async def __call__(self, message: Message) -> None:
+    def __call__(self, message: Message) -> Awaitable[None]:
+        if self._kept is None and not self._over and self._call.refusal is None:
+            return self._send(message)  # once for each token: as if this were not here
+        return self._hold(message)
+
+    async def _hold(self, message: Message) -> None:
         if self._over:
             return
         if (refusal := self._call.refusal) is not None:
             await self._fail(as_api_error(refusal))
-        elif self._kept is None:
-            await self._send(message)
-        else:
+        elif self._kept is not None:
             self._kept.append(message)
             whole = message["type"] == "http.response.body" and not message.get("more_body", False)
             if whole or self._call.decided:

@@ -52,13 +52,6 @@ class Spent(msgspec.Struct, gc=False):
             self.parts[self.cause if cause is None else cause] += t - self.since
             self.since = t
 
-    def close(self, t: float) -> tuple[float, list[float]]:
-        """End the span at `t`; its length and parts. The next one begins there."""
-        self.until(t)
-        length, parts = self.since - self.began, self.parts
-        self.began, self.parts = self.since, _NOTHING.copy()
-        return length, parts
-
 
 class Spending:
     """The unfinished requests. Fold steps in order; a request unknown to it is passed over."""
@@ -88,7 +81,13 @@ class Spending:
         if spent is None or (spent.told and t <= spent.began):
             return None
         first, spent.told = not spent.told, True
-        return (first, *spent.close(t))
+        parts, since = spent.parts, spent.since  # written out here, once for each token
+        if t > since:
+            parts[spent.cause] += t - since
+            spent.since = since = t
+        length = since - spent.began
+        spent.began, spent.parts = since, _NOTHING.copy()  # the next span begins there
+        return first, length, parts
 
     def end(self, request_id: str) -> None:
         self.live.pop(request_id, None)
@@ -123,7 +122,7 @@ class Spending:
                     cause = _BUDGET
                 spent.parts[cause] += start - since
                 spent.since = since = start
-            if extra or row.kind == "prefill" or spent.lost:
+            if prefill or spent.lost:
                 own = row.tokens if row.kind == "prefill" else 0
                 others = extra * (prefill - own) / prefill if prefill else 0.0
                 _compute(spent, row.kind, row.tokens, start, end, others)
