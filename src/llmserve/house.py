@@ -15,6 +15,7 @@ import psutil
 
 from llmserve.clock import Clock
 from llmserve.endpoint.server import Server
+from llmserve.engines import Tells
 from llmserve.events import EventBus
 from llmserve.freed import Freed, Proof, device_used
 from llmserve.interpreter import WhileServing
@@ -65,9 +66,14 @@ class House:
     def open(self, engine: str) -> None:
         """engine: its name, for who waits."""
         self._device_at_open = device_used()
-        self._runtime.call(self._open(), telling=f"starting {engine}")
+        self._runtime.call(self._open(), telling=lambda: self._starting(engine))
         wanted = self._switches
         self._while_serving = WhileServing(wanted.switch_interval_s, wanted.gc_threshold)
+
+    def _starting(self, engine: str) -> str:
+        own = self._service.engine
+        stage = own.busy_with if isinstance(own, Tells) else ""
+        return f"starting {engine}" + (f", {stage}" if stage else "")
 
     def close(self) -> None:
         started = self._clock.now()

@@ -12,7 +12,7 @@ import contextlib
 import importlib
 import importlib.util
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from llmserve.waits import Waiting
@@ -42,8 +42,9 @@ class Runtime:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def call(
-        self, work: Coroutine[Any, Any, T], timeout: float | None = None, *, telling: str = ""
-    ) -> T:
+        self, work: Coroutine[Any, Any, T], timeout: float | None = None, *,
+        telling: str | Callable[[], str] = "",
+    ) -> T:  # fmt: skip
         """Run `work` and wait for it. An interrupt cancels `work` and nothing else.
 
         telling: what to tell who waits, as "starting torch", should it take over two seconds.

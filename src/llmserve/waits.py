@@ -25,10 +25,11 @@ class Waiting:
     """Call it now and then; a wait that is over sooner than that shows nothing."""
 
     def __init__(
-        self, what: str, find: Callable[[], Line | None] | None = None,
+        self, what: str | Callable[[], str], find: Callable[[], Line | None] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """what: as "starting vllm". find: the line to write on, None where nobody would read it."""
+        """what: as "starting vllm", or what gives that anew each second. find: the line to write on,
+        None where nobody would read it."""
         self._what, self._find, self._now = what, find or line, now
         self._began = now()
         self._line: Line | None = None
@@ -42,13 +43,17 @@ class Waiting:
             self._line = self._find()
         self._told = seconds
         if self._line is not None:
-            self._line.write(f"{self._what} … {seconds} s")
+            self._line.write(f"{self._words()} … {seconds} s")
 
     def end(self, outcome: str) -> None:
         """outcome: as "ready" or "failed"; says also how long it took, where anything was shown."""
         if self._line is not None:
-            self._line.write(f"{self._what}: {outcome} after {self._now() - self._began:.1f} s")
+            took = self._now() - self._began
+            self._line.write(f"{self._words()}: {outcome} after {took:.1f} s")
             self._line.end()
+
+    def _words(self) -> str:
+        return self._what if isinstance(self._what, str) else self._what()
 
 
 @contextmanager

@@ -55,6 +55,19 @@ def test_only_a_long_wait_is_told_once_a_second(seconds: float, expected: list[s
     assert paper.ended == bool(expected)
 
 
+def test_what_goes_on_is_told_anew_each_second() -> None:
+    paper, clock = Paper(), Hand()
+    stages = iter(["starting", "starting, compiling", "starting"])
+    waiting = Waiting(lambda: next(stages), lambda: paper, clock.now)
+    for _ in range(2):
+        clock.time += 2
+        waiting()
+    waiting.end("done")
+    assert paper.lines == [
+        "starting … 2 s", "starting, compiling … 4 s", "starting: done after 4.0 s",
+    ]
+
+
 def test_where_nobody_would_read_it_nothing_is_written() -> None:
     asked = []
     clock = Hand()

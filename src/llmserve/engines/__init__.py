@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -101,6 +101,16 @@ class Engine(Protocol):
         ends this request alone, and is raised here. `deliver` cannot hold an engine up: what nobody
         has read yet is bounded by the request's max_tokens.
         """
+        ...
+
+
+@runtime_checkable
+class Tells(Protocol):
+    """An engine with a stage of its start that takes long."""
+
+    @property
+    def busy_with(self) -> str:
+        """In words, as "compiling kernels"; "" where there is nothing to tell. From any thread."""
         ...
 
 

@@ -95,6 +95,10 @@ class TorchEngine:
     def dead(self) -> bool:
         return self._run is not None and self._run.over
 
+    @property
+    def busy_with(self) -> str:
+        return "" if self._run is None else self._run.busy_with
+
     async def apply(self, knobs: Knobs) -> Applied:
         asked_at = self._clock.now()
         run = self._running()

@@ -15,6 +15,7 @@ from llmserve.engines.delivery import Delivery, Turn
 from llmserve.engines.torch.messages import (
     Abort,
     Adopted,
+    Busy,
     Delta,
     Failed,
     FromChild,
@@ -98,6 +99,7 @@ class Lifetime:
         self._turn = Turn()
         self._asked: dict[int, asyncio.Future[int]] = {}
         self._cause: EngineError | None = None
+        self.busy_with = ""
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(FromChild).decode
         self._burial: asyncio.Task[None] | None = None
@@ -152,6 +154,8 @@ class Lifetime:
                 self._answer(message.number, message.step)
             case Weighed():
                 self._answer(message.number, message.device_bytes)
+            case Busy():
+                self.busy_with = message.what
             case Ready():
                 self.ready.set_result(message)
             case Failed():

@@ -63,6 +63,12 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     structured_outputs: bool = False
 
 
+class Busy(msgspec.Struct, frozen=True, tag=True):
+    """With what loading is busy, should it take long; "" when that is over."""
+
+    what: str
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """Loading failed; the process is about to end."""
 
@@ -102,4 +108,4 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
     """None where requests failed before any step."""
 
 
-FromChild = Ready | Failed | Adopted | Weighed | Stepped
+FromChild = Busy | Ready | Failed | Adopted | Weighed | Stepped

@@ -12,6 +12,7 @@ import queue
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llmserve.engines.child import ParentLink
-from llmserve.engines.torch.messages import Failed, FromChild, Load, Ready, ToChild
+from llmserve.engines.torch.messages import Busy, Failed, FromChild, Load, Ready, ToChild
 from llmserve.engines.torch.options import TorchOptions
 from llmserve.knobs import Knobs
 
@@ -35,7 +36,7 @@ def main() -> None:
     message = link.inbox.get()
     assert isinstance(message, Load)
     try:
-        runner, ready = prepare(message)
+        runner, ready = prepare(message, lambda what: tell(link, Busy(what)))
     except BaseException as error:
         traceback.print_exc()
         tell(link, Failed(f"{type(error).__name__}: {error}"))
@@ -51,8 +52,8 @@ def tell(link: ParentLink, message: FromChild) -> None:
     link.send(partial(_encode, message))
 
 
-def prepare(message: Load) -> tuple[Runner, Ready]:
-    """Load the model; raises whatever makes that impossible."""
+def prepare(message: Load, busy: Callable[[str], None]) -> tuple[Runner, Ready]:
+    """Load the model, telling what it is busy with; raises whatever makes that impossible."""
     started = time.monotonic()
     options = message.options
     import torch
@@ -66,7 +67,7 @@ def prepare(message: Load) -> tuple[Runner, Ready]:
     from llmserve.engines.torch.ways import load
 
     torch.set_num_threads(options.thread_count)
-    model = load(options)
+    model = load(options, busy)
     if model.geometry.device.type == "cuda":
         from llmserve.engines.torch import cuda
 
