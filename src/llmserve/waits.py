@@ -28,7 +28,7 @@ class Waiting:
         self, what: str | Callable[[], str], find: Callable[[], Line | None] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """what: as "starting vllm", or what gives that anew each second. find: the line to write on,
+        """what: as "starting vllm", or what gives it anew each second. find: the line to write on,
         None where nobody would read it."""
         self._what, self._find, self._now = what, find or line, now
         self._began = now()
