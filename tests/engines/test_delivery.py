@@ -8,9 +8,15 @@ from typing import Any
 
 import pytest
 
+from llmserve.clock import VirtualClock
 from llmserve.core import Chunk
 from llmserve.engines import EngineError
 from llmserve.engines.delivery import Delivery, Turn
+from llmserve.engines.simulator import SimulatorEngine
+from llmserve.events import EventBus
+from llmserve.knobs import KnobBoard, Knobs
+from llmserve.service import Service
+from support.requests import request
 
 LAST = Chunk(text="b", finish_reason="stop")
 
@@ -86,3 +92,20 @@ def test_all_with_news_are_told_in_order_when_the_turn_is_over_and_once() -> Non
         assert told == ["a", "b", "c"]
 
     run(main())
+
+
+def test_a_reply_that_nobody_reads_takes_at_most_its_max_tokens_and_holds_up_nobody() -> None:
+    clock = VirtualClock()
+
+    async def main() -> None:
+        engine = SimulatorEngine(sink=lambda record: None, clock=clock)
+        service = Service(engine, KnobBoard(Knobs()), EventBus(), clock)
+        await service.start()
+        unread = service.submit(request("unread", max_tokens=5))
+        read = await service.submit(request("read", max_tokens=40)).collect()
+        assert len(read.token_ids) == 40
+        assert unread.outcome is not None, "it ended though nobody read it"
+        assert [len(chunk.token_ids) for chunk in unread.ready()] == [1] * 5
+        await service.stop()
+
+    clock.run(main())
