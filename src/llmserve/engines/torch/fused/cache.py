@@ -8,6 +8,7 @@ user's own and nobody else's; where it cannot be, nothing is kept.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -30,8 +31,10 @@ OLD_FOLDERS = 3
 NAME = re.compile(r"[0-9a-f]{40}")
 
 
+@functools.cache
 def compiled_in(folder: Path | None, function: Callable[..., Any], signature: Any) -> Any:
-    """`function` compiled for this signature alone, from the folder where it is there."""
+    """`function` compiled for this signature alone, from the folder where it is there. Once in a
+    process."""
     options: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
     if folder is not None:
         before, config.CACHE_DIR = config.CACHE_DIR, str(folder)

@@ -38,9 +38,10 @@ class Rows:
         self._logits = torch.zeros(most_rows, weights.vocabulary)
         self._bind_model()
         self._bind_memory(threads)
-        self._bind_waiting()
+        folder = kernel_folder()
+        self._bind_waiting(compiled_in(folder, waiting.spin, types.void(types.int64, types.int64)))
         self._run: Callable[[Any, int], int] = compiled_in(
-            kernel_folder(), step.run, types.int64(types.int64[::1], types.int64)
+            folder, step.run, types.int64(types.int64[::1], types.int64)
         )
         self._crew = Crew(threads, self._work, self._abandon, 2 * waiting.PATIENCE_S)
 
@@ -133,7 +134,7 @@ class Rows:
         ):  # fmt: skip
             self._plan[fact] = self._keep(torch.zeros(size, dtype=torch.uint8))
 
-    def _bind_waiting(self) -> None:
+    def _bind_waiting(self, spin: Callable[[int, int], None]) -> None:
         phases = len(self._weights.layers) * plan.PHASES + 2
         line = plan.COUNTER_BYTES // 8
         self._counters = torch.zeros(phases + 2, line, dtype=torch.int64)
@@ -147,7 +148,6 @@ class Rows:
         self._plan[[plan.NAP, plan.NAPS]] = (
             nap.ctypes.data, int(waiting.PATIENCE_S / waiting.NAP_S),
         )  # fmt: skip
-        spin = compiled_in(kernel_folder(), waiting.spin, types.void(types.int64, types.int64))
         took = []
         for _ in range(5):
             start = time.perf_counter()
