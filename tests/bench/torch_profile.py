@@ -18,6 +18,8 @@ from llmserve.core import SamplingParams
 STEPS = 40
 OVERHEAD = ("planning", "layout", "sampling", "replies", "messages")
 """What the issue of speed calls overhead: all that is not the model's own products."""
+WITHIN_FORWARD = ("linears", "attention", "kernels", "masks")
+"""Of these, kernels of our own do all in one call."""
 
 
 def some_prompts(batch: int, vocab_size: int, length: int = 64) -> list[list[int]]:
@@ -77,10 +79,11 @@ def profile(options: dict[str, Any], batch: int) -> dict[str, float]:
     sampling = SamplingParams(max_tokens=2 * STEPS + 20, temperature=0, ignore_eos=True)
     running = opened(options, batch, sampling)
     spent: dict[str, float] = defaultdict(float)
+    few = running._model.few
     places = [
         ("planning", running.planner, "plan"), ("planning", running.planner, "commit"),
         ("planning", running.planner, "record"), ("layout", runner, "arrange"),
-        ("layout", flat, "layout"),
+        ("masks", flat, "layout"), *[("kernels", type(few), "__call__")] * (few is not None),
         ("forward", FlatModel, "forward"), ("sampling", runner, "draw"),
         ("replies", runner.Runner, "_advance"),
         *[("linears", kind, name) for kind in linears.KINDS for name in ("__call__", "add")],
@@ -109,7 +112,10 @@ def print_profile(spent: dict[str, float], batch: int) -> None:
     parts = dict(spent)
     whole = parts.pop("unclocked")
     step = parts.pop("step") + parts["messages"]
-    parts["rest of forward"] = parts.pop("forward") - parts["linears"] - parts["attention"]
+    within = {name: parts.pop(name, 0.0) for name in WITHIN_FORWARD}
+    parts["rest of forward"] = parts.pop("forward") - sum(within.values())
+    parts["layout"] += within.pop("masks")
+    parts |= {name: seconds for name, seconds in within.items() if seconds}
     parts["rest"] = step - sum(parts.values())
     told = ", ".join(
         f"{name} {seconds / step:.1%}"

@@ -31,6 +31,7 @@ def opened(folder: Path, **options: object) -> FlatModel:
     [
         ("LlamaConfig", {"attention_bias": True, "mlp_bias": True, "rope_parameters": DYNAMIC}),
         ("LlamaConfig", {"num_key_value_heads": 4, "head_dim": 24}),
+        ("LlamaConfig", {"intermediate_size": 77, "mlp_bias": True}),
         ("MistralConfig", {"sliding_window": None}),
         ("Qwen2Config", {"num_key_value_heads": 1}),
         ("Qwen3Config", {"head_dim": 16}),

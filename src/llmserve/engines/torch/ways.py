@@ -134,7 +134,8 @@ class Ways:
 
     def _without_kernels(self, error: Exception) -> None:
         """The weights serve the next way."""
-        if not isinstance(error, NotHere):
+        refused = isinstance(error, ValueError) and not isinstance(error, UnsupportedModel)
+        if not refused and not isinstance(error, ImportError):
             traceback.print_exc()
         self._note = f"; not the kernels of our own: {error}"
         raise NotHere(str(error)) from error

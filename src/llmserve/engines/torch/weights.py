@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from llmserve.engines.torch.kv import Geometry
 
@@ -19,6 +20,9 @@ KINDS = frozenset(
 )
 TABLE_BYTES = 256 << 20
 """The largest table of positions; a model of more positions stays with transformers' code."""
+
+EVEN = 32
+"""The inner width is made a multiple of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,9 @@ def _layer(layer: Any) -> LayerWeights:
     query_norm, key_norm = (None if norm is None else norm.weight.clone() for norm in norms)
     qkv, qkv_bias = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
     out, out_bias = _joined(attention.o_proj)
+    for one in (mlp.gate_proj, mlp.up_proj):
+        _widen(one, 0)
+    _widen(mlp.down_proj, 1)
     gate_up, gate_up_bias = _joined(mlp.gate_proj, mlp.up_proj)
     down, down_bias = _joined(mlp.down_proj)
     return LayerWeights(
@@ -145,6 +152,16 @@ def _layer(layer: Any) -> LayerWeights:
         before_mlp=layer.post_attention_layernorm.weight.clone(),
         gate_up=gate_up, gate_up_bias=gate_up_bias, down=down, down_bias=down_bias,
     )  # fmt: skip
+
+
+def _widen(linear: nn.Linear, side: int) -> None:
+    """Add zeros to its outputs (side 0) or inputs (1), up to a multiple of what kernels take at
+    once: of gate and up, and of down, they add nothing to any sum."""
+    missing = -linear.weight.shape[side] % EVEN
+    if missing:
+        linear.weight.data = pad(linear.weight, (0, missing) if side else (0, 0, 0, missing))
+        if linear.bias is not None and not side:
+            linear.bias.data = pad(linear.bias, (0, missing))
 
 
 def _joined(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
