@@ -45,8 +45,8 @@ def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def drive() -> Drive:
-    """`drive(folder, kv_blocks=…, **knobs)`: a runner in float32; models are loaded once."""
-    loaded: dict[tuple[Path, str], Any] = {}
+    """`drive(folder, kv_blocks=…, **knobs)`: a runner; models are loaded once."""
+    loaded: dict[tuple[Path, str, str], Any] = {}
 
     def make(
         folder: Path,
@@ -54,14 +54,15 @@ def drive() -> Drive:
         kv_blocks: int = 4096,
         block_size: int = 4,
         forward: str = "auto",
+        dtype: str = "float32",
         prefix_caching: bool = True,
         **knobs: object,
     ) -> Driven:
-        if (folder, forward) not in loaded:
-            loaded[folder, forward] = load(
-                parse({"model": folder, "dtype": "float32", "device": "cpu", "forward": forward})
+        if (folder, forward, dtype) not in loaded:
+            loaded[folder, forward, dtype] = load(
+                parse({"model": folder, "dtype": dtype, "device": "cpu", "forward": forward})
             )
-        model = loaded[folder, forward]
+        model = loaded[folder, forward, dtype]
         planner = StepPlanner(
             kv_blocks=kv_blocks, block_size=block_size, max_model_len=model.max_model_len,
             prefix_caching=prefix_caching,
