@@ -154,3 +154,20 @@ def test_the_record_tells_the_state_that_the_step_left() -> None:
     assert (record.kv_used_tokens, record.kv_capacity_tokens) == (8, 40)
     assert (record.max_num_seqs, record.max_num_batched_tokens) == (1, 2048)
     assert record.held == (("b", "cap"),)
+
+
+def test_who_gives_way_goes_to_the_front_and_comes_back_when_another_has_left() -> None:
+    run = Stepper()
+    for name in "abcd":
+        run.add(name, max_tokens=3 if name == "a" else 9)
+    run.step()
+    plan = run.planner.plan(run.knobs, run.now)
+    assert plan is not None
+    run.planner.give_way(plan, reversed([*run.planner.running][2:]))
+    assert [row.seq.id for row in plan.rows] == ["a", "b"]
+    assert [seq.id for seq in plan.preempted] == ["d", "c"]
+    run.planner.commit(plan, {"a": 1, "b": 1})
+    assert [seq.id for seq in run.planner.waiting] == ["c", "d"]
+    run.planner.check()
+    assert run.step() == {"a": "d1>", "b": "d1>"}  # its third: a leaves
+    assert run.step() == {"b": "d1>", "c": "p5>", "d": "p5>"}

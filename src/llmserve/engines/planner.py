@@ -20,7 +20,8 @@ still have to store; with `min_decode_slots`, only while fewer prefill than the 
 or none does; and not while others are computing most of what it would compute, which it then
 copies. When a running one needs a block and none is free, the most recently admitted (perhaps
 itself) is preempted: it loses its KV, goes to the front of the line and later recomputes prompt
-and reply so far as prefill. No one is admitted in a step that preempts. Should more be
+and reply so far as prefill. No one is admitted in a step that preempts, nor after memory itself ran
+out (`give_way`) until one has left. Should more be
 running than the token budget has tokens, the least recently served go first, one token each, so
 that n running with a budget of b are each served at least once in ceil(n / b) steps.
 
@@ -32,7 +33,7 @@ nothing, their places only stay empty.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, ValuesView
+from collections.abc import Iterable, Mapping, ValuesView
 from itertools import islice
 
 from llmserve.core import HoldReason, Request, StepRecord, StepRow
@@ -60,6 +61,7 @@ class StepPlanner:
         self._batch: set[str] = set()  # unfinished members of the closed static batch
         self._untold: list[Sequence] = []  # joined the line since the last plan
         self._plans = 0
+        self._short = False  # memory ran out, and nobody has left since
         self._caps = CapWatch()
 
     @property
@@ -106,6 +108,7 @@ class StepPlanner:
         """
         seq = self._running.pop(request_id, None)
         if seq:
+            self._short = False
             self._cache.leave(seq, keep=keep)
         else:
             seq = self._waiting.pop(request_id, None)
@@ -121,6 +124,16 @@ class StepPlanner:
     def reset_cache(self) -> None:
         """Forget the KV of all who left, and moves not yet made."""
         self._cache.clear()
+
+    def give_way(self, plan: Plan, victims: Iterable[Sequence]) -> None:
+        """Memory is shorter than the blocks say: preempt these of the running, the last first, out
+        of a plan that has not been run. Nothing of theirs is kept, and nobody is let in beside
+        others until one of these leaves."""
+        for seq in victims:
+            self._preempt(seq, keep=False)
+            plan.preempted.append(seq)
+        plan.rows = [row for row in plan.rows if row.seq.id in self._running]
+        self._short = True
 
     def plan(self, knobs: Knobs, now: float) -> Plan | None:
         """The next step; None when there is nothing to do now (`wake_at` tells until when)."""
@@ -209,17 +222,17 @@ class StepPlanner:
         missing = self.pool.needed(seq.computed + tokens) - len(seq.blocks)
         while missing > self.pool.free:
             victim = self._running[next(reversed(self._running))]
-            self._preempt(draft, victim)
+            draft.drop(victim)
+            draft.preempted.append(victim)
+            self._preempt(victim, keep=True)
             if victim is seq:
                 return
         self._cache.take(seq, missing)
         draft.put(seq, tokens)
 
-    def _preempt(self, draft: Draft, seq: Sequence) -> None:
+    def _preempt(self, seq: Sequence, *, keep: bool) -> None:
         del self._running[seq.id]
-        draft.drop(seq)
-        draft.preempted.append(seq)
-        self._cache.leave(seq, keep=True)
+        self._cache.leave(seq, keep=keep)
         seq.computed = 0
         seq.preemptions += 1
         self._waiting[seq.id] = seq
@@ -268,7 +281,8 @@ class StepPlanner:
             return "cap"
         if knobs.min_decode_slots and self._prefills_are_full(knobs):
             return "cap"
-        if draft.preempted or blocks > self.pool.free:
+        short = self._short and self._running
+        if draft.preempted or short or blocks > self.pool.free:
             return "kv"
         return "token_budget" if draft.budget <= 0 else None
 

@@ -84,6 +84,13 @@ class Plan:
     held: list[tuple[str, HoldReason]] = field(default_factory=list)
     satisfied: list[str] = field(default_factory=list)
 
+    def tell_too(self, earlier: Plan) -> None:
+        """Tell also what an earlier plan had to, of which no row could be run."""
+        self.preempted = earlier.preempted + self.preempted
+        self.cached_tokens += earlier.cached_tokens
+        self.held = earlier.held + self.held
+        self.satisfied = earlier.satisfied + self.satisfied
+
 
 class Draft:
     """A plan in the making: its rows and what is left of the token budget."""

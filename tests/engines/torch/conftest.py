@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 
 from llmserve.engines.planner import StepPlanner
 from llmserve.engines.torch.detokenize import Detokenizer
+from llmserve.engines.torch.kv import Geometry, KvStore
 from llmserve.engines.torch.options import parse
 from llmserve.engines.torch.runner import Runner
 from llmserve.engines.torch.tokenizer import open_tokenizer
@@ -56,6 +57,7 @@ def drive() -> Drive:
         forward: str = "auto",
         dtype: str = "float32",
         prefix_caching: bool = True,
+        store: Callable[[Geometry], KvStore] = KvStore,
         **knobs: object,
     ) -> Driven:
         if (folder, forward, dtype) not in loaded:
@@ -68,6 +70,9 @@ def drive() -> Drive:
             prefix_caching=prefix_caching,
         )
         detokenizer = Detokenizer(open_tokenizer(folder).backend)
-        return Driven(Runner(model, detokenizer, planner, Knobs().changed(knobs), seed=1))
+        runner = Runner(
+            model, detokenizer, planner, Knobs().changed(knobs), seed=1, kv=store(model.geometry)
+        )
+        return Driven(runner)
 
     return make

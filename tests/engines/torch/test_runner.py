@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from llmserve.engines.torch.kv import Slab
 from support.tiny_models import EOS, VOCAB, Drive, Driven, generate, reference
 
 PROMPT = (7, 99, 140, 31)
@@ -179,34 +178,6 @@ def test_a_step_that_fails_ends_its_members_and_nobody_else(
     assert "ZeroDivisionError" in capsys.readouterr().err
     told = [step.record.index for step in driven.steps if step.record]
     assert told == list(range(len(told)))
-
-
-def test_memory_that_runs_out_ends_a_step_and_never_the_loop(
-    llama: Path, drive: Drive, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A slab cannot grow for the fifth: who is in that step hears why, later ones are served."""
-    driven, real = drive(llama), Slab._allocate
-
-    def scarce(slab: Slab, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if slots > 4:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return real(slab, slots)
-
-    monkeypatch.setattr(Slab, "_allocate", scarce)
-    for i in range(5):
-        driven.submit(f"r{i}", PROMPT, max_tokens=9, temperature=0)
-        driven.step()
-    driven.retune(max_num_seqs=4)
-    for i in range(5, 9):
-        driven.submit(f"r{i}", PROMPT, max_tokens=4, temperature=0)
-    driven.finish()
-    ends = [driven.end(f"r{i}") for i in range(9)]
-    assert [end.finish_reason for end in ends[5:]] == ["length"] * 4
-    assert all(driven.tokens(f"r{i}") == generate(reference(llama), PROMPT, 4) for i in range(5, 9))
-    failed = [end.error or "" for end in ends if end.finish_reason == "error"]
-    assert failed
-    assert all("can't allocate memory" in error for error in failed)
-    assert "can't allocate" in capsys.readouterr().err
 
 
 def test_a_reply_ends_where_the_context_does(llama: Path, drive: Drive) -> None:

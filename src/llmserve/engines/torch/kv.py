@@ -17,7 +17,8 @@ The planner accounts for blocks and decides who may have KV; this only stores it
 
 from __future__ import annotations
 
-from collections.abc import KeysView, Sequence
+from collections.abc import Callable, KeysView, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -26,6 +27,10 @@ from torch import Tensor
 
 SHORTEST = 256
 FEWEST_SLOTS = 4
+
+
+Allocate = Callable[..., Tensor]
+"""As torch.zeros: sizes, then dtype and device by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +53,9 @@ class Geometry:
 class Slab:
     """Sequences of one length class, the one in slot i being `owners[i]`."""
 
-    def __init__(self, geometry: Geometry, length: int, slots: int) -> None:
+    def __init__(self, geometry: Geometry, length: int, slots: int, zeros: Allocate) -> None:
         self.geometry = geometry
+        self._zeros = zeros
         self.length = length
         self.owners: list[str] = []
         self.keys, self.values = self._allocate(slots)
@@ -74,8 +80,8 @@ class Slab:
         shape = (g.layers, slots, g.heads, self.length)
         # Zeros, not rubbish: what a mask hides is still multiplied by 0, and 0 · NaN is NaN.
         return (
-            torch.zeros(*shape, g.key_dim, dtype=g.dtype, device=g.device),
-            torch.zeros(*shape, g.value_dim, dtype=g.dtype, device=g.device),
+            self._zeros(*shape, g.key_dim, dtype=g.dtype, device=g.device),
+            self._zeros(*shape, g.value_dim, dtype=g.dtype, device=g.device),
         )
 
 
@@ -88,14 +94,18 @@ class Place:
 class KvStore:
     """The slabs of one engine and who lies where."""
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, zeros: Allocate = torch.zeros) -> None:
         self.geometry = geometry
+        self._zeros = zeros
         self._slabs: dict[int, Slab] = {}
         self._places: dict[str, Place] = {}
         self._shelf: dict[bytes, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def __contains__(self, owner: str) -> bool:
+        return owner in self._places
 
     def place(self, owner: str) -> Place:
         return self._places[owner]
@@ -129,7 +139,8 @@ class KvStore:
         if not slab.owners:
             del self._slabs[slab.length]
         elif _with_spare(last, slab.length) <= slab.slots // 2:
-            slab.resize(_with_spare(last, slab.length))
+            with suppress(MemoryError, RuntimeError):  # no room for the copy: it stays as large
+                slab.resize(_with_spare(last, slab.length))
 
     @property
     def shelved(self) -> KeysView[bytes]:
@@ -139,7 +150,11 @@ class KvStore:
         """Keep a copy of a stretch of `owner`'s KV, in the same place of whoever takes it."""
         place = self._places[owner]
         stretch = (slice(None), place.slot, slice(None), slice(start, start + tokens))
-        self._shelf[key] = place.slab.keys[stretch].clone(), place.slab.values[stretch].clone()
+        block = place.slab.keys[stretch], place.slab.values[stretch]
+        keys, values = (
+            self._zeros(*its.shape, dtype=its.dtype, device=its.device) for its in block
+        )
+        self._shelf[key] = keys.copy_(block[0]), values.copy_(block[1])
 
     def forget(self, key: bytes) -> None:
         del self._shelf[key]
@@ -180,7 +195,8 @@ class KvStore:
 
     def _slab(self, length: int) -> Slab:
         if length not in self._slabs:
-            self._slabs[length] = Slab(self.geometry, length, _with_spare(0, length))
+            slots = _with_spare(0, length)
+            self._slabs[length] = Slab(self.geometry, length, slots, self._zeros)
         return self._slabs[length]
 
 

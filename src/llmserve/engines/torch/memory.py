@@ -1,4 +1,4 @@
-"""How many tokens of KV fit into the memory there is."""
+"""How many tokens of KV fit into the memory there is, and what it looks like when none is left."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ SHARE = 0.25
 ROUNDING = 2
 """A slot takes up to twice its tokens, for lengths are rounded up to powers of two. Not counted:
 that none is shorter than 256, and spare slots, which are a fourth where there are many."""
+
+NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc")
 
 
 def kv_capacity(options: TorchOptions, geometry: Geometry, max_model_len: int) -> int:
@@ -33,6 +35,13 @@ def kv_capacity(options: TorchOptions, geometry: Geometry, max_model_len: int) -
             f"holds {tokens}; lower it, or raise kv_cache_memory_bytes"
         )
     return tokens
+
+
+def is_shortage(error: BaseException) -> bool:
+    """An allocation failed. torch has a class for that on GPUs alone, and on CPUs only words."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY)
 
 
 def free_bytes(device: torch.device) -> int:

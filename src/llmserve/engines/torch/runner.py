@@ -9,20 +9,21 @@ from __future__ import annotations
 import random
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterable
 
 import torch
 
 from llmserve.core import Request, Structured, TokenLogprob
 from llmserve.engines.planner import StepPlanner
-from llmserve.engines.prefix import Drop, Keep, Reuse
+from llmserve.engines.prefix import Drop, Keep, Move, Reuse
 from llmserve.engines.sequence import Plan, Sequence
 from llmserve.engines.torch.detokenize import Detokenizer
 from llmserve.engines.torch.grammar import Grammars, Matcher
 from llmserve.engines.torch.kv import KvStore
 from llmserve.engines.torch.layout import Part, arrange
 from llmserve.engines.torch.live import Live
-from llmserve.engines.torch.memory import device_bytes
+from llmserve.engines.torch.memory import device_bytes, is_shortage
 from llmserve.engines.torch.messages import (
     Abort,
     Adopted,
@@ -41,6 +42,12 @@ from llmserve.engines.torch.model import FlatModel
 from llmserve.engines.torch.sampling import Draws, draw
 from llmserve.knobs import Knobs
 
+Drawn = tuple[Live, int, TokenLogprob | None]
+
+
+class TooLarge(Exception):
+    """A request finds no memory though nothing else has any."""
+
 
 class Runner:
     def __init__(
@@ -51,9 +58,10 @@ class Runner:
         knobs: Knobs,
         seed: int | None = None,
         grammars: Grammars | None = None,
+        kv: KvStore | None = None,
     ) -> None:
         self.planner = planner
-        self.kv = KvStore(model.geometry)
+        self.kv = KvStore(model.geometry) if kv is None else kv
         self._model = model
         self._detokenizer = detokenizer
         self._knobs = knobs
@@ -61,6 +69,8 @@ class Runner:
         self._seeds = random.Random(seed)
         self._live: dict[str, Live] = {}
         self._index = 0
+        self._untold: Plan | None = None
+        """No row of this plan could be run, so there was no record of it."""
 
     def handle(self, message: ToChild) -> FromChild | None:
         """Take a message in; what it must be answered with at once, if anything."""
@@ -91,18 +101,18 @@ class Runner:
         """Run one step; None when there is nothing to do."""
         start = time.monotonic()
         plan = self.planner.plan(self._knobs, start)
+        while plan is not None:
+            drawn, error = self._try(plan)
+            if self._untold is not None:
+                plan.tell_too(self._untold)
+            if plan.rows:
+                break
+            self._untold, plan = plan, self.planner.plan(self._knobs, start)
         if plan is None:
             return None
-        try:
-            self._move()
-            self._release(plan.preempted)
-            drawn = self._run(plan)
-        except Exception as error:
-            traceback.print_exc()
-            torch.zeros(1, device=self._model.geometry.device).item()  # a dead device raises here
-            self._clear_cache()  # moves were left half made, and memory may be short
-            self._release(plan.preempted)
-            deltas = self._fail(plan, f"the engine failed in its step: {error!r}")
+        self._untold = None
+        if error is not None:
+            deltas = self._fail(plan, error)
         else:
             self.planner.commit(plan, {live.seq.id: token for live, token, _ in drawn})
             deltas = [self._advance(live, token, logprob) for live, token, logprob in drawn]
@@ -145,11 +155,38 @@ class Runner:
             raise ValueError("this model's tokenizer allows no structured outputs")
         return self._grammars.open(form)
 
-    def _run(self, plan: Plan) -> list[tuple[Live, int, TokenLogprob | None]]:
-        """Compute the plan's rows and draw a token for each that samples."""
+    def _try(self, plan: Plan) -> tuple[list[Drawn], str | None]:
+        """Run what there is memory for of a plan; what was drawn, or why all of it must end."""
+        try:
+            self._move(plan)
+            return self._run(plan), None
+        except Exception as error:
+            traceback.print_exc()
+            torch.zeros(1, device=self._model.geometry.device).item()  # a dead device raises here
+            self._clear_cache()  # moves were left half made
+            self._release(plan.preempted)
+            if isinstance(error, TooLarge):
+                return [], str(error)
+            return [], f"the engine failed in its step: {error!r}"
+
+    def _run(self, plan: Plan) -> list[Drawn]:
+        """Compute the plan's rows and draw a token for each that samples. Where memory is short
+        there is less to do each time, so it ends."""
+        while plan.rows:
+            computing = False
+            try:
+                for row in plan.rows:
+                    self.kv.reserve(row.seq.id, len(row.seq.tokens), row.start)
+                computing = True
+                return self._compute(plan)
+            except Exception as error:
+                if not is_shortage(error):
+                    raise
+                self._make_way(plan, error, computing)
+        return []
+
+    def _compute(self, plan: Plan) -> list[Drawn]:
         rows = {row.seq.id: row for row in plan.rows}
-        for row in plan.rows:
-            self.kv.reserve(row.seq.id, len(row.seq.tokens), row.start)
         batch = arrange([Part(row.seq.id, row.start, row.tokens) for row in plan.rows], self.kv)
         tokens: list[int] = []
         wanted: list[int] = []
@@ -165,6 +202,25 @@ class Runner:
             return []
         drawn, logprobs = draw(logits, [live.draws for live in drawing])
         return list(zip(drawing, drawn, logprobs, strict=True))
+
+    def _make_way(self, plan: Plan, error: Exception, computing: bool) -> None:
+        """What is cached goes first; then the newest request, or while computing half of them; and
+        of one alone its KV, to be computed anew where it need not be copied."""
+        if self.kv.shelved:
+            self._clear_cache()
+            return
+        running = [*self.planner.running]
+        if len(running) == 1 and (computing or running[0].id not in self.kv):
+            raise TooLarge(
+                f"memory ran out with this request alone ({error}); its {len(running[0].tokens)} "
+                "tokens need KV within kv_cache_memory_bytes, and beside it room for a step of "
+                "max_num_batched_tokens; a lower max_model_len refuses such requests at once"
+            ) from error
+        self._withdraw(plan, running[-(len(running) // 2 if computing else 1) :])
+
+    def _withdraw(self, plan: Plan, victims: list[Sequence]) -> None:
+        self.planner.give_way(plan, reversed(victims))
+        self._release(victims)
 
     def _advance(self, live: Live, token: int, logprob: TokenLogprob | None) -> Delta:
         live.draws.see(token)
@@ -184,28 +240,42 @@ class Runner:
     def _forget(self, request_id: str, *, keep: bool = True) -> None:
         self._live.pop(request_id, None)
         self.planner.remove(request_id, keep=keep)
-        try:
-            self._move()
-        except RuntimeError:  # out of memory: what is cached is worth no request
-            self._clear_cache()
+        self._move()
         self.kv.release(request_id)
 
     def _release(self, seqs: Iterable[Sequence]) -> None:
         for seq in seqs:
             self.kv.release(seq.id)
 
-    def _move(self) -> None:
-        """Copy and forget stored KV as the planner's prefix cache says."""
+    def _move(self, plan: Plan | None = None) -> None:
+        """Copy and forget stored KV as the planner's prefix cache says, and free what a plan takes
+        from those it preempts. Where memory is short, what is cached is worth no request: who was
+        to start with a copy waits again."""
+        moves = deque(self.planner.take_moves())
+        try:
+            while moves:
+                self._make(moves[0])
+                moves.popleft()
+        except Exception as error:
+            if not is_shortage(error):
+                raise
+            self._clear_cache()
+        without = {move.owner for move in moves if isinstance(move, Reuse)}
+        if plan is not None:
+            self._release(plan.preempted)
+            if without:
+                self._withdraw(plan, [seq for seq in self.planner.running if seq.id in without])
+
+    def _make(self, move: Move) -> None:
         size = self.planner.pool.block_size
-        for move in self.planner.take_moves():
-            match move:
-                case Keep(key, owner, number):
-                    self.kv.shelve(key, owner, number * size, size)
-                case Drop(key):
-                    self.kv.forget(key)
-                case Reuse(owner, sources):
-                    self.kv.reserve(owner, len(self._live[owner].seq.tokens), 0)
-                    self.kv.fill(owner, sources, size)
+        match move:
+            case Keep(key, owner, number):
+                self.kv.shelve(key, owner, number * size, size)
+            case Drop(key):
+                self.kv.forget(key)
+            case Reuse(owner, sources):
+                self.kv.reserve(owner, len(self._live[owner].seq.tokens), 0)
+                self.kv.fill(owner, sources, size)
 
     def _clear_cache(self) -> None:
         self.planner.reset_cache()
