@@ -158,8 +158,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     e2e_s: float = 0.0
 
 
-class StepRow(msgspec.Struct, frozen=True, array_like=True):
-    """One request's part of one step: `tokens` computed, as a prefill chunk or as decode."""
+class StepRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One request's part of one step: `tokens` computed, as a prefill chunk or as decode.
+
+    There is one for each token, kept for long: the collector need not look at them.
+    """
 
     request_id: str
     kind: RowKind

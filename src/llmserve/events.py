@@ -78,7 +78,7 @@ class FirstToken(_Event, frozen=True, kw_only=True):
     cached_tokens: int = 0
 
 
-class TokensEmitted(_Event, frozen=True, kw_only=True):
+class TokensEmitted(_Event, frozen=True, kw_only=True, gc=False):
     """`n` tokens reached the service together; the first of a request among them."""
 
     request_id: str
