@@ -9,6 +9,7 @@ one the other way round), so that drifts of the machine cancel out; a block is t
 seconds) and a difference of TTFT medians. The intervals are Student's t over the blocks, 95 %.
 Blocks go on until the interval's half-width is 3 % (and, where one client is alone, 0.5 ms), looked
 at from the fifth on, or to the last block, or until the time is up: 25 minutes, 10 for one client.
+Looking so often makes 92.5 to 95 % of it (simulated, with independent blocks).
 """
 
 from __future__ import annotations
