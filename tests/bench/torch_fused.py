@@ -1,11 +1,12 @@
 """The engine's compact forward against its fused step (numba), in one process.
 
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 PYTHONPATH=src:tests \\
-        python -m bench.torch_fused [--rows 1,4,8,16,32] [--threads 2]
+        python -m bench.torch_fused [--rows 1,4,8,16,32] [--threads 2] [--busy 1]
 
 A random Llama of the shape 235M, bfloat16; both read the same slabs, and take three steps each in
 an order that turns from block to block. `roof` is how long reading the weights alone would take, at
-the speed at which memory is summed in the same block.
+the speed at which memory is summed in the same block. `--busy` are other processes in a Python
+loop: a step should then take no longer than the cores left would have it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from bench.torch_contention import neighbours
 from bench.torch_models import CONTEXT, SHAPES, read_bytes
 
 SHAPE = "235M"
@@ -127,9 +129,10 @@ def measure(pair: Pair, options: argparse.Namespace) -> dict[str, list[float]]:
     for block in range(options.blocks):
         for name, form in forms[:: -1 if block % 2 else 1]:
             for _ in range(STEPS):
-                start = time.perf_counter()
+                start, used = time.perf_counter(), time.process_time()
                 form()
                 took[name].append((time.perf_counter() - start) * 1e3)
+                took[f"CPU of {name}"].append((time.process_time() - used) * 1e3)
         start = time.perf_counter()
         big.sum()
         took["roof"].append((time.perf_counter() - start) / SUMMED * weights * 1e3)
@@ -152,21 +155,23 @@ def main(options: argparse.Namespace) -> None:
         pair = Pair(options)
         print(
             f"{SHAPE}, {options.layers} layers, {options.threads} thread(s), context "
-            f"{options.context}, {options.blocks} blocks; kernels compiled in "
-            f"{pair.compile_s:.1f} s; load average {os.getloadavg()[0]:.1f}\n"
+            f"{options.context}, {options.blocks} blocks, {options.busy} busy neighbour(s); "
+            f"kernels there in {pair.compile_s:.1f} s; load average {os.getloadavg()[0]:.1f}\n"
             "ms a step: median (quartiles)"
         )
         for count in options.rows:
             pair.take(count)
             off, agree, same = pair.alike()
-            took = measure(pair, options)
-            compact, rows, roof = (
-                statistics.median(took[name]) for name in ("compact", "rows", "roof")
+            with neighbours(options.busy):
+                took = measure(pair, options)
+            compact, rows, roof, cpu = (
+                statistics.median(took[name])
+                for name in ("compact", "rows", "roof", "CPU of rows")
             )
             print(
                 f"{count:3} rows: compact {told(took['compact'])}, rows {told(took['rows'])}, "
-                f"ratio {compact / rows:.2f}, of the roof {roof / rows:.2f}; logits {off:.2%} off "
-                f"at most, the likeliest the same in {agree:.0%}, "
+                f"CPU {cpu:.1f}, ratio {compact / rows:.2f}, of the roof {roof / rows:.2f}; "
+                f"logits {off:.2%} off at most, the likeliest the same in {agree:.0%}, "
                 f"{'bit-equal' if same else 'NOT the same'} alone",
                 flush=True,
             )
@@ -181,6 +186,7 @@ if __name__ == "__main__":
         "--rows", type=lambda text: [int(one) for one in text.split(",")], default=[1, 4, 8, 16, 32]
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--busy", type=int, default=0)
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--layers", type=int, default=SHAPES[SHAPE]["num_hidden_layers"])
     parser.add_argument("--blocks", type=int, default=20)
