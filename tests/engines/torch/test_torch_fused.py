@@ -7,6 +7,9 @@ code in float32 with keys and values rounded: what is left is the order of sums.
 from __future__ import annotations
 
 import functools
+import os
+import platform
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmserve.engines.torch.fused import plan
+from llmserve.engines.torch.fused import limits, plan
 from llmserve.engines.torch.fused.rows import Rows
 from llmserve.engines.torch.kv import Geometry, KvStore, Place, Slab
 from llmserve.engines.torch.weights import Weights, take_apart
@@ -314,6 +317,27 @@ def test_weights_that_would_come_out_wrong_are_refused_in_words(
     for weights, reason in cases:
         with pytest.raises(ValueError, match=reason):
             Rows(weights, most_rows=8, most_tokens=MOST_TOKENS, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value", "reason"),
+    [
+        (sys, "byteorder", "big", "little-endian"),
+        (platform, "machine", lambda: "riscv64", "riscv64"),
+        (os, "name", "nt", "Windows"),
+        (limits, "get_host_cpu_features", dict, "FMA"),
+    ],
+)
+def test_other_machines_are_refused(
+    where: Any, name: str, value: object, reason: str, models: Callable[[str], Model]
+) -> None:
+    weights = models("grouped queries").weights
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, name, value)
+        if reason == "FMA":
+            patch.setattr(platform, "machine", lambda: "x86_64")
+        with pytest.raises(ValueError, match=reason):
+            limits.refuse(weights, most_rows=8, most_tokens=MOST_TOKENS, threads=1)
 
 
 def test_a_thread_that_fails_ends_the_step_with_its_error(drive: Callable[..., Drive]) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import torch
+from llvmlite.binding import get_host_cpu_features
 from torch import Tensor
 
 from llmserve.engines.torch.fused.plan import CHUNK, SCALES_BYTES
@@ -55,6 +56,9 @@ def refuse_machine() -> None:
         raise ValueError(f"the fused kernels are not for {platform.machine()}")
     if os.name != "posix":
         raise ValueError("the fused kernels wait by means that Windows has not")
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    if x86 and not get_host_cpu_features().get("fma"):
+        raise ValueError("this CPU cannot multiply and add in one step (FMA)")
 
 
 def refuse_layer(w: Weights, layer: LayerWeights) -> None:
