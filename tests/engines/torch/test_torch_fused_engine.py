@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from llmserve.engines.torch.checks import Stretch, after, difference
 from llmserve.engines.torch.compact import Compact
 from llmserve.engines.torch.engine import TorchEngine
 from llmserve.engines.torch.fused.rows import Rows
+from llmserve.engines.torch.in_blocks import InBlocks
 from llmserve.engines.torch.kv import KvStore
 from llmserve.engines.torch.linears import Plain
 from llmserve.engines.torch.model import FlatModel
 from llmserve.engines.torch.options import parse
 from llmserve.engines.torch.ways import load, telling_late
+from llmserve.engines.torch.weights import Weights
 from support.tiny_models import SHAPE, VOCAB, Drive, Driven, save_model
 
 WIDE = SHAPE | {"head_dim": 32, "initializer_range": 0.1}
@@ -60,8 +63,7 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drive(drive: Drive) -> Drive:
-    """No step is wider than the kernels take."""
-    return partial(drive, forward="fused", dtype="bfloat16", max_num_batched_tokens=ways.MOST_FEW)
+    return partial(drive, forward="fused", dtype="bfloat16")
 
 
 def prompts(count: int, longest: int, seed: int) -> list[tuple[int, ...]]:
@@ -115,6 +117,7 @@ def together(driven: Driven, given: list[tuple[int, ...]], seed: int) -> list[Sa
     ("case", "settings"),
     [
         ("mid-flight arrivals", {}),
+        ("steps of several blocks", {"max_num_batched_tokens": 300}),
         ("chunked prompts", {"max_num_batched_tokens": 11, "long_prefill_token_threshold": 7}),
         ("preemption", {"kv_blocks": 45, "prefix_caching": False}),
     ],
@@ -123,12 +126,16 @@ def test_a_reply_is_bit_for_bit_what_it_is_alone(
     folder: str, case: str, settings: dict[str, Any], drive: Drive, request: pytest.FixtureRequest
 ) -> None:
     path, given = request.getfixturevalue(folder), prompts(9, 40, seed=1)
+    if case == "steps of several blocks":
+        given = [prompt * 7 for prompt in given]
     expected = alone(drive, path, given)
     assert len({tuple(token for token, _ in reply) for reply in expected}) == 9
     driven = drive(path, **settings)
     assert together(driven, given, seed=2) == expected
     records = [step.record for step in driven.steps if step.record]
     assert any(r.prefill_tokens and r.decode_tokens for r in records), "nothing was mixed"
+    if case == "steps of several blocks":
+        assert max(r.prefill_tokens + r.decode_tokens for r in records) > 2 * ways.MOST_FEW
     if case == "preemption":
         assert any(r.preempted for r in records), "the case did not preempt"
 
@@ -143,6 +150,7 @@ def test_known_beginnings_change_no_bit(llama: Path, drive: Drive) -> None:
 
 def test_prompts_wider_than_the_kernels_go_on_where_torch_left_them(llama: Path) -> None:
     model, plain = opened(llama, forward="fused"), opened(llama, forward="plain")
+    model.most_few = ways.MOST_FEW
     ids = [3 + (7 * i * i) % (VOCAB - 3) for i in range(ways.MOST_FEW * 3)]
     found = []
     for one in (model, plain):
@@ -165,11 +173,16 @@ def test_logits_are_those_of_compact_but_for_rounding(llama: Path) -> None:
     assert 0 < difference(*found) < 0.05
 
 
+def weights_of(model: FlatModel) -> Weights:
+    assert isinstance(model.few, InBlocks)
+    assert isinstance(model.few.few, Rows)
+    return model.few.few._weights
+
+
 def test_no_weight_is_held_twice(llama: Path) -> None:
     model = opened(llama, forward="fused")
-    assert isinstance(model.few, Rows)
     assert isinstance(model.compute, Compact)
-    mine, its = model.compute._layers[1], model.few._weights.layers[1]
+    mine, its = model.compute._layers[1], weights_of(model).layers[1]
     for product, weight in (
         (mine.qkv, its.qkv), (mine.out, its.out), (mine.gate_up, its.gate_up),
         (mine.down, its.down),
@@ -179,36 +192,29 @@ def test_no_weight_is_held_twice(llama: Path) -> None:
     assert not [*model.network.model.layers.parameters()], "transformers' layers hold them too"
 
 
-def test_the_status_says_what_computes(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ways, "beaten", lambda *_: None)
-    assert opened(llama).path == "kernels of our own for steps of up to 128 rows"
-
-
-def test_kernels_that_do_not_pay_are_not_taken(
-    llama: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("slower", "path", "most"),
+    [
+        ({}, "fused (kernels of our own)", inf),
+        ({128: 2.0}, "fused (kernels of our own), steps of over 128 rows by torch", ways.MOST_FEW),
+        ({8: 1.3}, "compact, joined products; not fused: "
+         "1.3 times as slow as packed products with 8 row(s)", 0),
+    ],
+)  # fmt: skip
+def test_kernels_are_taken_where_a_trial_says_that_they_pay(
+    slower: dict[int, float], path: str, most: float, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "race", lambda one, other, count: (1.0 + count / 4, 1.0))
+    def seconds(model: FlatModel, kv: KvStore, step: list[Stretch]) -> float:
+        after(model, kv, step)
+        rows = sum(one.end - one.start for one in step)
+        return 1.0 if model.few is None else slower.get(rows, 0.9)
+
+    monkeypatch.setattr(trial, "seconds", seconds)
     model = opened(llama)
-    assert model.few is None
+    assert (model.path, model.most_few) == (path, most)
     assert isinstance(model.compute, Compact)
-    assert model.path == (
-        "compact, joined products; not the kernels of our own: "
-        "1.2 times as slow as packed products with 1 row(s)"
-    )
-    assert opened(llama, forward="fused").few is not None, "insisted on, it is not raced"
-
-
-def test_a_trial_takes_the_faster_one(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = opened(llama, forward="fused")
-    weights = model.few._weights  # type: ignore[union-attr]  # Rows
-    real = trial.seconds
-    for slower, expected in ((model.compute, False), (None, True)):
-        def seconds(one: FlatModel, *rest: Any, slower: Any = slower) -> float:
-            packed = one.few is None
-            return real(one, *rest) + (packed == (slower is not None))
-
-        monkeypatch.setattr(trial, "seconds", seconds)
-        assert (trial.beaten(model, weights) is not None) == expected
+    insisted = opened(llama, forward="fused")
+    assert insisted.most_few == inf, "insisted on, they are not tried"
 
 
 def test_kernels_that_come_out_wrong_are_not_taken(
@@ -222,7 +228,7 @@ def test_kernels_that_come_out_wrong_are_not_taken(
     monkeypatch.setattr(Rows, "__call__", wrong)
     model = opened(llama)
     assert model.few is None
-    assert "not the kernels of our own: its logits come out 50" in model.path
+    assert "not fused: its logits come out 50" in model.path
     assert "come out" in capsys.readouterr().err, "the log has nothing"
     with pytest.raises(UnsupportedModel, match="no fused form of this model here: its logits"):
         opened(llama, forward="fused")
@@ -301,6 +307,26 @@ def test_a_long_start_tells_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == ["compiling", ""]
 
 
+def test_kernels_that_fail_in_a_step_end_its_requests_and_no_later_ones(
+    llama: Path, drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driven, given = drive(llama), prompts(2, 9, seed=6)
+    model = driven.runner._model
+    monkeypatch.setattr(model, "few", model.few)  # other tests have the same model
+
+    def broken(self: Rows, *_: Any) -> torch.Tensor:
+        raise RuntimeError("the fused kernels failed: a thread does not come back")
+
+    ask(driven, given, 0)
+    driven.step()
+    monkeypatch.setattr(Rows, "__call__", broken)
+    driven.step()
+    assert "does not come back" in (driven.end("r0").error or "")
+    ask(driven, given, 1)
+    driven.finish()
+    assert driven.end("r1").finish_reason == "length"
+
+
 async def collect(engine: TorchEngine, name: str) -> list[Chunk]:
     sampling = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
     chunks: list[Chunk] = []
@@ -318,7 +344,7 @@ def test_a_child_killed_under_load_is_told_and_replaced(llama: Path) -> None:
             dtype="bfloat16", forward="fused",
         )  # fmt: skip
         await engine.start()
-        assert "kernels of our own" in engine.info.details["forward"]
+        assert "fused" in engine.info.details["forward"]
         assert engine.busy_with == ""
         (pid,) = engine.info.pids
         chunks: list[Chunk] = []

@@ -56,14 +56,18 @@ class FlatModel:
     eos_ids: frozenset[int]
     few: FewRows | None = None
     """Takes the steps of up to `most_few` rows."""
-    most_few: int = 0
+    most_few: float = 0
 
     @torch.inference_mode()
     def forward(self, batch: Batch, tokens: list[int], wanted: list[int]) -> Tensor:
         """Logits in float32 of the rows `wanted`; `tokens` lie in the order of the batch."""
         positions = batch.positions
         if self.few is not None and len(tokens) <= self.most_few:
-            return self.few(tokens, positions, batch.row_places, wanted)
+            try:
+                return self.few(tokens, positions, batch.row_places, wanted)
+            except RuntimeError:  # its threads are at odds for good: the next step goes without
+                self.few = None
+                raise
         device = self.geometry.device
         return self.compute(
             layout(batch),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -20,7 +22,8 @@ from llmserve.engines.torch.model import FlatModel
 from llmserve.engines.torch.weights import Weights
 
 COUNTS = (1, 8)
-"""Rows of the steps."""
+"""Rows of the decode steps."""
+PROMPT = 128
 BYTES = 128 << 20
 """Of the layers that are tried, or one more."""
 HEAD = 4096
@@ -31,31 +34,40 @@ SLACK = 1.05
 """By how much slower the kernels may come out: what a trial's noise is."""
 
 
-def beaten(model: FlatModel, weights: Weights) -> str | None:
-    """In what steps packed products are faster here than `model.few`'s kernels, in words."""
-    from llmserve.engines.torch.fused.rows import Rows
-
-    tried = some(weights)
-    geometry = replace(model.geometry, layers=len(tried.layers))
-    few = replace(
-        model, geometry=geometry, most_few=max(COUNTS),
-        few=(
-            rows := Rows(
-                tried, most_rows=max(COUNTS), most_tokens=CONTEXT, threads=torch.get_num_threads()
-            )
-        ),
-    )  # fmt: skip
-    packed = replace(model, geometry=geometry, few=None, compute=Compact(some(weights), Kernels()))
-    try:
+def slow_steps(model: FlatModel, weights: Weights) -> str | None:
+    """In what decode steps packed products are faster here than kernels of our own, in words."""
+    with by_kernels(model, weights) as few:
+        packed = replace(few, few=None, compute=Compact(some(weights), Kernels()))
         for count in COUNTS:
-            ours, theirs = race(few, packed, count)
+            decodes = [Stretch(str(i), [0] * CONTEXT, CONTEXT - 1, CONTEXT) for i in range(count)]
+            ours, theirs = race(few, packed, decodes, TURNS)
             if ours > SLACK * theirs:
                 return f"{ours / theirs:.1f} times as slow as packed products with {count} row(s)"
+    return None
+
+
+def slow_prompts(model: FlatModel, weights: Weights, wide: int | None) -> bool:
+    """Whether torch is faster with many rows, in float32 where it is wide enough for that."""
+    with by_kernels(model, weights) as few:
+        plain = Kernels(None if wide is None else 1, plain=True)
+        by_torch = replace(few, few=None, compute=Compact(some(weights), plain))
+        ours, theirs = race(few, by_torch, [Stretch("prompt", [0] * PROMPT, 0, PROMPT)], 3)
+    return ours > SLACK * theirs
+
+
+@contextmanager
+def by_kernels(model: FlatModel, weights: Weights) -> Iterator[FlatModel]:
+    """Some layers of the model, all its steps by kernels; what others made of the weights
+    meanwhile is expected to be gone at the end."""
+    from llmserve.engines.torch.fused.rows import Rows
+
+    tried, threads = some(weights), torch.get_num_threads()
+    rows = Rows(tried, most_rows=PROMPT, most_tokens=PROMPT, threads=threads)
+    geometry = replace(model.geometry, layers=len(tried.layers))
+    try:
+        yield replace(model, geometry=geometry, few=rows, most_few=PROMPT)
     finally:
         rows.stop()
-        del packed, few, rows
-        give_back()
-    return None
 
 
 def give_back() -> None:
@@ -76,13 +88,12 @@ def some(weights: Weights) -> Weights:
     return replace(weights, layers=layers, head=weights.head[:HEAD])
 
 
-def race(one: FlatModel, other: FlatModel, count: int) -> tuple[float, float]:
+def race(
+    one: FlatModel, other: FlatModel, step: list[Stretch], turns: int
+) -> tuple[float, float]:
     """Seconds of each one's shortest step, in turns."""
     kv = KvStore(one.geometry)
-    step = [Stretch(str(i), [0] * CONTEXT, CONTEXT - 1, CONTEXT) for i in range(count)]
-    took = []
-    for _ in range(TURNS):
-        took.append([seconds(model, kv, step) for model in (one, other)])
+    took = [[seconds(model, kv, step) for model in (one, other)] for _ in range(turns)]
     mine, its = zip(*took[1:], strict=True)  # the first ones meet cold caches
     return min(mine), min(its)
 

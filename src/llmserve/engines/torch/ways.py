@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,10 +17,11 @@ import torch
 from llmserve.engines.torch.attention import UnsupportedModel
 from llmserve.engines.torch.checks import check_against, check_few
 from llmserve.engines.torch.compact import Compact
+from llmserve.engines.torch.in_blocks import InBlocks
 from llmserve.engines.torch.linears import Kernels, fix_linears, wide_rows
 from llmserve.engines.torch.model import FlatModel, read
 from llmserve.engines.torch.options import TorchOptions
-from llmserve.engines.torch.trial import beaten
+from llmserve.engines.torch.trial import give_back, slow_prompts, slow_steps
 from llmserve.engines.torch.weights import Weights, fits, take_apart
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ WAYS = {
     "plain": ("plain",),
 }
 MOST_FEW = 128
-"""Rows of a step that kernels of our own take; more are cheaper by torch's products."""
+"""Rows that kernels of our own take at once."""
 LATE_S = 2.0
 
 Tell = Callable[[str], None]
@@ -106,20 +108,30 @@ class Ways:
             rows = self._open_rows(weights)
         except Exception as error:  # numba's own are of many kinds
             self._without_kernels(error)
-        model.compute = Compact(weights, Kernels(wide_rows(geometry.dtype), plain=True))
-        model.path = f"kernels of our own for steps of up to {MOST_FEW} rows"
+        wide = wide_rows(geometry.dtype)
+        model.compute = Compact(weights, Kernels(wide, plain=True))
         try:
             check_against(model, self._expected)
-            model.few, model.most_few = rows, MOST_FEW
+            model.few, model.most_few = InBlocks(rows, MOST_FEW), inf
             check_against(model, self._expected)
             check_few(model, self._expected)
-            lost = beaten(model, weights) if self._options.forward == "auto" else None
-            if lost is not None:
-                raise NotHere(lost)
+            model.path = "fused (kernels of our own)"
+            if self._options.forward == "auto":
+                self._race(weights, wide)
         except Exception as error:
             model.few, model.most_few = None, 0
             rows.stop()
             self._without_kernels(error)
+
+    def _race(self, weights: Weights, wide: int | None) -> None:
+        """Raises NotHere where the kernels do not pay."""
+        slow = slow_steps(self.model, weights)
+        if slow is None and slow_prompts(self.model, weights, wide):
+            self.model.most_few = MOST_FEW
+            self.model.path += f", steps of over {MOST_FEW} rows by torch"
+        give_back()
+        if slow is not None:
+            raise NotHere(slow)
 
     def _open_rows(self, weights: Weights) -> Rows:
         with telling_late(self._tell, "compiling kernels, once per machine"):
@@ -137,7 +149,7 @@ class Ways:
         refused = isinstance(error, ValueError) and not isinstance(error, UnsupportedModel)
         if not refused and not isinstance(error, ImportError):
             traceback.print_exc()
-        self._note = f"; not the kernels of our own: {error}"
+        self._note = f"; not fused: {error}"
         raise NotHere(str(error)) from error
 
     def _take_apart(self) -> Weights:
