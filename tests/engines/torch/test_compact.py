@@ -177,10 +177,11 @@ def test_int8_that_comes_out_wrong_is_refused(llama: Path, monkeypatch: pytest.M
         opened(llama, quantization="int8")
 
 
-def test_many_rows_may_be_multiplied_in_float32() -> None:
+@pytest.mark.parametrize("kind", [Packed, Plain])
+def test_many_rows_may_be_multiplied_in_float32(kind: type[Packed] | type[Plain]) -> None:
     torch.manual_seed(0)
     weight, shift = torch.randn(48, 40).bfloat16(), torch.randn(48).bfloat16()
-    narrow, wide = Packed(weight, shift), Packed(weight, shift, 4)
+    narrow, wide = kind(weight, shift), kind(weight, shift, 4)
     x, to = torch.randn(5, 40).bfloat16(), torch.randn(5, 48).bfloat16()
     exact = linear(x.float(), weight.float(), shift.float())
     assert torch.equal(wide(x), exact.bfloat16())

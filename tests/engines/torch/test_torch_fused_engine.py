@@ -14,12 +14,13 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 from llmserve.clock import MonotonicClock
 from llmserve.core import Chunk, Request, SamplingParams
-from llmserve.engines import EngineError
+from llmserve.engines import EngineError, Tells
 from llmserve.engines.torch import trial, ways
 from llmserve.engines.torch.attention import UnsupportedModel
 from llmserve.engines.torch.checks import Stretch, after, difference
@@ -28,7 +29,9 @@ from llmserve.engines.torch.engine import TorchEngine
 from llmserve.engines.torch.fused.rows import Rows
 from llmserve.engines.torch.in_blocks import InBlocks
 from llmserve.engines.torch.kv import KvStore
+from llmserve.engines.torch.lifetime import Lifetime
 from llmserve.engines.torch.linears import Plain
+from llmserve.engines.torch.messages import Busy
 from llmserve.engines.torch.model import FlatModel
 from llmserve.engines.torch.options import parse
 from llmserve.engines.torch.ways import load, telling_late
@@ -325,6 +328,20 @@ def test_kernels_that_fail_in_a_step_end_its_requests_and_no_later_ones(
     ask(driven, given, 1)
     driven.finish()
     assert driven.end("r1").finish_reason == "length"
+
+
+def test_what_a_child_is_busy_with_is_known_to_its_engine() -> None:
+    async def main() -> None:
+        engine = TorchEngine(sink=lambda _: None, clock=MonotonicClock())
+        assert isinstance(engine, Tells)
+        assert engine.busy_with == ""
+        engine._run = Lifetime(lambda _: None, {})
+        for what in ("compiling kernels", ""):
+            engine._run.child_said(msgspec.msgpack.encode(Busy(what)))
+            assert engine.busy_with == what
+        await engine.stop()
+
+    asyncio.run(main())
 
 
 async def collect(engine: TorchEngine, name: str) -> list[Chunk]:

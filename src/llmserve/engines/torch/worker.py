@@ -128,7 +128,7 @@ def describe(model: FlatModel, options: TorchOptions) -> dict[str, str]:
         "architecture": type(model.network).__name__,
         "parameters": f"{model.parameters / 1e6:,.1f} M",
         "forward": model.path,
-        "attention": "sdpa over KV slabs, ragged batch in one row",
+        "attention": f"{'sdpa' if model.few is None else 'fused'} over KV slabs, a ragged batch",
         "threads": str(options.thread_count),
         "omp_wait_policy": options.omp_wait_policy,
         "prefix caching": str(options.enable_prefix_caching),
