@@ -9,7 +9,7 @@ Invariants (`check` asserts them):
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, KeysView
+from collections.abc import Container, Iterable, KeysView
 
 
 class BlockPool:
@@ -76,6 +76,16 @@ class BlockPool:
             return False
         self._shelf.move_to_end(key)
         return True
+
+    def forget(self, count: int, kept: Container[str | bytes] = ()) -> list[bytes]:
+        """Turn so many shelved blocks into plain free ones, the least recently used first and none
+        of `kept`, nor any used after one of these; returns their keys."""
+        lost: list[bytes] = []
+        while self._shelf and len(lost) < count and next(iter(self._shelf)) not in kept:
+            key, block = self._shelf.popitem(last=False)
+            lost.append(key)
+            self._free.append(block)
+        return lost
 
     def clear_shelf(self) -> None:
         self._free += self._shelf.values()

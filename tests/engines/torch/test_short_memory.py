@@ -4,48 +4,21 @@ cannot run even alone is told why."""
 from __future__ import annotations
 
 import random
-import weakref
-from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from llmserve.engines.torch.kv import KvStore
+from llmserve.engines.torch.memory import kv_budget
+from support.scarce import WORDS, Scarce
 from support.tiny_models import VOCAB, Drive, Driven, generate, reference
 
 MAX_TOKENS = 12
-WORDS = "DefaultCPUAllocator: can't allocate memory: you tried to allocate"
-
-
-class Scarce:
-    """torch.zeros on a machine with little memory, or one that fails now and then."""
-
-    def __init__(self, limit: float = float("inf"), failing: Sequence[int] = ()) -> None:
-        self.limit = limit
-        self.failing = frozenset(failing)
-        self.calls = self.held = self.most = self.refused = 0
-
-    def __call__(self, *sizes: int, **kind: Any) -> Tensor:
-        self.calls += 1
-        size = int(torch.Size(sizes).numel()) * kind["dtype"].itemsize
-        if self.held + size > self.limit or self.calls in self.failing:
-            self.refused += 1
-            raise RuntimeError(f"{WORDS} {size} bytes")
-        made = torch.zeros(*sizes, **kind)
-        self.held += size
-        self.most = max(self.most, self.held)
-        weakref.finalize(made, self._freed, size)
-        return made
-
-    def _freed(self, size: int) -> None:
-        self.held -= size
-
 
 @cache
 def network(folder: Path) -> Any:
@@ -108,6 +81,58 @@ def test_whatever_allocation_fails_all_replies_are_those_of_enough_memory(
     assert sum(end.finish_reason == "error" for end in ended) <= len(failing)
     told = [step.record.index for step in driven.steps if step.record]
     assert told == [*range(len(told))]
+
+
+@given(
+    data=st.data(),
+    blocks=st.integers(20, 140),
+    size=st.sampled_from([4, 16]),
+    together=st.sampled_from([3, 16, 64]),
+)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_kv_of_many_short_and_some_long_requests_stays_within_its_bytes(
+    llama: Path, drive: Drive, data: st.DataObject, blocks: int, size: int, together: int
+) -> None:
+    """All of it, counted where it is allocated: slots that nobody has, copies while both exist and
+    what is cached. And nobody fails for it."""
+    geometry, zeros = drive(llama).runner.kv.geometry, Scarce()
+    budget = kv_budget(blocks * size, geometry)
+    driven = drive(
+        llama, kv_blocks=blocks, block_size=size, max_num_seqs=together,
+        store=partial(KvStore, zeros=zeros, budget=budget),
+    )
+    room = min(400, blocks * size - MAX_TOKENS)
+    short, long = st.integers(1, min(24, room)), st.integers(1, room)
+    lengths = data.draw(st.lists(short | short | short | long, min_size=1, max_size=40))
+    prompts = [words(20, 1)[: i % 2 * length] + words(length, length)
+               for i, length in enumerate(lengths)]
+    prompts = [prompt[:room] for prompt in prompts]
+    for i, prompt in enumerate(prompts):
+        ask(driven, str(i), prompt)
+        for _ in range(i % 3):
+            driven.step()
+    driven.finish()
+    assert zeros.most <= budget
+    for i, prompt in enumerate(prompts):
+        assert driven.tokens(str(i)) == expected(llama, prompt)
+
+
+def test_many_short_requests_run_at_once_in_the_room_of_their_tokens(
+    llama: Path, drive: Drive
+) -> None:
+    """Each takes two blocks of 16; in slots of 256 sixteen of them would have filled the budget."""
+    geometry = drive(llama).runner.kv.geometry
+    budget = kv_budget(2048, geometry)
+    driven = drive(
+        llama, kv_blocks=128, block_size=16, store=partial(KvStore, budget=budget),
+        prefix_caching=False, max_num_seqs=64,
+    )
+    for i in range(64):
+        ask(driven, str(i), words(14, i))
+    driven.finish()
+    assert max(step.record.running for step in driven.steps if step.record) >= 48
 
 
 def test_those_that_find_no_slot_wait_until_another_leaves(llama: Path, drive: Drive) -> None:

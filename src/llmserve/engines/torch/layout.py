@@ -127,17 +127,17 @@ def arrange(parts: Iterable[Part], kv: KvStore) -> Batch:
     return Batch([part for part, _ in placed], [place for _, place in placed])
 
 
-def _in_slab(placed: tuple[Part, Place]) -> tuple[int, bool, int]:
+def _in_slab(placed: tuple[Part, Place]) -> tuple[int, int, bool, int]:
     part, place = placed
     chunk = part.tokens > 1
-    return place.slab.length, chunk, 0 if chunk else place.slot
+    return place.slab.length, place.slab.number, chunk, 0 if chunk else place.slot
 
 
 def layout(batch: Batch) -> Step:
     """The masks and indices of an arranged batch."""
     step, first = Step(), 0
     placed = zip(batch.order, batch.places, strict=True)
-    for _, group in groupby(placed, key=lambda one: one[1].slab.length):
+    for _, group in groupby(placed, key=lambda one: one[1].slab.number):
         held = list(group)
         slab = held[0][1].slab
         members = [(part, place.slot) for part, place in held]

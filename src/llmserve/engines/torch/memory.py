@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 
-from llmserve.engines.torch.kv import SHORTEST, Geometry
+from llmserve.engines.torch.kv import SHORTEST, SMALLEST, Geometry
 from llmserve.engines.torch.options import TorchOptions
 
 SHARE = 0.25
 """Of the memory that is free once the model is loaded."""
 ROUNDING = 2
-"""A slot takes up to twice its tokens, for lengths are rounded up to powers of two. Not counted:
-that none is shorter than 256, and spare slots, which are a fourth where there are many."""
+"""A slot takes up to twice its tokens, for lengths are rounded up to powers of two."""
 
 NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc")
 
@@ -35,6 +34,12 @@ def kv_capacity(options: TorchOptions, geometry: Geometry, max_model_len: int) -
             f"holds {tokens}; lower it, or raise kv_cache_memory_bytes"
         )
     return tokens
+
+
+def kv_budget(tokens: int, geometry: Geometry) -> int:
+    """Bytes that slabs, spare slots, copies in the making and the shelf may take together where so
+    many tokens are counted: a sequence of them all fits."""
+    return max(SMALLEST, ROUNDING * tokens) * geometry.token_bytes
 
 
 def is_shortage(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ import random
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 
@@ -41,6 +41,9 @@ from llmserve.engines.torch.messages import (
 from llmserve.engines.torch.model import FlatModel
 from llmserve.engines.torch.sampling import Draws, draw
 from llmserve.knobs import Knobs
+
+SHARE = 0.125
+"""Of the cache, forgotten at a time where room for a slot is missing."""
 
 Drawn = tuple[Live, int, TokenLogprob | None]
 
@@ -206,8 +209,7 @@ class Runner:
     def _make_way(self, plan: Plan, error: Exception, computing: bool) -> None:
         """What is cached goes first; then the newest request, or while computing half of them; and
         of one alone its KV, to be computed anew where it need not be copied."""
-        if self.kv.shelved:
-            self._clear_cache()
+        if self._forget_some(1.0 if computing else SHARE):
             return
         running = [*self.planner.running]
         if len(running) == 1 and (computing or running[0].id not in self.kv):
@@ -249,17 +251,20 @@ class Runner:
 
     def _move(self, plan: Plan | None = None) -> None:
         """Copy and forget stored KV as the planner's prefix cache says, and free what a plan takes
-        from those it preempts. Where memory is short, what is cached is worth no request: who was
-        to start with a copy waits again."""
+        from those it preempts. Where memory is short the longest unused of the cache goes, and at
+        last all of it: then who was to start with a copy waits again."""
         moves = deque(self.planner.take_moves())
-        try:
-            while moves:
+        while moves:
+            try:
                 self._make(moves[0])
                 moves.popleft()
-        except Exception as error:
-            if not is_shortage(error):
-                raise
-            self._clear_cache()
+            except Exception as error:
+                if not is_shortage(error):
+                    raise
+                kept = moves[0].sources if isinstance(moves[0], Reuse) else ()
+                if not self._forget_some(SHARE if kept else 0.0, kept):
+                    self._clear_cache()
+                    break
         without = {move.owner for move in moves if isinstance(move, Reuse)}
         if plan is not None:
             self._release(plan.preempted)
@@ -270,12 +275,21 @@ class Runner:
         size = self.planner.pool.block_size
         match move:
             case Keep(key, owner, number):
-                self.kv.shelve(key, owner, number * size, size)
+                if key in self.planner.pool.shelved:  # and not forgotten again for want of room
+                    self.kv.shelve(key, owner, number * size, size)
             case Drop(key):
                 self.kv.forget(key)
             case Reuse(owner, sources):
                 self.kv.reserve(owner, len(self._live[owner].seq.tokens), 0)
                 self.kv.fill(owner, sources, size)
+
+    def _forget_some(self, share: float, kept: Container[str | bytes] = ()) -> bool:
+        """At least one block of the cache, the longest unused; False where there is none."""
+        pool = self.planner.pool
+        lost = pool.forget(max(1, round(share * len(pool.shelved))), kept)
+        for key in lost:
+            self.kv.forget(key)
+        return bool(lost)
 
     def _clear_cache(self) -> None:
         self.planner.reset_cache()

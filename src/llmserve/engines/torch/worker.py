@@ -61,7 +61,8 @@ def prepare(message: Load, busy: Callable[[str], None]) -> tuple[Runner, Ready]:
     from llmserve.engines.planner import StepPlanner
     from llmserve.engines.torch.detokenize import Detokenizer
     from llmserve.engines.torch.grammar import Grammars
-    from llmserve.engines.torch.memory import kv_capacity
+    from llmserve.engines.torch.kv import KvStore
+    from llmserve.engines.torch.memory import kv_budget, kv_capacity
     from llmserve.engines.torch.runner import Runner
     from llmserve.engines.torch.tokenizer import open_tokenizer
     from llmserve.engines.torch.ways import load
@@ -91,8 +92,9 @@ def prepare(message: Load, busy: Callable[[str], None]) -> tuple[Runner, Ready]:
         grammars = Grammars(tokenizer.backend, model.vocab_size, model.eos_ids)
     except ValueError:
         grammars = None
+    kv = KvStore(model.geometry, budget=kv_budget(capacity, model.geometry))
     runner = Runner(
-        model, Detokenizer(tokenizer.backend), planner, knobs, options.seed, grammars
+        model, Detokenizer(tokenizer.backend), planner, knobs, options.seed, grammars, kv
     )
     ready = Ready(
         folder=str(folder),
@@ -102,7 +104,11 @@ def prepare(message: Load, busy: Callable[[str], None]) -> tuple[Runner, Ready]:
         device=str(model.geometry.device),
         dtype=str(model.geometry.dtype).removeprefix("torch."),
         structured_outputs=grammars is not None,
-        details=describe(model, options) | {"loaded_s": f"{time.monotonic() - started:.1f}"},
+        details=describe(model, options)
+        | {
+            "kv_memory": f"{kv_budget(capacity, model.geometry) / 1e6:,.1f} MB at most",
+            "loaded_s": f"{time.monotonic() - started:.1f}",
+        },
     )
     return runner, ready
 
