@@ -43,7 +43,8 @@ from llmserve.engines.torch.fused.plan import (
 from llmserve.engines.torch.fused.products import multiply, place
 from llmserve.engines.torch.fused.vectors import make_weighted, norm_row, softmax_row
 
-weighted4, weighted2, weighted1 = make_weighted(4), make_weighted(2), make_weighted(1)
+one, two, three, four = (make_weighted(m) for m in (1, 2, 3, 4))
+five, six, seven, eight = (make_weighted(m) for m in (5, 6, 7, 8))
 
 
 @compiled
@@ -116,6 +117,30 @@ def ask(plan: Any, layer: int, row: int, head: int, queries: int) -> None:
 
 
 @compiled
+def mix(
+    m: int, p: int, p_step: int, v: int, v_step: int, count: int, out: int, out_step: int,
+    scales: int,
+) -> None:  # fmt: skip
+    """32 columns of `m` heads, which read the values once."""
+    if m == 1:
+        one(p, p_step, v, v_step, count, out, out_step, scales)
+    elif m == 2:
+        two(p, p_step, v, v_step, count, out, out_step, scales)
+    elif m == 3:
+        three(p, p_step, v, v_step, count, out, out_step, scales)
+    elif m == 4:
+        four(p, p_step, v, v_step, count, out, out_step, scales)
+    elif m == 5:
+        five(p, p_step, v, v_step, count, out, out_step, scales)
+    elif m == 6:
+        six(p, p_step, v, v_step, count, out, out_step, scales)
+    elif m == 7:
+        seven(p, p_step, v, v_step, count, out, out_step, scales)
+    else:
+        eight(p, p_step, v, v_step, count, out, out_step, scales)
+
+
+@compiled
 def attend(plan: Any, layer: int, row: int, head: int, scratch: int) -> None:
     """One row's heads of one key head. Scratch holds their queries, a scale each, and scores."""
     dim, heads = plan[DIM], plan[HEADS]
@@ -137,15 +162,6 @@ def attend(plan: Any, layer: int, row: int, head: int, scratch: int) -> None:
         scales[h] = softmax_row(scores + h * step, step // 64)
     out = plan[MIXED] + (row * heads + head * group) * dim * 4
     for d in range(0, dim, 32):
-        h, v = 0, values + d * 2
-        while h < group:
-            p, at, scale = scores + h * step, out + (h * dim + d) * 4, scaling + h * 4
-            if group - h >= 4:
-                weighted4(p, step, v, dim * 2, count, at, dim * 4, scale)
-                h += 4
-            elif group - h >= 2:
-                weighted2(p, step, v, dim * 2, count, at, dim * 4, scale)
-                h += 2
-            else:
-                weighted1(p, step, v, dim * 2, count, at, dim * 4, scale)
-                h += 1
+        for h in range(0, group, 8):
+            mix(min(8, group - h), scores + h * step, step, values + d * 2, dim * 2, count,
+                out + (h * dim + d) * 4, dim * 4, scaling + h * 4)  # fmt: skip

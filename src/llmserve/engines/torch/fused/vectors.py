@@ -19,6 +19,8 @@ from numba.extending import intrinsic
 from llmserve.engines.torch.fused.atoms import F32, I32, I64, address, declared, prefetch
 
 WIDTH = 16
+AHEAD = 32
+"""Rows of values."""
 VF, VI = ir.VectorType(F32, WIDTH), ir.VectorType(I32, WIDTH)
 EVENS, ODDS = [*range(0, 32, 2)], [*range(1, 32, 2)]
 
@@ -154,14 +156,17 @@ def make_tile(m: int, n: int) -> Any:
 
 def make_weighted(m: int) -> Any:
     """weighted(p, p_step, v, v_step, count, out, out_step, scales): out[m, 32] = p[m, count] times
-    32 columns of v, each row times its scale; out is parted."""
+    32 columns of v, each row times its scale; out is parted. Values that are a few rows further on
+    are fetched ahead."""
 
     def build(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         p, p_step, v, v_step, count, out, out_step, scales = arguments
         sums = zeroed(b, 2 * m)
         ps = [b.add(p, b.mul(p_step, I64(i))) for i in range(m)]
         with cgutils.for_range(b, count) as loop:
-            raw = load(b, b.add(v, b.mul(v_step, loop.index)), VI, 2)
+            at = b.add(v, b.mul(v_step, loop.index))
+            raw = load(b, at, VI, 2)
+            prefetch(b, b.add(at, b.mul(v_step, I64(AHEAD))), 3)
             columns = [parted(b, raw, odd) for odd in (0, 1)]
             off = b.shl(loop.index, I64(2))
             for i in range(m):
