@@ -7,7 +7,15 @@ import random
 import pytest
 import torch
 
-from llmserve.engines.torch.kv import FEWEST_SLOTS, SHORTEST, Geometry, KvStore
+from llmserve.engines.torch.kv import (
+    FEWEST_SLOTS,
+    SHORTEST,
+    SMALLEST,
+    Geometry,
+    KvStore,
+    NoRoom,
+)
+from support.scarce import Scarce
 
 GEOMETRY = Geometry(2, 1, 2, 3, torch.float32, torch.device("cpu"))
 
@@ -89,27 +97,76 @@ def test_releasing_who_is_not_there_does_nothing() -> None:
     assert len(kv) == 1
 
 
+@pytest.mark.parametrize("budget", [None, 3000, 12_000])
 @pytest.mark.parametrize("seed", range(4))
-def test_contents_survive_any_traffic(seed: int) -> None:
-    dice, kv = random.Random(seed), KvStore(GEOMETRY)
+def test_contents_survive_any_traffic(seed: int, budget: int | None) -> None:
+    """Refusals included: nothing has changed then, and no copy ever took more than there is."""
+    dice, zeros = random.Random(seed), Scarce()
+    bound = None if budget is None else budget * GEOMETRY.token_bytes
+    kv, refused = KvStore(GEOMETRY, budget=bound, zeros=zeros), 0
     stored: dict[str, tuple[int, float]] = {}
     for turn in range(120):
         action = dice.random()
-        if action < 0.35 or not stored:
-            owner, tokens = f"o{turn}", dice.randint(1, 700)
-            kv.reserve(owner, tokens, 0)
-            write(kv, owner, 0, tokens, float(turn + 1))
-            stored[owner] = (tokens, float(turn + 1))
-        elif action < 0.7:
-            owner = dice.choice(list(stored))
-            tokens, value = stored[owner]
-            more = dice.randint(1, 400)
-            kv.reserve(owner, tokens + more, tokens)
-            write(kv, owner, tokens, more, value)
-            stored[owner] = (tokens + more, value)
+        try:
+            if action < 0.35 or not stored:
+                owner, old = f"o{turn}", 0
+                tokens = dice.choice([dice.randint(1, 40), dice.randint(1, 700)])
+            elif action < 0.7:
+                owner = dice.choice(list(stored))
+                old = stored[owner][0]
+                tokens = old + dice.randint(1, 400)
+            else:
+                owner = dice.choice(list(stored))
+                del stored[owner]
+                kv.release(owner)
+                continue
+            kv.reserve(owner, tokens, old)
+        except NoRoom:
+            refused += 1
         else:
-            owner = dice.choice(list(stored))
-            del stored[owner]
-            kv.release(owner)
+            value = stored[owner][1] if old else float(turn + 1)
+            write(kv, owner, old, tokens - old, value)
+            stored[owner] = (tokens, value)
         kv.check()
         assert all(read(kv, o, tokens) == {value} for o, (tokens, value) in stored.items())
+        assert zeros.held == kv.held_bytes
+    assert bound is None or zeros.most <= bound
+    assert bool(refused) == (budget == 3000) or budget == 12_000
+
+
+def test_a_slab_that_there_is_no_room_to_copy_gets_another_beside_it() -> None:
+    kv = KvStore(GEOMETRY, budget=10 * 512 * GEOMETRY.token_bytes)
+    for i in range(10):
+        kv.reserve(str(i), 500, 0)
+        kv.check()
+    assert kv.held_bytes == kv.budget
+    assert len({id(kv.place(str(i)).slab) for i in range(10)}) > 1
+    with pytest.raises(NoRoom):
+        kv.reserve("more", 3, 0)
+    for i in range(7):
+        kv.release(str(i))
+        kv.check()
+    assert len({id(kv.place(str(i)).slab) for i in range(7, 10)}) == 1
+
+
+def test_while_three_quarters_are_free_short_ones_lie_in_one_slab() -> None:
+    kv = KvStore(GEOMETRY, budget=64 * SHORTEST * GEOMETRY.token_bytes)
+    for i, tokens in enumerate([3, 60, 200, 17, 100]):
+        kv.reserve(str(i), tokens, 0)
+    assert {kv.place(str(i)).slab.length for i in range(5)} == {SHORTEST}
+    for i in range(40):
+        kv.reserve(f"later {i}", 9, 0)
+    assert kv.place("later 39").slab.length == SMALLEST
+
+
+def test_a_shelf_takes_no_more_than_there_is_room_for() -> None:
+    kv = KvStore(GEOMETRY, budget=2 * SMALLEST * GEOMETRY.token_bytes)
+    kv.reserve("a", SMALLEST, 0)
+    kv.shelve(b"1", "a", 0, 8)
+    kv.shelve(b"2", "a", 8, 8)
+    with pytest.raises(NoRoom):
+        kv.shelve(b"3", "a", 0, 8)
+    kv.forget(b"1")
+    kv.forget(b"1")
+    kv.shelve(b"3", "a", 0, 8)
+    assert kv.held_bytes == kv.budget
