@@ -41,6 +41,13 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "seven to one": (
         "LlamaConfig", {"num_attention_heads": 7, "num_key_value_heads": 1, "hidden_size": 1120},
     ),
+    **{
+        f"{heads} to one": (
+            "LlamaConfig",
+            {"num_attention_heads": heads, "num_key_value_heads": 1, "hidden_size": 32 * heads},
+        )
+        for heads in (3, 5, 6, 8, 12)
+    },
     "biases, tied": ("Qwen2Config", {"tie_word_embeddings": True}),
     "norms of heads": ("Qwen3Config", {}),
 }  # fmt: skip

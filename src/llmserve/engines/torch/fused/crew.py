@@ -23,14 +23,17 @@ class Crew:
         self._starts = [threading.Semaphore(0) for _ in range(threads - 1)]
         self._failure: BaseException | None = None
         self._stopped = False
-        self._threads = [
-            threading.Thread(
+        self._threads: list[threading.Thread] = []
+        for number, start in enumerate(self._starts, 1):
+            thread = threading.Thread(
                 target=self._serve, args=(number, start), name=f"fused-{number}", daemon=True
             )
-            for number, start in enumerate(self._starts, 1)
-        ]
-        for thread in self._threads:
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # the system gives no more of them
+                self.stop()
+                raise
+            self._threads.append(thread)
 
     def run(self) -> None:
         """Returns when all have done their part, the caller's thread being number 0. RuntimeError
