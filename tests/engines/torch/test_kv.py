@@ -170,3 +170,16 @@ def test_a_shelf_takes_no_more_than_there_is_room_for() -> None:
     kv.forget(b"1")
     kv.shelve(b"3", "a", 0, 8)
     assert kv.held_bytes == kv.budget
+
+
+def test_a_slab_that_there_is_no_room_to_shrink_stays_as_large() -> None:
+    zeros = Scarce()
+    kv = KvStore(GEOMETRY, zeros=zeros)
+    for i in range(10):
+        kv.reserve(str(i), 500, 0)
+    kv.budget = zeros.most = kv.held_bytes
+    for i in range(9):
+        kv.release(str(i))
+    assert zeros.most == kv.budget == kv.held_bytes
+    kv.release("9")
+    assert kv.held_bytes == 0
