@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import weakref
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -212,10 +213,19 @@ def test_kernels_are_taken_where_a_trial_says_that_they_pay(
         rows = sum(one.end - one.start for one in step)
         return 1.0 if model.few is None else slower.get(rows, 0.9)
 
+    def noted(self: ways.Ways, weights: Weights) -> Rows:
+        rows = real(self, weights)
+        opened_rows.append(weakref.ref(rows))
+        return rows
+
+    real, opened_rows = ways.Ways._open_rows, list[weakref.ref[Rows]]()
+    monkeypatch.setattr(ways.Ways, "_open_rows", noted)
     monkeypatch.setattr(trial, "seconds", seconds)
     model = opened(llama)
     assert (model.path, model.most_few) == (path, most)
     assert isinstance(model.compute, Compact)
+    (rows,) = opened_rows
+    assert (rows() is not None) == (most > 0), "what is not taken holds weights"
     insisted = opened(llama, forward="fused")
     assert insisted.most_few == inf, "insisted on, they are not tried"
 

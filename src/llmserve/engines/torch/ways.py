@@ -5,6 +5,7 @@ What fails falls back to the next one, unless it was insisted on.
 
 from __future__ import annotations
 
+import gc
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from llmserve.engines.torch.checks import check_against, check_few
 from llmserve.engines.torch.compact import Compact
 from llmserve.engines.torch.in_blocks import InBlocks
 from llmserve.engines.torch.linears import Kernels, fix_linears, wide_rows
-from llmserve.engines.torch.model import FlatModel, read
+from llmserve.engines.torch.model import FlatModel, General, read
 from llmserve.engines.torch.options import TorchOptions
 from llmserve.engines.torch.trial import give_back, slow_prompts, slow_steps
 from llmserve.engines.torch.weights import Weights, fits, take_apart
@@ -120,6 +121,7 @@ class Ways:
                 self._race(weights, wide)
         except Exception as error:
             model.few, model.most_few = None, 0
+            model.compute = General(model.network)  # lets go of the weights
             rows.stop()
             self._without_kernels(error)
 
@@ -162,6 +164,7 @@ class Ways:
 
     def _compact(self) -> None:
         kernels = self._kernels()
+        gc.collect()  # kernels that were not taken hold the weights in a cycle
         self.model.compute = Compact(self._take_apart(), kernels)
         self.model.path = "compact, joined products"
         self._check()
