@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import inf
 
 import torch
 
@@ -24,8 +25,9 @@ from llmserve.engines.torch.weights import Weights
 COUNTS = (1, 8)
 """Rows of the decode steps."""
 PROMPT = 128
-BYTES = 128 << 20
-"""Of the layers that are tried, or one more."""
+MANY_BYTES, FEW_BYTES = 128 << 20, 16 << 20
+"""Of the layers that are tried, or one more: what a cache does not hold, for steps that wait for
+memory; and what is enough for those that do not."""
 HEAD = 4096
 """Outputs of the head that are computed."""
 CONTEXT = 64
@@ -36,8 +38,9 @@ SLACK = 1.05
 
 def slow_steps(model: FlatModel, weights: Weights) -> str | None:
     """In what decode steps packed products are faster here than kernels of our own, in words."""
-    with by_kernels(model, weights) as few:
-        packed = replace(few, few=None, compute=Compact(some(weights), Kernels()))
+    tried = some(weights, MANY_BYTES)
+    with by_kernels(model, tried) as few:
+        packed = replace(few, few=None, compute=Compact(some(tried), Kernels()))
         for count in COUNTS:
             decodes = [Stretch(str(i), [0] * CONTEXT, CONTEXT - 1, CONTEXT) for i in range(count)]
             ours, theirs = race(few, packed, decodes, TURNS)
@@ -48,20 +51,20 @@ def slow_steps(model: FlatModel, weights: Weights) -> str | None:
 
 def slow_prompts(model: FlatModel, weights: Weights, wide: int | None) -> bool:
     """Whether torch is faster with many rows, in float32 where it is wide enough for that."""
-    with by_kernels(model, weights) as few:
+    tried = some(weights, FEW_BYTES)
+    with by_kernels(model, tried) as few:
         plain = Kernels(None if wide is None else 1, plain=True)
-        by_torch = replace(few, few=None, compute=Compact(some(weights), plain))
+        by_torch = replace(few, few=None, compute=Compact(tried, plain))
         ours, theirs = race(few, by_torch, [Stretch("prompt", [0] * PROMPT, 0, PROMPT)], 3)
     return ours > SLACK * theirs
 
 
 @contextmanager
-def by_kernels(model: FlatModel, weights: Weights) -> Iterator[FlatModel]:
-    """Some layers of the model, all its steps by kernels; what others made of the weights
-    meanwhile is expected to be gone at the end."""
+def by_kernels(model: FlatModel, tried: Weights) -> Iterator[FlatModel]:
+    """A model of these layers, all its steps by kernels."""
     from llmserve.engines.torch.fused.rows import Rows
 
-    tried, threads = some(weights), torch.get_num_threads()
+    threads = torch.get_num_threads()
     rows = Rows(tried, most_rows=PROMPT, most_tokens=PROMPT, threads=threads)
     geometry = replace(model.geometry, layers=len(tried.layers))
     try:
@@ -77,13 +80,13 @@ def give_back() -> None:
         trim(0)
 
 
-def some(weights: Weights) -> Weights:
+def some(weights: Weights, enough: float = inf) -> Weights:
     """The first layers, in a list of their own."""
     layers, size = [], 0
     for layer in weights.layers:
         layers.append(layer)
         size += layer.nbytes
-        if size >= BYTES:
+        if size >= enough:
             break
     return replace(weights, layers=layers, head=weights.head[:HEAD])
 
