@@ -213,6 +213,7 @@ def known() -> dict[str, Column]:
         "ours-float32": Ours({"dtype": "float32"}),
         "ours-int8": Ours({"quantization": "int8"}),
         "generate": Rival("generate"),
+        "batching": Rival("batching"),
         "vllm": Rival("vllm", str(VLLM_PYTHON)),
         "llama": Llama(),
     }

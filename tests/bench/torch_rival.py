@@ -1,6 +1,6 @@
 """Another engine in a process of its own: a line of JSON in, the seconds it took out.
 
-    PYTHON torch_rival.py generate|vllm|roof MODEL THREADS DTYPE
+    PYTHON torch_rival.py generate|batching|vllm|roof MODEL THREADS DTYPE
 
 Started by `torch_table.py`. Each line holds `prompts` (token ids) and `new`, or `roof`: read
 memory once and tell bytes per second.
@@ -35,6 +35,36 @@ def generate(model: str, dtype: str) -> Block:
                 max_new_tokens=new,
             )
         assert out.shape[1] == len(prompts[0]) + new
+        return time.perf_counter() - start
+
+    return block
+
+
+def batching(model: str, dtype: str) -> Block:
+    """transformers' continuous batching, by one manager for all blocks: a call of `generate_batch`
+    sets up a new one."""
+    import torch
+    from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+
+    network = AutoModelForCausalLM.from_pretrained(
+        model, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+    ).eval()
+    manager = network.init_continuous_batching(
+        GenerationConfig(do_sample=False, eos_token_id=-1),
+        ContinuousBatchingConfig(
+            num_blocks=128, max_batch_tokens=2048, max_requests_per_batch=64,
+            allow_block_sharing=False,
+        ),
+    )  # fmt: skip
+    manager.start()
+
+    def block(prompts: list[list[int]], new: int) -> float:
+        start = time.perf_counter()
+        manager.add_requests(prompts, max_new_tokens=new)
+        for _ in prompts:
+            told = manager.get_result(timeout=300)
+            assert told is not None, "the manager gave no result"
+            assert len(told.generated_tokens) == new, (told.error, len(told.generated_tokens))
         return time.perf_counter() - start
 
     return block
@@ -103,7 +133,7 @@ def main(kind: str, model: str, threads: str, dtype: str) -> None:
         import torch
 
         torch.set_num_threads(int(threads))
-    kinds = {"generate": generate, "vllm": vllm, "roof": roof}
+    kinds = {"generate": generate, "batching": batching, "vllm": vllm, "roof": roof}
     block = kinds[kind](model, dtype)
     out.write("null\n")  # ready
     out.flush()
