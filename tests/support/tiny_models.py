@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,23 @@ def generate(network: Any, prompt: Sequence[int], max_tokens: int) -> list[int]:
     )
     tokens: list[int] = out[0, len(prompt) :].tolist()
     return tokens
+
+
+@cache
+def greedy(folder: Path, prompt: tuple[int, ...], max_tokens: int) -> list[int]:
+    """What `generate` says, computed once."""
+    return generate(_loaded(folder), prompt, max_tokens)
+
+
+@cache
+def _loaded(folder: Path) -> Any:
+    return reference(folder)
+
+
+def words(count: int, seed: int) -> tuple[int, ...]:
+    """Tokens of a prompt."""
+    dice = random.Random(seed)
+    return tuple(dice.randrange(3, VOCAB) for _ in range(count))
 
 
 @dataclass

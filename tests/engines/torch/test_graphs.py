@@ -7,10 +7,9 @@ step to step comes in through the inputs; they tell nothing about CUDA itself.
 
 from __future__ import annotations
 
-import random
 import weakref
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,9 +22,10 @@ from llmserve.engines.torch import graphs
 from llmserve.engines.torch.graphs import Graphs, bucket_length, bucket_rows, pad
 from llmserve.engines.torch.kv import FEWEST_SLOTS, SHORTEST, Geometry, KvStore
 from llmserve.engines.torch.layout import Batch, Part, Step, arrange, layout
-from support.tiny_models import VOCAB, Drive, Driven, generate, reference
+from support.tiny_models import Drive, Driven, greedy, words
 
 MAX_TOKENS = 24
+expected = partial(greedy, max_tokens=MAX_TOKENS)
 GEOMETRY = Geometry(1, 2, 4, 4, torch.float32, torch.device("cpu"))
 
 
@@ -51,21 +51,6 @@ def taped(driven: Driven, monkeypatch: pytest.MonkeyPatch, most_rows: int = 64) 
     wrapped = Graphs(model.compute, model.geometry, tape, most_rows)
     monkeypatch.setattr(model, "compute", wrapped)
     return tape
-
-
-@cache
-def expected(folder: Path, prompt: tuple[int, ...]) -> list[int]:
-    return generate(_network(folder), prompt, MAX_TOKENS)
-
-
-@cache
-def _network(folder: Path) -> object:
-    return reference(folder)
-
-
-def prompt_of(length: int, seed: int) -> tuple[int, ...]:
-    dice = random.Random(seed)
-    return tuple(dice.randrange(3, VOCAB) for _ in range(length))
 
 
 def test_rows_are_padded_by_less_than_their_number_and_never_beyond_the_slots() -> None:
@@ -162,12 +147,12 @@ def test_padded_steps_say_what_generate_says(
         )
         tape = taped(driven, monkeypatch)
         for i, (length, wait) in enumerate(zip(lengths, later, strict=False)):
-            driven.submit(str(i), prompt_of(length, i), max_tokens=MAX_TOKENS, temperature=0)
+            driven.submit(str(i), words(length, i), max_tokens=MAX_TOKENS, temperature=0)
             for _ in range(wait):
                 driven.step()
         driven.finish()
     for i, length in enumerate(lengths):
-        assert driven.tokens(str(i)) == expected(llama, prompt_of(length, i))
+        assert driven.tokens(str(i)) == expected(llama, words(length, i))
     assert tape.replayed >= tape.recorded
 
 
@@ -177,7 +162,7 @@ def test_most_decode_steps_are_replayed(
     driven = drive(llama)
     tape = taped(driven, monkeypatch)
     for i in range(6):
-        driven.submit(str(i), prompt_of(20 + i, i), max_tokens=MAX_TOKENS, temperature=0)
+        driven.submit(str(i), words(20 + i, i), max_tokens=MAX_TOKENS, temperature=0)
     driven.finish()
     records = [step.record for step in driven.steps if step.record]
     plain = sum(not record.prefill_tokens for record in records)
@@ -189,8 +174,8 @@ def test_a_slab_that_moved_is_another_graph(
     llama: Path, drive: Drive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It grows under running sequences, and these outgrow it: no replay may use the old one."""
-    given = [prompt_of(SHORTEST - 14, i) for i in range(2)]
-    given += [prompt_of(9, 9 + i) for i in range(FEWEST_SLOTS)]
+    given = [words(SHORTEST - 14, i) for i in range(2)]
+    given += [words(9, 9 + i) for i in range(FEWEST_SLOTS)]
     driven = drive(llama)
     tape = taped(driven, monkeypatch)
     for i, prompt in enumerate(given):
@@ -210,9 +195,9 @@ def test_a_new_slab_in_place_of_one_that_is_gone_is_another_graph(
     driven = drive(llama, prefix_caching=False)
     tape = taped(driven, monkeypatch)
     for i in range(3):
-        driven.submit(str(i), prompt_of(9, i), max_tokens=MAX_TOKENS, temperature=0)
+        driven.submit(str(i), words(9, i), max_tokens=MAX_TOKENS, temperature=0)
         driven.finish()
-        assert driven.tokens(str(i)) == expected(llama, prompt_of(9, i))
+        assert driven.tokens(str(i)) == expected(llama, words(9, i))
     assert tape.recorded == 3
 
 
@@ -316,10 +301,10 @@ def test_a_model_that_cannot_be_recorded_runs_as_it_is(
     model = driven.runner._model
     monkeypatch.setattr(model, "compute", Graphs(model.compute, model.geometry, refuse, 8))
     for i in range(3):
-        driven.submit(str(i), prompt_of(9, i), max_tokens=MAX_TOKENS, temperature=0)
+        driven.submit(str(i), words(9, i), max_tokens=MAX_TOKENS, temperature=0)
     driven.finish()
     assert [driven.tokens(str(i)) for i in range(3)] == [
-        expected(llama, prompt_of(9, i)) for i in range(3)
+        expected(llama, words(9, i)) for i in range(3)
     ]
     assert tries == [1]
     assert "not permitted" in capsys.readouterr().err

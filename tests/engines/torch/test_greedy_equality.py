@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import random
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from support.tiny_models import VOCAB, Drive, Driven, generate, reference
+from support.tiny_models import VOCAB, Drive, Driven, greedy
 
 MAX_TOKENS = 24
-
-
-@cache
-def network(folder: Path) -> Any:
-    return reference(folder)
-
-
-@cache
-def expected(folder: Path, prompt: tuple[int, ...], max_tokens: int = MAX_TOKENS) -> list[int]:
-    return generate(network(folder), prompt, max_tokens)
+expected = partial(greedy, max_tokens=MAX_TOKENS)
 
 
 def prompts(count: int, longest: int = 60, seed: int = 0) -> list[tuple[int, ...]]:

@@ -3,8 +3,7 @@ cannot run even alone is told why."""
 
 from __future__ import annotations
 
-import random
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,10 @@ from torch import Tensor
 from llmserve.engines.torch.kv import KvStore
 from llmserve.engines.torch.memory import kv_budget
 from support.scarce import WORDS, Scarce
-from support.tiny_models import VOCAB, Drive, Driven, generate, reference
+from support.tiny_models import Drive, Driven, greedy, words
 
 MAX_TOKENS = 12
-
-@cache
-def network(folder: Path) -> Any:
-    return reference(folder)
-
-
-@cache
-def expected(folder: Path, prompt: tuple[int, ...]) -> list[int]:
-    return generate(network(folder), prompt, MAX_TOKENS)
-
-
-def words(count: int, seed: int) -> tuple[int, ...]:
-    dice = random.Random(seed)
-    return tuple(dice.randrange(3, VOCAB) for _ in range(count))
-
+expected = partial(greedy, max_tokens=MAX_TOKENS)
 
 def ask(driven: Driven, name: str, prompt: tuple[int, ...], **sampling: Any) -> None:
     driven.submit(name, prompt, **{"max_tokens": MAX_TOKENS, "temperature": 0} | sampling)

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import random
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmserve.engines.torch.messages import Adopted, ResetCache
-from support.tiny_models import VOCAB, Drive, Driven, generate, reference
+from support.tiny_models import Drive, Driven, greedy, words
 
 MAX_TOKENS = 16
+expected = partial(greedy, max_tokens=MAX_TOKENS)
 
 
 @pytest.fixture(params=["compact", "general"])
 def drive(request: pytest.FixtureRequest, drive: Drive) -> Drive:
     """Both ways to compute the same."""
     return partial(drive, forward=request.param)
-
-
-@cache
-def network(folder: Path) -> Any:
-    return reference(folder)
-
-
-@cache
-def expected(folder: Path, prompt: tuple[int, ...]) -> list[int]:
-    return generate(network(folder), prompt, MAX_TOKENS)
-
-
-def words(count: int, seed: int) -> tuple[int, ...]:
-    dice = random.Random(seed)
-    return tuple(dice.randrange(3, VOCAB) for _ in range(count))
 
 
 def family(count: int, seed: int) -> list[tuple[int, ...]]:

@@ -92,7 +92,8 @@ def prepare(message: Load, busy: Callable[[str], None]) -> tuple[Runner, Ready]:
         grammars = Grammars(tokenizer.backend, model.vocab_size, model.eos_ids)
     except ValueError:
         grammars = None
-    kv = KvStore(model.geometry, budget=kv_budget(capacity, model.geometry))
+    budget = kv_budget(capacity, model.geometry)
+    kv = KvStore(model.geometry, budget=budget)
     runner = Runner(
         model, Detokenizer(tokenizer.backend), planner, knobs, options.seed, grammars, kv
     )
@@ -106,7 +107,7 @@ def prepare(message: Load, busy: Callable[[str], None]) -> tuple[Runner, Ready]:
         structured_outputs=grammars is not None,
         details=describe(model, options)
         | {
-            "kv_memory": f"{kv_budget(capacity, model.geometry) / 1e6:,.1f} MB at most",
+            "kv_memory": f"{budget / 1e6:,.1f} MB at most",
             "loaded_s": f"{time.monotonic() - started:.1f}",
         },
     )
