@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import os
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx
 import psutil
 import pytest
 
 import llmserve
-from llmserve.core import Outcome, Request, SamplingParams
 from llmserve.engines import EngineError
 from llmserve.engines.vllm.launch import sweep
 from llmserve.engines.vllm.parent_watch import FOLDER_PREFIX
 from llmserve.models import bundled_path
 from llmserve.session import Session
-from support.crowd import Watcher, collect_all, crowd
 from support.kernels import Kernel, gone, kernel
 from support.small_vllm import OPTIONS
+from support.speculating import DRAFT, check, said
 
-START = f"""
-import llmserve
-session = llmserve.serve(engine="vllm", **{OPTIONS!r})
-"""
+TESTS = Path(__file__).parents[2]
 LOAD = """
 from llmserve.core import Request, SamplingParams
 sampling = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
@@ -45,15 +38,26 @@ async def ask(name):
     return [(await stream.collect()).token_ids for stream in streams]
 """
 STREAM = "for piece in session.stream('go', max_tokens=400, ignore_eos=True): print('>')"
-TINY_KV = 10 * 128 * 3072
-"""Ten blocks of the model's KV, 128 tokens each."""
+DRAFTED = DRAFT | {"model": OPTIONS["model"] or str(bundled_path())}
+GUESS = """
+import json
+from support.speculating import guessed
+print(json.dumps(guessed(session)))
+"""
+
+
+@contextmanager
+def serving(**options: object) -> Iterator[Kernel]:
+    """A kernel with a session."""
+    with kernel(TESTS) as made:
+        given = OPTIONS | options
+        made.ok(f"import llmserve; session = llmserve.serve(engine='vllm', **{given!r})", 300)
+        yield made
 
 
 @pytest.fixture
 def live() -> Iterator[Kernel]:
-    """A kernel that serves."""
-    with kernel() as made:
-        made.ok(START, timeout=300)
+    with serving() as made:
         yield made
 
 
@@ -90,114 +94,17 @@ def test_children_of_a_killed_kernel_are_gone_within_ten_seconds(live: Kernel) -
     assert folders_of(live.pid) == []
 
 
-def test_shutting_the_kernel_down_leaves_no_process(live: Kernel) -> None:
-    family, pid = live.family(), live.pid
-    live.manager.shutdown_kernel()
-    assert gone(family) == set()
+def test_a_model_that_drafts_changes_no_word_and_a_shutdown_leaves_no_process(
+    shared: Session,
+) -> None:
+    with serving(speculative_config=DRAFTED, max_active=64) as live:
+        found = json.loads(live.ok(GUESS, timeout=120).stdout)
+        check(found, said(shared, "plain"), DRAFT)
+        family, pid = live.family(), live.pid
+        live.manager.shutdown_kernel()
+        assert gone(family) == set()
     sweep()
     assert folders_of(pid) == []
-
-
-@pytest.fixture(scope="module")
-def cramped(few_threads: None) -> Iterator[Session]:
-    """With KV room for ten blocks."""
-    options = OPTIONS | {"kv_cache_memory_bytes": TINY_KV}
-    with llmserve.serve(engine="vllm", max_num_seqs=16, **options) as running:
-        yield running
-
-
-def test_out_of_kv_memory_preempts_and_loses_nothing(cramped: Session, shared: Session) -> None:
-    def ask(session: Session) -> list[Request]:
-        sampling = SamplingParams(max_tokens=250, temperature=0.0, ignore_eos=True)
-        return [
-            Request(
-                id=f"kv-{n}", prompt_ids=tuple(range(10 + n, 110 + n)), sampling=sampling,
-                arrival=session.clock.now(),
-            )
-            for n in range(8)
-        ]  # fmt: skip
-
-    roomy = shared.runtime.call(collect_all(shared, ask(shared)))
-    with Watcher(cramped) as watcher:
-        outcomes = cramped.runtime.call(collect_all(cramped, ask(cramped)))
-    assert sum(len(step.preempted) for step in watcher.steps) > 0
-    assert [one.token_ids for one in outcomes] == [one.token_ids for one in roomy]
-    assert int(cramped.requests()["preemptions"].max()) > 0
-    assert cramped.telemetry.steps.missing == 0
-
-
-def test_a_killed_engine_ends_what_ran_and_comes_back_for_what_waits(cramped: Session) -> None:
-    """Six are in the engine when it dies (max_num_seqs + 2), the others wait in front."""
-    cramped.set(max_num_seqs=4)
-    requests = crowd(cramped, 12, tag="killed")
-    dead = psutil.Process(cramped.info.pids[0])
-
-    async def one(request: Request) -> Outcome | EngineError:
-        try:
-            return await cramped.service.submit(request).collect()
-        except EngineError as error:
-            return error
-
-    async def kill() -> list[Any]:
-        with Watcher(cramped) as watcher:
-            tasks = [asyncio.create_task(one(request)) for request in requests]
-            await watcher.when(lambda step: step.decode_tokens >= 4)
-            dead.kill()
-            return list(await asyncio.gather(*tasks))
-
-    ends = cramped.runtime.call(kill())
-    failed = [end for end in ends if isinstance(end, EngineError)]
-    served = [end for end in ends if isinstance(end, Outcome)]
-    assert len(failed) == 6
-    assert all("vLLM engine process died" in str(error) for error in failed)
-    assert [one.finish_reason for one in served] == ["length"] * 6
-    assert cramped.info.pids[0] != dead.pid
-    assert gone({dead.pid}) == set()
-    assert cramped.knobs.max_num_seqs == 4
-
-
-def ask_over_http(session: Session, count: int) -> list[Future[int]]:
-    """Statuses to come; returns once the requests stand at the gate."""
-    pool = ThreadPoolExecutor(count)
-
-    def ask() -> int:
-        headers = {"Authorization": f"Bearer {session.api_key}"}
-        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
-        url = f"{session.url}/chat/completions"
-        return httpx.post(url, json=body, headers=headers, timeout=300).status_code
-
-    asked = [pool.submit(ask) for _ in range(count)]
-    pool.shutdown(wait=False)
-    until = time.monotonic() + 60
-    while session.service.at_the_gate < count:
-        assert time.monotonic() < until, "the requests were answered, or never came"
-        time.sleep(0.01)
-    return asked
-
-
-def test_requests_over_http_wait_while_a_dead_engine_is_brought_back(cramped: Session) -> None:
-    """It died while nobody looked: the first request finds it dead."""
-    dead = psutil.Process(cramped.info.pids[0])
-    dead.kill()
-    engine: Any = cramped.service.engine
-    until = time.monotonic() + 60
-    while not engine._llm.errored:
-        assert time.monotonic() < until, "vLLM's client never noticed"
-        time.sleep(0.05)
-    asked = ask_over_http(cramped, 3)
-    assert [one.result(300) for one in asked] == [200] * 3
-    assert cramped.info.pids[0] != dead.pid
-
-
-def test_asleep_it_holds_no_process_and_serves_who_waited_once_awake(cramped: Session) -> None:
-    family = set(cramped.info.pids)
-    assert "stopped instead" in cramped.sleep(1)
-    assert gone(family) == set()
-    asked = ask_over_http(cramped, 2)
-    cramped.set(max_num_seqs=3)
-    cramped.wake()
-    assert [one.result(60) for one in asked] == [200] * 2
-    assert int(cramped.tape().iloc[-1].max_num_seqs) == 3
 
 
 def children() -> set[int]:
