@@ -4,11 +4,11 @@
 
 Both are started with the same model and options and stay up; one client, in a third process, drives
 them turn by turn: 200 tokens in, 200 out, streamed. A round is ours, theirs, theirs, ours (the next
-one the other way round), so that drifts of the machine cancel out; a block is three rounds
-(one where a client is alone). Each block gives a ratio of throughputs (all its tokens over all its
-seconds) and a difference of TTFT medians. The intervals are Student's t over the blocks, 95 %.
+one the other way round), so that drifts of the machine cancel out; a block is three rounds. Each
+block gives a ratio of throughputs (all its tokens over all its seconds) and a difference of TTFT
+medians. The intervals are Student's t over the blocks, 95 %.
 Blocks go on until the interval's half-width is 3 % (and, where one client is alone, 0.5 ms), looked
-at from the fifth on, or to the last block, or until the time is up: 25 minutes, 10 for one client.
+at from the fifth on, or to the last block, or until 25 minutes are up.
 Looking so often makes 92.5 to 95 % of it (simulated, with independent blocks).
 """
 
@@ -38,8 +38,7 @@ from llmserve.models import bundled_path
 
 PROMPT, REPLY = 200, 200
 HALF, HALF_MS, FEWEST = 0.03, 0.5, 5
-ROUNDS, ROUNDS_ALONE = 3, 1
-MINUTES, MINUTES_ALONE = 25.0, 10.0
+ROUNDS, MINUTES = 3, 25.0
 SEQS, BATCHED = 64, 2048
 REST_S = 1.3
 """An engine's worker spins for a second after its last step, on cores that the next turn needs."""
@@ -107,9 +106,8 @@ def compare(
     """Alternate, print each block, and the intervals at the end."""
     dice, ratios, added = random.Random(1), list[float](), list[float]()
     alone = concurrency == 1
-    requests = 6 if alone else 2 * concurrency
-    rounds = ROUNDS_ALONE if alone else ROUNDS
-    end = time.monotonic() + 60 * (MINUTES_ALONE if alone else MINUTES)
+    requests = 4 if alone else 2 * concurrency
+    end = time.monotonic() + 60 * MINUTES
     ttfts: dict[str, list[float]] = {"ours": [], "theirs": []}
     cpu: dict[str, list[float]] = {"ours": [], "theirs": []}
 
@@ -118,11 +116,11 @@ def compare(
 
     for side in (ours, theirs):
         client.drive(side, draw(), concurrency)
-    print(f"\nconcurrency {concurrency}: {requests} requests a turn, {4 * rounds} turns a block\n"
+    print(f"\nconcurrency {concurrency}: {requests} requests a turn, {4 * ROUNDS} turns a block\n"
           "block   ours tok/s   vllm serve   ratio   TTFT p50 ours   vllm serve (ms)")  # fmt: skip
     for block in range(blocks):
         seen: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
-        for number in range(rounds):
+        for number in range(ROUNDS):
             turns = [("ours", ours), ("theirs", theirs)][:: 1 if (block + number) % 2 else -1]
             for name, side in (*turns, *reversed(turns)):
                 # prompts of their own: what is computed, not what is kept, is looked at
