@@ -112,6 +112,33 @@ def test_a_form_that_cannot_be_read_fails_alone(driven: Driven) -> None:
     assert driven.end("good").finish_reason == "stop"
 
 
+ALTERNATIVES = [
+    {"type": "object", "properties": {f"{i}-{j}": {"type": "string"} for j in range(20)}}
+    for i in range(40)
+]
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        Structured("regex", r"a<\|im_end\|>b"),
+        Structured("regex", r"a[^\x00-\U0010ffff]"),
+        Structured("json", json.dumps({"anyOf": ALTERNATIVES})),
+    ],
+)
+def test_a_form_that_is_lost_on_the_way_fails_alone(
+    lost: Structured, llama: Path, driven: Driven
+) -> None:
+    check(lost)  # the door finds nothing wrong with it
+    ask(driven, "lost", lost)
+    driven.submit("good", PROMPT, max_tokens=14, temperature=0)
+    driven.finish()
+    assert driven.end("lost").finish_reason == "error"
+    assert "form cannot be kept to" in str(driven.end("lost").error)
+    assert "\n" not in str(driven.end("lost").error)
+    assert driven.tokens("good") == generate(reference(llama), PROMPT, 14)
+
+
 def test_without_matchers_a_form_is_refused_and_not_forgotten(llama: Path, drive: Drive) -> None:
     driven = drive(llama)
     assert isinstance(driven.runner, Runner)

@@ -57,9 +57,12 @@ class Matcher:
         return found
 
     def push(self, token: int) -> None:
-        """RuntimeError for a token that was not allowed."""
-        if not self._matcher.consume_token(token):
-            raise RuntimeError(f"the grammar refuses token {token}: {self._matcher.get_error()}")
+        """RuntimeError where the form cannot be followed any more: of some that could be read it
+        shows only here, as of a schema whose alternatives are too many at once."""
+        taken = self._matcher.consume_token(token)
+        if not taken or self._matcher.is_error():
+            reason = self._matcher.get_error().splitlines()[:1]
+            raise RuntimeError(f"its form cannot be kept to: {''.join(reason)}")
 
     @property
     def complete(self) -> bool:

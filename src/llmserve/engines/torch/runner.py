@@ -225,8 +225,12 @@ class Runner:
         self._release(victims)
 
     def _advance(self, live: Live, token: int, logprob: TokenLogprob | None) -> Delta:
-        live.draws.see(token)
-        delta = live.push(token, logprob, self._model.eos_ids)
+        try:
+            live.draws.see(token)
+            delta = live.push(token, logprob, self._model.eos_ids)
+        except Exception as error:  # of its form or its text: nobody else's
+            traceback.print_exc()
+            delta = _failed(live.seq.id, f"the engine failed on this reply: {error}")
         if delta.finish_reason is not None:
             self._forget(live.seq.id)
         return delta
