@@ -107,6 +107,30 @@ def test_ask_sends_the_prompt_exactly_as_typed(served: Shell) -> None:
     assert page == session.generate(prompt, max_tokens=7, seed=3)
 
 
+def test_a_comment_behind_a_line_is_no_part_of_it(ip: Shell) -> None:
+    ip.ok("%llmserve start --engine simulator decode_ms=1  # a toy; it's quick")
+    assert "max_num_seqs: 32 → 7" in ip.ok("%llmserve set max_num_seqs=7  # it's obeyed").text
+    ip.ok("%%llmserve --max-tokens 1  # the cell is the prompt\nHi")
+    assert len(ip.ok("%llmserve steps --last 1 # of many").result) == 1
+
+
+def test_a_sign_that_only_looks_like_a_comment_stays(ip: Shell) -> None:
+    ip.ok("%llmserve start 'a #1' --engine simulator decode_ms=1")
+    assert ip.ip.user_ns["session"].info.model_id == "a #1"
+    ip.ok("%llmserve ask --max-tokens 1 Say # twice")
+    session = ip.ip.user_ns["session"]
+    asked = session.service.engine.tokenizer.chat([{"role": "user", "content": "Say # twice"}])
+    assert session.requests().prompt_tokens.tolist() == [len(asked)]
+
+
+def test_options_may_stand_between_the_words(ip: Shell) -> None:
+    ip.ok("%llmserve start my/model --engine simulator max_num_seqs=4")
+    session = ip.ip.user_ns["session"]
+    assert (session.info.model_id, session.knobs.max_num_seqs) == ("my/model", 4)
+    line = ip.run("%llmserve set max_num_seqs=3 --evict max_active=2").red_line
+    assert "cannot preempt on demand" in line
+
+
 def test_variables_are_filled_into_the_line(served: Shell) -> None:
     served.ok("cap = 5\npolicy = 'priority'")
     served.ok("%llmserve set max_num_seqs=$cap policy={policy}")

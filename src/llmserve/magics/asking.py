@@ -56,7 +56,7 @@ def markdown(text: str) -> dict[str, str]:
 
 
 def figures(outcome: Outcome) -> str:
-    """`64 tokens · first after 45 ms · 210 tokens/s`."""
+    """`64 tokens · TTFT 45 ms · 210 tokens/s`."""
     tokens = outcome.usage.completion_tokens
     parts = [f"{tokens} token{'s' * (tokens != 1)}"]
     if outcome.ttft_s is not None:

@@ -56,7 +56,7 @@ class Face:
             show({"text/plain": grammar.help_text(self._parsers, word)})
             return None
         command: Callable[[argparse.Namespace], Any] = getattr(self, f"_do_{word}")
-        return _telling(command, parser.parse_args(words))
+        return _telling(command, parser.parse_intermixed_args(words))  # options anywhere
 
     def _do_start(self, args: argparse.Namespace) -> None:
         models, options = grammar.assignments(args.words, "%llmserve start")
@@ -216,6 +216,8 @@ class Face:
         if line.strip() in ("-h", "--help"):
             show({"text/plain": grammar.help_text(self._parsers, "ask")})
             return
+        if cell is not None:  # else the line is the prompt, and a # in it is meant
+            line = grammar.uncommented(line)
         words, typed = grammar.split_ask(line, self._parsers["ask"])
         if cell is not None and typed:
             raise Problem(f"%%llmserve takes options, not {typed!r}; the cell is the prompt")

@@ -55,7 +55,8 @@ SUMMARIES = {
 
 _NOTES = {
     "start": "option=value gives knobs their first values (max_num_seqs=8) and sets options of "
-    "the engine (dtype=float32). MODEL is a hub id or a folder; none is the bundled storyteller.",
+    "the engine (dtype=float32). MODEL is a hub id or a folder; none is the bundled storyteller. "
+    f"Of the server: {', '.join(START_OPTIONS)}.",
     "set": "Knobs: " + ", ".join(SPECS) + ".",
     "bench": "With --concurrency N clients wait for each other's replies (closed loop); else "
     "requests come at --rate for --duration (open loop).",
@@ -106,15 +107,18 @@ def build_parsers() -> dict[str, Parser]:
     _life(parsers)
     _ask(parsers["ask"])
     for table in ("requests", "steps"):
-        parsers[table].add_argument("--last", type=int, default=20, metavar="N", help="rows")
+        parsers[table].add_argument(
+            "--last", type=int, default=20, metavar="N", help="newest rows; 20 unless told"
+        )
         parsers[table].add_argument("--all", action="store_true", help="every row that is kept")
     parsers["tenants"].add_argument(
         "source", nargs="?", metavar="FILE", help="first read keys and terms anew from this JSON"
     )
     _measuring(parsers)
     parsers["why"].add_argument(
-        "--window", type=float, default=30.0, metavar="S", help="seconds that it looks back"
-    )
+        "--window", type=float, default=30.0, metavar="S",
+        help="seconds that it looks back; 30 unless told",
+    )  # fmt: skip
     parsers["help"].add_argument("subcommand", nargs="?", choices=None)
     return parsers
 
@@ -152,8 +156,8 @@ def _life(parsers: Mapping[str, Parser]) -> None:
 
 def _ask(parser: Parser) -> None:
     add = parser.add_argument
-    add("--max-tokens", type=int, metavar="N", help="longest reply")
-    add("--temperature", type=float, metavar="T", help="0 is greedy")
+    add("--max-tokens", type=int, metavar="N", help="longest reply; 256 unless told")
+    add("--temperature", type=float, metavar="T", help="0 is greedy; 1 unless told")
     add("--top-p", type=float, metavar="P", help="draw from the likeliest tokens of this mass")
     add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
     add("--seed", type=int, metavar="S", help="draw the same again")
@@ -185,8 +189,14 @@ def _measuring(parsers: Mapping[str, Parser]) -> None:
         add_output(parser)
 
 
+def uncommented(line: str) -> str:
+    """Without the ` # comment` at its end, which IPython hands to a magic as if it were typed."""
+    return re.sub(r"""((?:^|\s)#.*)|("[^"]*"|'[^']*')""", lambda found: found[2] or "", line)
+
+
 def split_words(line: str) -> list[str]:
-    """Shell words, with `name = value` closed up to one word."""
+    """Shell words without a comment, and with `name = value` closed up to one word."""
+    line = uncommented(line)
     line = re.sub(r"(?<=\w)\s*=\s*(?=\S)", "=", line)
     try:
         return shlex.split(line)
