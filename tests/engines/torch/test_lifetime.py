@@ -69,6 +69,18 @@ def test_a_request_that_fails_in_the_engine_fails_alone() -> None:
     run(main())
 
 
+def test_what_cannot_be_said_to_the_process_leaves_nothing_behind() -> None:
+    async def main() -> None:
+        async with living() as life:
+            half = SamplingParams(stop=("\ud800",))  # half a surrogate pair is no text
+            with pytest.raises(UnicodeEncodeError):
+                life.open(msgspec.structs.replace(ONE, sampling=half), lambda chunk: None)
+            life.open(ONE, lambda chunk: None)
+            life.close(ONE.id)
+
+    run(main())
+
+
 def test_what_came_before_the_end_of_the_process_is_told_before_it() -> None:
     async def main() -> None:
         got: list[Chunk] = []

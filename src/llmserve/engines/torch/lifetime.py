@@ -125,8 +125,8 @@ class Lifetime:
         self._refuse_when_over()
         if request.id in self._inboxes:
             raise ParamError("id", f"request {request.id!r} is already running")
+        self.say(Submit(request.id, request.prompt_ids, request.sampling))  # may raise: half a pair
         inbox = self._inboxes[request.id] = Inbox(self._turn, deliver)
-        self.say(Submit(request.id, request.prompt_ids, request.sampling))
         return inbox
 
     def close(self, request_id: str) -> None:
