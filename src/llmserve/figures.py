@@ -1,4 +1,4 @@
-"""Small figures for notebooks: plotly where a page can draw it, a PNG where none can.
+"""Small figures for notebooks: plotly where a page can draw it, SVG where none can.
 
 A stored notebook keeps both in one output, a few kilobytes each, so that it shows the same
 picture on a page without a kernel and without plotly.
@@ -6,26 +6,25 @@ picture on a page without a kernel and without plotly.
 
 from __future__ import annotations
 
-import base64
-import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Any
+
+from llmserve.svg import FAINT, GRID, INKS, box, dots, legend, nice_ceiling, page, path, text, ticks
 
 if TYPE_CHECKING:
     import pandas as pd
-    from PIL import ImageDraw
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Label to x and y."""
 
-INKS = ("#1f77b4", "#e07b00", "#2e9e44", "#8a4fbf")
 _MOST_POINTS = 500
-_WIDTH, _HEIGHT, _SCALE = 720, 300, 2
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 52, 44
-_TEXT, _GRID, _MARK = "#333333", "#dddddd", "#c03030"
+_WIDTH, _HEIGHT = 720, 320
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 52, 46
+_NAMES = 114
+"""Where a heat map's cells begin, right of the names of its rows."""
+_MARK = "#c03030"
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,12 @@ class Figure:
 
     plotly: dict[str, Any]
     """A plotly figure as JSON: `plotly.graph_objects.Figure(figure.plotly)` goes on from there."""
-    png: bytes
+    svg: str
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         return {
             "application/vnd.plotly.v1+json": self.plotly,
-            "image/png": base64.b64encode(self.png).decode("ascii"),
+            "image/svg+xml": self.svg,
             "text/plain": f"<figure: {self.plotly['layout']['title']['text']}>",
         }
 
@@ -53,10 +52,11 @@ def lines(
     thin = {name: _thinned(xs, ys) for name, (xs, ys) in series.items()}
     traces = [
         {
-            "type": "scatter", "mode": "lines", "name": name, "x": xs, "y": ys,
+            "type": "scatter", "mode": "lines" if steps or len(xs) >= 50 else "lines+markers",
+            "name": name, "x": xs, "y": ys,
             "line": {"color": ink, "width": 1.5, "shape": "hv" if steps else "linear"},
         }
-        for ink, (name, (xs, ys)) in zip(INKS, thin.items(), strict=False)
+        for ink, (name, (xs, ys)) in zip(cycle(INKS), thin.items(), strict=False)
     ]
     layout = _layout(title, x, y) | {
         "shapes": [
@@ -70,8 +70,8 @@ def lines(
             for at, text in marks.items()
         ],
     }
-    png = _draw_lines(title, thin, x, y, steps, marks)
-    return Figure({"data": traces, "layout": layout}, png)
+    svg = _draw_lines(title, thin, x, y, steps, marks)
+    return Figure({"data": traces, "layout": layout}, svg)
 
 
 def heat(title: str, frame: pd.DataFrame, *, digits: int = 0) -> Figure:
@@ -96,7 +96,7 @@ def heat(title: str, frame: pd.DataFrame, *, digits: int = 0) -> Figure:
 
 def _layout(title: str, x: str, y: str) -> dict[str, Any]:
     return {
-        "title": {"text": title}, "template": "none", "width": _WIDTH, "height": _HEIGHT + 60,
+        "title": {"text": title}, "template": "none", "width": _WIDTH, "height": _HEIGHT,
         "xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}, "rangemode": "tozero"},
         "margin": {"l": _LEFT, "r": _RIGHT, "t": 60, "b": 50}, "legend": {"orientation": "h"},
     }
@@ -114,102 +114,72 @@ def _thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], lis
     return [round(float(xs[i]), 4) for i in kept], [round(float(ys[i]), 4) for i in kept]
 
 
-class _Canvas:
-    """Pixels of the unscaled picture; drawn at twice the size, so that text stays sharp."""
-
-    def __init__(self, title: str) -> None:
-        from PIL import Image, ImageDraw, ImageFont
-
-        self._image = Image.new("RGB", (_WIDTH * _SCALE, _HEIGHT * _SCALE), "white")
-        self._draw: ImageDraw.ImageDraw = ImageDraw.Draw(self._image)
-        self._font = ImageFont.load_default(12 * _SCALE)
-        self._big = ImageFont.load_default(15 * _SCALE)
-        self._draw.text((12 * _SCALE, 8 * _SCALE), title, fill=_TEXT, font=self._big)
-
-    def text(self, x: float, y: float, text: str, ink: str = _TEXT, anchor: str = "la") -> None:
-        known = text.replace("→", "to")  # the font that Pillow brings has no arrows
-        self._draw.text((x * _SCALE, y * _SCALE), known, fill=ink, font=self._font, anchor=anchor)
-
-    def line(self, points: list[tuple[float, float]], ink: str, width: float = 1) -> None:
-        if len(points) > 1:
-            scaled = [(px * _SCALE, py * _SCALE) for px, py in points]
-            self._draw.line(scaled, fill=ink, width=int(width * _SCALE))
-
-    def box(self, x: float, y: float, width: float, height: float, ink: str) -> None:
-        corners = (x * _SCALE, y * _SCALE, (x + width) * _SCALE - 2, (y + height) * _SCALE - 2)
-        self._draw.rectangle(corners, fill=ink)
-
-    def png(self) -> bytes:
-        out = io.BytesIO()
-        self._image.quantize(64).save(out, "PNG", optimize=True)
-        return out.getvalue()
-
-
 def _draw_lines(
     title: str, series: Series, x: str, y: str, steps: bool, marks: Mapping[float, str]
-) -> bytes:
-    canvas = _Canvas(title)
+) -> str:
     every_x = [v for xs, _ in series.values() for v in xs] or [0.0, 1.0]
-    low, high = min(every_x), max(max(every_x), min(every_x) + 1e-9)
+    low, high = min(every_x), max(every_x)
+    high = high if high > low else low + 1
     top = nice_ceiling(max((v for _, ys in series.values() for v in ys), default=1.0))
     floor, width = _HEIGHT - _BOTTOM, _WIDTH - _LEFT - _RIGHT
 
     def place(px: float, py: float) -> tuple[float, float]:
         return _LEFT + (px - low) / (high - low) * width, floor - py / top * (floor - _TOP)
 
-    for k in range(5):
-        level = top * k / 4
-        canvas.line([place(low, level), place(high, level)], _GRID)
-        canvas.text(_LEFT - 6, place(low, level)[1], f"{level:,.4g}", anchor="rm")
-        at = low + (high - low) * k / 4
-        canvas.text(place(at, 0)[0], floor + 6, f"{at:,.4g}", anchor="ma")
-    canvas.text(_LEFT + width / 2, floor + 24, x, anchor="ma")
-    for i, (name, (xs, ys)) in enumerate(series.items()):
+    parts = []
+    for level in ticks(0, top):
+        left, right = place(low, level), place(high, level)
+        parts += [path([left, right], GRID), _aside(left[1], f"{level:,.4g}")]
+    for at in ticks(low, high):
+        parts.append(text(place(at, 0)[0], floor + 16, f"{at:,.4g}", FAINT, "middle"))
+    parts.append(text(_LEFT + width / 2, floor + 34, x, FAINT, "middle"))
+    inks = dict(zip(series, cycle(INKS)))
+    for name, (xs, ys) in series.items():
         points = [place(px, py) for px, py in zip(xs, ys, strict=True)]
-        if steps:
+        if steps:  # the value holds until the next
             points = [p for a, b in pairwise(points) for p in (a, (b[0], a[1]))] + points[-1:]
-        canvas.line(points, INKS[i % len(INKS)], 1.5)
-        canvas.text(_LEFT + 130 * i, 32, f"{name}" if i else f"{y}: {name}", INKS[i % len(INKS)])
-    for at, text in marks.items():
+        parts += [path(points, inks[name], 1.5), *(() if steps else dots(points, inks[name]))]
+    for row, (at, words) in enumerate(marks.items()):
         px, _ = place(at, 0)
-        canvas.line([(px, _TOP), (px, floor)], _MARK)
-        canvas.text(px + 4, _TOP, text, _MARK)
-    return canvas.png()
+        near_the_end = px > _WIDTH - 180
+        parts.append(path([(px, _TOP), (px, floor)], _MARK, dash="4 3"))
+        parts.append(text(
+            px + (-4 if near_the_end else 4), _TOP + 11 + row % 4 * 13, words, _MARK,
+            "end" if near_the_end else "",
+        ))  # fmt: skip
+    parts.append(legend(_LEFT, _TOP - 12, [(y, FAINT), *inks.items()]))
+    return page(_WIDTH, _HEIGHT, title, parts)
 
 
 def _draw_heat(
     title: str, values: list[list[float]], texts: list[list[str]], columns: list[str],
     index: list[str], x: str, y: str,
-) -> bytes:
-    canvas = _Canvas(title)
+) -> str:
     flat = [v for row in values for v in row]
     low, span = min(flat), (max(flat) - min(flat)) or 1.0
-    wide, tall = (_WIDTH - 130) / len(columns), (_HEIGHT - _TOP - _BOTTOM) / len(index)
-    canvas.text(12, 32, y)
+    wide, tall = (_WIDTH - _NAMES - _RIGHT) / len(columns), (_HEIGHT - _TOP - _BOTTOM) / len(index)
+    parts = [text(_NAMES - 8, _TOP - 12, y, FAINT, "end")]
     for row, name in enumerate(index):
-        middle = _TOP + tall * (row + 0.5)
-        canvas.text(104, middle, name, anchor="rm")
-        for column, text in enumerate(texts[row]):
-            share = (values[row][column] - low) / span
-            left = 114 + wide * column
-            canvas.box(left, _TOP + tall * row, wide, tall, _shade(share))
-            canvas.text(left + wide / 2, middle, text, anchor="mm")
+        upper = _TOP + tall * row
+        parts.append(_aside(upper + tall / 2, name, _NAMES))
+        for column, words in enumerate(texts[row]):
+            left = _NAMES + wide * column
+            shade = _shade((values[row][column] - low) / span)
+            parts.append(box(left, upper, wide - 1, tall - 1, shade))
+            parts.append(text(left + wide / 2, upper + tall / 2 + 4, words, anchor="middle"))
+    floor = _HEIGHT - _BOTTOM
     for column, name in enumerate(columns):
-        canvas.text(114 + wide * (column + 0.5), _HEIGHT - _BOTTOM + 6, name, anchor="ma")
-    canvas.text(114 + wide * len(columns) / 2, _HEIGHT - 20, x, anchor="ma")
-    return canvas.png()
+        parts.append(text(_NAMES + wide * (column + 0.5), floor + 16, name, FAINT, "middle"))
+    parts.append(text((_NAMES + _WIDTH - _RIGHT) / 2, floor + 34, x, FAINT, "middle"))
+    return page(_WIDTH, _HEIGHT, title, parts)
+
+
+def _aside(y: float, words: str, right: float = _LEFT) -> str:
+    """Left of the plot."""
+    return text(right - 8, y + 4, words, FAINT, "end")
 
 
 def _shade(share: float) -> str:
     pale, deep = (0xEE, 0xF4, 0xFA), (0x5B, 0x9B, 0xD5)
     mixed = (round(a + (b - a) * share) for a, b in zip(pale, deep, strict=True))
     return "#" + "".join(f"{part:02x}" for part in mixed)
-
-
-def nice_ceiling(value: float) -> float:
-    """The next round figure: the axis ends there, and half of it can be read too."""
-    if value <= 0:
-        return 1.0
-    decade = 10.0 ** math.floor(math.log10(value))
-    tops = (step * decade for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10))
-    return next(top for top in tops if value <= top * 1.0000001)  # 10 · 10ⁿ may round below it

@@ -6,18 +6,17 @@ curves costs the cell's thread less than a millisecond a second, and stays when 
 
 from __future__ import annotations
 
-import html
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmserve.figures import INKS, Series, nice_ceiling
+from llmserve.figures import Series
+from llmserve.svg import FAINT, GRID, INKS, TEXT, dots, nice_ceiling, page, path, text, ticks
 
 _WIDTH, _PLOT, _GAP = 720, 120, 34
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 46, 40
-_TEXT, _FAINT, _GRID, _MARK = "#212121", "#616161", "#dddddd", "#9e9e9e"
+_MARK = "#9e9e9e"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +44,12 @@ def sketch(
         _Plot(_TOP + i * (_PLOT + _GAP), start, end, series)
         for i, series in enumerate(panels.values())
     ]
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
-        f'viewBox="0 0 {_WIDTH} {height}" font-family="system-ui, sans-serif" font-size="11">',
-        f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-        _text(8, 15, title, size=13),
-    ]
+    parts = list[str]()
     for plot, name in zip(plots, panels, strict=True):
         parts += [*plot.axes(name), *plot.marks(marks or {}), *plot.lines()]
     parts += [*(plots[0].note(*each) for each in notes)]
-    parts += [*(plots[-1].times(x) if plots else ()), "</svg>"]
-    return Sketch(title, "".join(parts))
+    parts += [*(plots[-1].times(x) if plots else ())]
+    return Sketch(title, page(_WIDTH, height, title, parts))
 
 
 class _Plot:
@@ -65,19 +59,19 @@ class _Plot:
         self._high = nice_ceiling(high)
 
     def axes(self, name: str) -> list[str]:
-        parts = [_text(_LEFT, self._top - 6, name, _FAINT)]
+        parts = [text(_LEFT, self._top - 6, name, FAINT)]
         for k in range(3):
             level = self._high * k / 2
             y = self._y(level)
-            parts.append(_path([(_LEFT, y), (_WIDTH - _RIGHT, y)], _GRID))
-            parts.append(_text(_LEFT - 6, y + 4, f"{level:,.4g}", _FAINT, "end"))
+            parts.append(path([(_LEFT, y), (_WIDTH - _RIGHT, y)], GRID))
+            parts.append(text(_LEFT - 6, y + 4, f"{level:,.4g}", FAINT, "end"))
         return parts
 
     def times(self, name: str) -> list[str]:
         floor = self._top + _PLOT
-        parts = [_text((_LEFT + _WIDTH - _RIGHT) / 2, floor + 32, name, _FAINT, "middle")]
-        for at in _ticks(self._start, self._end):
-            parts.append(_text(self._x(at), floor + 16, f"{at:,.4g}", _FAINT, "middle"))
+        parts = [text((_LEFT + _WIDTH - _RIGHT) / 2, floor + 32, name, FAINT, "middle")]
+        for at in ticks(self._start, self._end):
+            parts.append(text(self._x(at), floor + 16, f"{at:,.4g}", FAINT, "middle"))
         return parts
 
     def marks(self, marks: Mapping[float, str]) -> list[str]:
@@ -85,8 +79,8 @@ class _Plot:
         for at, words in marks.items():
             if self._start <= at <= self._end:
                 x = self._x(at)
-                parts.append(_path([(x, self._top), (x, self._top + _PLOT)], _MARK, dash="3 3"))
-                parts.append(_text(x + 3, self._top + 10, words, _FAINT))
+                parts.append(path([(x, self._top), (x, self._top + _PLOT)], _MARK, dash="3 3"))
+                parts.append(text(x + 3, self._top + 10, words, FAINT))
         return parts
 
     def lines(self) -> list[str]:
@@ -94,19 +88,16 @@ class _Plot:
         for i, (name, (xs, ys)) in enumerate(self._series.items()):
             ink = INKS[i % len(INKS)]
             points = [(self._x(px), self._y(py)) for px, py in zip(xs, ys, strict=True)]
-            parts.append(_path(points, ink, width=1.75))
-            if len(points) < 50:  # a single one is no line yet
-                parts += [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.5" fill="{ink}"/>'
-                          for px, py in points]  # fmt: skip
+            parts += [path(points, ink, width=1.75), *dots(points, ink)]
             if len(self._series) > 1:
-                parts.append(_text(_WIDTH - _RIGHT, self._top + 10 + 13 * i, name, ink, "end"))
+                parts.append(text(_WIDTH - _RIGHT, self._top + 10 + 13 * i, name, ink, "end"))
         return parts
 
     def note(self, px: float, py: float, words: str) -> str:
         x = self._x(px)
         right = x < _WIDTH - 160
-        return _text(
-            x + (6 if right else -6), self._y(py) - 5, words, _TEXT, "" if right else "end"
+        return text(
+            x + (6 if right else -6), self._y(py) - 5, words, TEXT, "" if right else "end"
         )
 
     def _x(self, value: float) -> float:
@@ -114,35 +105,6 @@ class _Plot:
 
     def _y(self, value: float) -> float:
         return self._top + _PLOT * (1 - value / self._high)
-
-
-def _ticks(start: float, end: float) -> list[float]:
-    """Round values, some four of them."""
-    rough = (end - start) / 4
-    step = next(s for s in (10, 5, 2, 1) if s * _decade(rough) <= rough * 1.0001) * _decade(rough)
-    return [k * step for k in range(math.ceil(start / step), math.floor(end / step) + 1)]
-
-
-def _decade(value: float) -> float:
-    return float(10.0 ** math.floor(math.log10(value)))
-
-
-def _path(points: Sequence[tuple[float, float]], ink: str, width: float = 1, dash: str = "") -> str:
-    places = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-    dashed = f' stroke-dasharray="{dash}"' if dash else ""
-    return (
-        f'<polyline points="{places}" fill="none" stroke="{ink}" stroke-width="{width}"{dashed}/>'
-    )
-
-
-def _text(
-    x: float, y: float, words: str, ink: str = _TEXT, anchor: str = "", size: int = 11
-) -> str:
-    placed = f' text-anchor="{anchor}"' if anchor else ""
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" fill="{ink}" font-size="{size}"{placed}>'
-        f"{html.escape(words)}</text>"
-    )
 
 
 def in_notebook() -> bool:

@@ -75,7 +75,7 @@ def test_its_figures_are_drawn_for_pages_with_and_without_a_kernel() -> None:
     result = repeated(**LOAD)
     for figure in (result.latencies(), result.timeline()):
         bundle = figure._repr_mimebundle_()
-        assert bundle["image/png"]
+        assert bundle["image/svg+xml"].startswith("<svg")
         assert bundle["application/vnd.plotly.v1+json"]["data"]
     ttft = next(t for t in result.latencies().plotly["data"] if t["name"] == "TTFT")
     assert ttft["y"] == list(range(101))

@@ -236,7 +236,7 @@ def test_a_comparison_shows_everywhere_and_comes_back_from_json() -> None:
         assert word in page
     assert found.to_markdown().count("\n| ") == 7
     assert list(found.to_frame().index) == list(found.judged())
-    assert found.latencies()._repr_mimebundle_()["image/png"]
+    assert found.latencies()._repr_mimebundle_()["image/svg+xml"]
     assert Comparison.from_json(found.to_json()) == found
 
 

@@ -227,7 +227,7 @@ def test_a_sweep_shows_everywhere_and_comes_back_from_json() -> None:
     assert frame["ttft_p95_low"].notna().all()
     assert Sweep.from_json(found.to_json()) == found
     for figure in (found.curve(), found.plot("ttft_mean"), found.plot()):
-        assert figure.png.startswith(b"\x89PNG")
+        assert figure.svg.startswith("<svg")
     line = swept({"max_num_seqs": [1, 8]}, rounds=2).plot("ttft_mean").plotly["data"]
     assert [trace["name"] for trace in line] == ["mean", "95 % low", "95 % high"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmserve.events import DeviceSampled, Dispatched, Rejection, Submitted
-from llmserve.figures import nice_ceiling
+from llmserve.svg import nice_ceiling
 from llmserve.ui.flow import REASONS, Flow
 from llmserve.ui.panels import COLUMNS, Panel, panels, row
 from llmserve.ui.picture import to_png

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llmserve.figures import nice_ceiling
+from llmserve.svg import nice_ceiling
 from llmserve.ui.panels import COLUMNS, Panel
 
 if TYPE_CHECKING:
