@@ -65,9 +65,9 @@ def lines(
             for at in marks
         ],
         "annotations": [
-            {"x": at, "y": 1, "yref": "paper", "text": text, "showarrow": False,
-             "xanchor": "left", "font": {"color": _MARK}}
-            for at, text in marks.items()
+            {"x": at, "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": row % 3 * 13,
+             "text": words, "showarrow": False, "xanchor": "left", "font": {"color": _MARK}}
+            for row, (at, words) in enumerate(marks.items())
         ],
     }
     svg = _draw_lines(title, thin, x, y, steps, marks)
