@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from llmserve.endpoint.connection import Connection
+
 _BACKLOG = 2048
 _GRACE_S = 0.5
 """How long open responses may go on once the server is told to stop."""
@@ -105,7 +107,7 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         logger.addHandler(logging.NullHandler())
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,
