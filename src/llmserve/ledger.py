@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from itertools import islice
 
 from llmserve.core import Request
 from llmserve.growing_heap import GrowingHeap, Key
@@ -76,7 +77,7 @@ class Ledger:
         account = self._accounts.get(tenant)
         if account is None:
             account = self._accounts[tenant] = Account()
-            self._forget()
+            self._forget(tenant)
         return account
 
     @property
@@ -154,14 +155,13 @@ class Ledger:
         account = self._waiting.get(tenant)
         return None if account is None else (account.counter,)
 
-    def _forget(self) -> None:
-        while len(self._accounts) > _TENANTS:
-            for tenant, account in self._accounts.items():
-                if account.idle:
-                    del self._accounts[tenant]
-                    break
-            else:
-                return
+    def _forget(self, new: str) -> None:
+        """Too many: the longest idle ones, but not the one that is asked for just now."""
+        surplus = len(self._accounts) - _TENANTS
+        if surplus > 0:
+            idle = (name for name, held in self._accounts.items() if held.idle and name != new)
+            for tenant in list(islice(idle, surplus)):
+                del self._accounts[tenant]
 
 
 def footprint(request: Request) -> int:
