@@ -54,6 +54,7 @@ class House:
         self._bus = bus
         self._clock = clock
         self._switches = switches
+        self._pid = os.getpid()
         self._while_serving: WhileServing | None = None
         self._sampling: asyncio.Task[None] | None = None
         self.on_close: list[Callable[[], None]] = []
@@ -76,6 +77,8 @@ class House:
         return f"starting {engine}" + (f", {stage}" if stage else "")
 
     def close(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a fork of the process that serves: what it would end is not its own
         started = self._clock.now()
         for callback in self.on_close:
             try:
