@@ -1,4 +1,12 @@
-"""llmserve: a notebook-native LLM serving lab. `import llmserve` is light; `serve` is not."""
+"""llmserve: a notebook-native LLM serving lab.
+
+    session = llmserve.serve()          # a real server in this kernel; `%load_ext llmserve` too
+    session.generate("Tell me a story.", max_tokens=64)
+    session.set(max_num_seqs=8)         # while requests flow
+    session.dashboard()
+
+`import llmserve` is light; `serve` is not.
+"""
 
 from __future__ import annotations
 

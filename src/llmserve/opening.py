@@ -33,8 +33,12 @@ def serve(
 ) -> Session:
     """Start a server in this process's background and return when it answers.
 
+        session = llmserve.serve()
+        session = llmserve.serve("Qwen/Qwen2.5-0.5B-Instruct", max_num_seqs=8, dtype="float32")
+
     model: a hub id or a folder; None is the bundled toy storyteller.
     engine: "torch", "vllm", "simulator", or "auto": vllm where there is a GPU, else torch.
+    host: this machine alone unless told; "0.0.0.0" lets others in who know the key.
     port: 0 takes a free one; a taken one raises OSError here, in the cell.
     api_key: None makes a random one. It is never printed; read `session.api_key`.
     api_keys: keys of tenants, with their terms: a mapping or a JSON file (`agreements.py`), else
@@ -46,11 +50,13 @@ def serve(
         computes does not starve delivery; it costs such a cell a few per cent. None leaves it.
     gc_threshold: after how many new objects Python looks for cyclic garbage while serving; at its
         own 700, a full look stops all streams for most of a second. None leaves it.
-    options: names of knobs are their first values; the rest goes to the engine, which refuses
-        what it does not know by name (TypeError).
+    knobs: first values of knobs by name (docs/knobs.md), where keywords would not do.
+    options: names of knobs are their first values, too; the rest goes to the engine
+        (docs/engines.md), which refuses what it does not know by name (TypeError).
 
-    Raises EngineError with the engine's own last words where it cannot start. Keep the session in
-    a variable: one that nobody holds any more closes itself.
+    Raises KnobError for a knob's wrong value, ValueError for another wrong one, and EngineError
+    with the engine's own last words where it cannot start. Keep the session in a variable: one
+    that nobody holds any more closes itself.
     """
     first = {name: options.pop(name) for name in list(options) if name in SPECS}
     first.update(knobs or {})

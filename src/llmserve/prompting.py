@@ -41,8 +41,10 @@ def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -
     raw = bool(options.pop("raw", False))
     priority, tenant = options.pop("priority", 0), options.pop("tenant", "default")
     slo_ms = options.pop("ttft_slo_ms", None)
-    if slo_ms is not None and not 0 < float(slo_ms) < 1e9:
-        raise ParamError("ttft_slo_ms", f"ttft_slo_ms must be above 0, not {slo_ms}")
+    if not isinstance(priority, int):
+        raise ParamError("priority", f"priority is a whole number, not {priority!r}")
+    if slo_ms is not None and not (isinstance(slo_ms, int | float) and 0 < slo_ms < 1e9):
+        raise ParamError("ttft_slo_ms", f"ttft_slo_ms must be above 0, not {slo_ms!r}")
     if unknown := options.keys() - _FIELDS:
         known = ", ".join(sorted(_FIELDS | {"priority", "tenant", "ttft_slo_ms", "raw"}))
         raise ParamError(min(unknown), f"unknown option {min(unknown)!r}; options: {known}")
@@ -75,7 +77,7 @@ def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -
         prompt_ids=tuple(ids),
         sampling=sampling,
         arrival=service.clock.now(),
-        priority=int(priority),
+        priority=priority,
         tenant=str(tenant),
         ttft_slo_ms=None if slo_ms is None else float(slo_ms),
     )

@@ -54,7 +54,8 @@ F = TypeVar("F", bound=Choice)
 
 class Session:
     """A running server. Use `llmserve.serve` to make one; `with serve() as session:` closes it
-    after."""
+    after. From then on what needs the server raises RuntimeError; what was recorded can be read.
+    """
 
     def __init__(
         self,
@@ -117,18 +118,23 @@ class Session:
 
     @property
     def info(self) -> EngineInfo:
+        """The engine that runs: `model_id`, `max_model_len` and `kv_capacity_tokens` (tokens),
+        `ceilings` of the knobs, `device`, `pids`, what it `supports`."""
         return self.service.engine.info
 
     @property
     def knobs(self) -> Knobs:
+        """All knobs as they are now, frozen; `set` changes them."""
         return self.board.current
 
     @property
     def closed(self) -> bool:
+        """Nothing of it runs any more."""
         return not self._closer.alive
 
     def client(self, **options: Any) -> openai.OpenAI:
-        """An OpenAI client that knows the address and the key."""
+        """An openai.OpenAI that knows the address and the key; `options` are its own. Requests
+        name the model as `session.info.model_id`."""
         import openai
 
         return openai.OpenAI(base_url=self.url, api_key=self.api_key, **options)
@@ -136,19 +142,26 @@ class Session:
     def generate(self, prompt: Prompt, **sampling: Any) -> Reply:
         """The whole reply, a str that also carries `outcome`. An interrupt cancels only this.
 
-        prompt: text (a user's turn where the model has a chat template) or a list of messages.
-        sampling: the fields of SamplingParams, and `priority`, `tenant`, `ttft_slo_ms`, `raw` (no
-            template).
+        prompt: text (a user's turn where the model has a chat template) or a list of messages,
+            [{"role": "user", "content": "Hello"}].
+        sampling: max_tokens (256, or what the context has left), temperature (1; 0 is greedy),
+            top_p, top_k, seed, stop and the other fields of SamplingParams; and `priority` (lower
+            goes first), `tenant`, `ttft_slo_ms`, `raw=True` (no template).
+
+        Raises ParamError for a wrong option or too long a prompt, Refused where the door says no
+        or no place comes free in time, RequestTimeout after `request_timeout_s`, EngineError where
+        the engine dies.
         """
         return Reply.of(self.runtime.call(collect(self.service, prompt, sampling)))
 
     async def agenerate(self, prompt: Prompt, **sampling: Any) -> Reply:
-        """As `generate`, from any event loop."""
+        """As `generate`, to `await` in a cell or on any event loop."""
         asked = self.runtime.submit(collect(self.service, prompt, sampling))
         return Reply.of(await asyncio.wrap_future(asked))
 
     def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[str]:
-        """Pieces of the reply as they come. Leaving the loop early stops the generation."""
+        """Pieces of the reply as they come; options and errors as of `generate`. Leaving the loop
+        early stops the generation."""
         pieces = pieces_of(self.service, prompt, sampling)
         try:
             while (piece := self.runtime.call(next_piece(pieces))) is not None:
@@ -171,7 +184,10 @@ class Session:
                 await asyncio.wrap_future(self.runtime.submit(pieces.aclose()))
 
     def set(self, *, evict: object = False, **changes: object) -> Applied:
-        """Change knobs while requests flow; returns once the engine has taken them up.
+        """Change knobs while requests flow: set(max_num_seqs=8, policy="priority").
+
+        Returns once the engine has taken them up: what `changed`, what was `clamped` to a ceiling,
+        at which engine step (`adopted_step`) and after how many `ms`; `str` of it is a sentence.
 
         evict: requests above a lowered max_num_seqs are preempted at once (they go on later, and
         lose no token) instead of ending first; of the engines, vLLM can.
@@ -200,7 +216,7 @@ class Session:
     def restart(self, *, drain_s: float = 5.0) -> str:
         """A new engine, in whatever state this one is; who waits goes on waiting meanwhile.
 
-        Requests in the engine may end first, for `drain_s` seconds.
+        Requests in the engine may end first, for `drain_s` seconds. EngineError as of `wake`.
         """
         return self.runtime.call(self.service.keeper.restart(drain_s), telling="restarting")
 
@@ -227,7 +243,8 @@ class Session:
         return function
 
     def tenants(self) -> pd.DataFrame:
-        """One row per tenant: its terms, what it holds now, and what became of its requests."""
+        """One row per tenant: its terms (weight, limits per second, ttft_slo_ms), what it has
+        waiting and active now, and what became of its requests (figures of the newest 2,000)."""
         standing = self.runtime.call(standings(self.service))
         return tenants_frame(standing, self.telemetry.requests.rows())
 
@@ -241,6 +258,8 @@ class Session:
         self.runtime.call(self._agree(agreements))
 
     def stats(self) -> Snapshot:
+        """Figures of the last 30 s, and totals since the start: `ttft`, `itl`, `tpot`, `e2e`,
+        `queue` (each mean, p50, p95, p99, n; seconds), tokens per second, fills, KV. Print it."""
         return self.telemetry.stats.snapshot(self.clock.now())
 
     def explain(self, window_s: float = 30.0) -> Why:
@@ -251,16 +270,22 @@ class Session:
         return self.telemetry.why.explain(self.knobs, self.clock.now(), window_s)
 
     def tape(self) -> pd.DataFrame:
-        """One row per engine step, the newest 10,000."""
+        """One row per engine step, the newest 10,000: when and how long (seconds), prefill and
+        decode tokens, who runs and waits, KV tokens, and the caps in force."""
         return self.telemetry.steps.to_frame()
 
     def requests(self) -> pd.DataFrame:
-        """One row per request, the newest last."""
+        """One row per request, the newest 2,000, the newest last: state, tokens, and `queue_s`,
+        `ttft_s`, `prefill_s`, `decode_s`, `e2e_s` (seconds), preemptions, why it ended."""
         return self.telemetry.requests.to_frame()
 
     @contextmanager
     def trace(self, path: str | os.PathLike[str]) -> Iterator[TraceWriter]:
-        """Write every event to a JSON-lines file while the block runs; `read_trace` replays it."""
+        """Write every event to a JSON-lines file: with session.trace("trace.jsonl"): …
+
+        `llmserve.observe.trace.read_trace` gives the events back; as a load it is sent again by
+        `bench(read_load("trace.jsonl"))` of `llmserve.bench.traces`.
+        """
         writer = TraceWriter(
             os.fspath(path),
             t=self.clock.now(),
@@ -276,7 +301,8 @@ class Session:
             writer.close()
 
     def dashboard(self) -> DashboardView:
-        """Live charts and controls of this session; show it as a cell's last line."""
+        """Live charts and controls; show it as a cell's last line. Its `snapshot()` is a PNG,
+        `to_figure()` a plotly Figure, `save("report.html")` writes a page."""
         from llmserve.ui import Dashboards
 
         with self._lock:
@@ -287,10 +313,12 @@ class Session:
     def bench(self, load: Load | None = None, **options: Any) -> Result:
         """Run a load against this session: TTFT, ITL, throughput, each with its interval.
 
-        load, or the fields of Workload: rate, duration (open loop) or concurrency, requests
-        (closed loop), prompt_tokens, max_tokens, mix, seed …
-        repeats=3, after a warmup=True; slo="ttft:200 tpot:50" counts goodput; progress=True.
-        An interrupt keeps what was measured.
+        bench(rate=20, duration=30): an open loop, so many requests per second for so many seconds.
+        bench(concurrency=8, requests=64): a closed loop, so many clients; 8 of them unless told.
+        load, or more fields of `llmserve.bench.workload.Workload`: prompt_tokens=128,
+        max_tokens=64, mix, seed …
+        repeats=3, after a warmup=True; slo="ttft:200 tpot:50" (ms) counts goodput; progress=True.
+        An interrupt keeps what was measured. ValueError where the fields contradict each other.
         """
         from llmserve.bench.cell import bench
         from llmserve.bench.process import Address
@@ -302,7 +330,11 @@ class Session:
         self, a: Setting, b: Setting, load: Load | None = None, **options: Any
     ) -> Comparison:
         """Two settings (knobs by name, or a policy) in turns on identical arrivals; the verdict
-        names a better one only where it is shown. pairs=6; the rest as for `bench`."""
+        names a better one only where it is shown. pairs=6; the rest as for `bench`.
+
+        compare({"max_num_seqs": 8}, {"max_num_seqs": 32}, rate=20, duration=30)
+        compare("fifo", "fair_share", mix="long:30 short:70", rate=20)
+        """
         from llmserve.lab.compare import compare
         from llmserve.lab.sides import here
 
@@ -310,8 +342,11 @@ class Session:
 
     def sweep(self, load: Load | None = None, **axes: Any) -> Sweep:
         """Every combination of the axes given as lists, knobs and fields of Workload, without a
-        restart: sweep(max_num_seqs=[1, 8, 32], rate=20). rounds=3; path= keeps each run, and
-        the same call goes on from there; the rest as for `bench`."""
+        restart. rounds=3; path= keeps each run, and the same call goes on from there; the rest as
+        for `bench`. KnobError for an axis that is neither.
+
+        sweep(max_num_seqs=[1, 8, 32], concurrency=16).plot()
+        """
         from llmserve.lab.sides import here
         from llmserve.lab.sweep import sweep
 

@@ -74,6 +74,8 @@ def test_leaving_a_stream_early_stops_the_generation(session: Session) -> None:
         ("hi", {"max_token": 3}, "unknown option 'max_token'"),
         ("hi", {"max_tokens": 10**6}, "exceed the context"),
         ("hi", {"temperature": "hot"}, "temperature"),
+        ("hi", {"priority": "hot"}, "priority is a whole number"),
+        ("hi", {"ttft_slo_ms": "hot"}, "ttft_slo_ms must be above 0"),
         ("hi", {"temperature": float("nan")}, "temperature must be in"),
     ],
 )

@@ -114,6 +114,7 @@ class Remote:
         return run_job(self._runtime, job, progress=progress, watch=watch)
 
     def close(self) -> None:
+        """Give its thread and connections back; the server goes on. Safe to call twice."""
         if self._runtime.alive:
             for client in (self._client, *self._others):
                 self._runtime.call(client.aclose())
@@ -139,8 +140,15 @@ class Remote:
 
 
 def connect(url: str, **options: Any) -> Remote:
-    """A server at an address (http://host:8000/v1), to bench, sweep and compare. Options: api_key,
-    model, tokenizer, extra."""
+    """A server at an address, any OpenAI endpoint, to bench, sweep and compare.
+
+        with llmserve.connect("http://127.0.0.1:8000/v1", api_key=…) as server:
+            server.bench(rate=20, duration=30)
+
+    api_key: else the environment's LLMSERVE_API_KEY. model: else the first that the server lists.
+    tokenizer, extra: see `Remote`. Raises RemoteError (an OSError) where nobody answers, or not as
+    an OpenAI server would. Close it, or use `with`: it holds a thread.
+    """
     return Remote(url, **options)
 
 
