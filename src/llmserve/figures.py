@@ -65,12 +65,16 @@ def lines(
             for at in marks
         ],
         "annotations": [
-            {"x": at, "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": row % 3 * 13,
-             "text": words, "showarrow": False, "xanchor": "left", "font": {"color": _MARK}}
+            {"x": at, "y": 1, "yref": "paper", "yanchor": "top", "yshift": row % 4 * -15,
+             "text": words, "showarrow": False, "xanchor": "left", "font": {"color": _MARK},
+             "bgcolor": "rgba(255, 255, 255, 0.8)"}
             for row, (at, words) in enumerate(marks.items())
         ],
     }
-    svg = _draw_lines(title, thin, x, y, steps, marks)
+    highest = max((v for _, ys in thin.values() for v in ys), default=1.0)
+    top = nice_ceiling(highest * (1.1 if marks else 1))  # their words want room
+    layout["yaxis"]["range"] = [0, top]
+    svg = _draw_lines(title, thin, x, y, steps, marks, top)
     return Figure({"data": traces, "layout": layout}, svg)
 
 
@@ -96,9 +100,12 @@ def heat(title: str, frame: pd.DataFrame, *, digits: int = 0) -> Figure:
 
 def _layout(title: str, x: str, y: str) -> dict[str, Any]:
     return {
-        "title": {"text": title}, "template": "none", "width": _WIDTH, "height": _HEIGHT,
-        "xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}, "rangemode": "tozero"},
-        "margin": {"l": _LEFT, "r": _RIGHT, "t": 60, "b": 50}, "legend": {"orientation": "h"},
+        "title": {"text": title, "x": 0.01, "font": {"size": 15}}, "template": "none",
+        "width": _WIDTH, "height": _HEIGHT,
+        "xaxis": {"title": {"text": x}},
+        "yaxis": {"title": {"text": y}, "automargin": True},
+        "margin": {"l": _LEFT, "r": _RIGHT, "t": _TOP, "b": _BOTTOM},
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
     }
 
 
@@ -115,12 +122,12 @@ def _thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], lis
 
 
 def _draw_lines(
-    title: str, series: Series, x: str, y: str, steps: bool, marks: Mapping[float, str]
+    title: str, series: Series, x: str, y: str, steps: bool, marks: Mapping[float, str],
+    top: float,
 ) -> str:
     every_x = [v for xs, _ in series.values() for v in xs] or [0.0, 1.0]
     low, high = min(every_x), max(every_x)
     high = high if high > low else low + 1
-    top = nice_ceiling(max((v for _, ys in series.values() for v in ys), default=1.0))
     floor, width = _HEIGHT - _BOTTOM, _WIDTH - _LEFT - _RIGHT
 
     def place(px: float, py: float) -> tuple[float, float]:
