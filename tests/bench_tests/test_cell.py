@@ -84,8 +84,12 @@ def test_a_wrong_option_is_refused_before_anything_is_sent(serving: Serving) -> 
     serving[1].bus.attach(heard.append)
     with pytest.raises(ValueError, match="not both"):
         bench(*serving, rate=1, concurrency=1)
-    with pytest.raises(TypeError, match="speed"):
-        bench(*serving, speed=1)
+    with pytest.raises(TypeError, match="no field 'colour'; its fields: rate, "):
+        bench(*serving, colour=1)
+    with pytest.raises(TypeError, match="no field 'rat'; did you mean rate"):
+        bench(*serving, rat=1)
+    with pytest.raises(TypeError, match="max_num_seqs is a knob"):
+        bench(*serving, max_num_seqs=1)
     with pytest.raises(TypeError, match="given already: rate"):
         bench(*serving, Workload(), rate=1)
     with pytest.raises(ValueError, match="repeats"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
+import difflib
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,6 +19,7 @@ from llmserve.bench.slo import Slo, parse_slo
 from llmserve.bench.workload import Load, Workload
 from llmserve.clock import MonotonicClock
 from llmserve.events import EventBus
+from llmserve.knobs import SPECS
 from llmserve.runtime import Runtime
 from llmserve.service import Service
 from llmserve.sketch import in_notebook
@@ -91,10 +94,25 @@ def make_load(load: Load | None, fields: dict[str, Any]) -> Load:
     if load is None:
         if "duration" in fields:
             fields["duration_s"] = fields.pop("duration")
+        _check_names(fields)
         return Workload(**fields)
     if fields:
         raise TypeError(f"a load is given already: {', '.join(fields)} cannot change it")
     return load
+
+
+def _check_names(fields: dict[str, Any]) -> None:
+    known = [each.name for each in dataclasses.fields(Workload)]
+    for name in fields:
+        if name in SPECS.keys() - known:
+            raise TypeError(
+                f"{name} is a knob, and no field of a load: turn it by set, or sweep it by a list "
+                f"({name}=[…])"
+            )
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+            hint = f"did you mean {near[0]}?" if near else f"its fields: {', '.join(known)}"
+            raise TypeError(f"a load has no field {name!r}; {hint}")
 
 
 def run_job(

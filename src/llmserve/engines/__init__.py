@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import warnings
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -10,13 +12,16 @@ import msgspec
 
 from llmserve.clock import Clock
 from llmserve.core import Chunk, Request, SamplingParams, StepRecord
-from llmserve.knobs import Applied, Knobs
+from llmserve.knobs import SPECS, Applied, Knobs
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 StepSink = Callable[[StepRecord], None]
 """Called on the loop's thread, once per engine step, before that step's chunks are delivered."""
+
+_GIVEN = ("sink", "clock")
+"""What every engine is made with, besides its options."""
 
 Deliver = Callable[[Chunk], None]
 """Takes a request's next chunk, on the loop's thread, and returns at once."""
@@ -216,6 +221,13 @@ def has_gpu() -> bool:
     return found
 
 
+def no_option(engine: str, name: str, known: Sequence[str]) -> TypeError:
+    """For the engine to raise. Where a server is started, knobs are given beside options."""
+    near = difflib.get_close_matches(name, [*SPECS, *known], n=1, cutoff=0.7)
+    hint = f"did you mean {near[0]}?" if near else f"its options: {', '.join(known)}"
+    return TypeError(f"the {engine} engine has no option {name!r}; {hint}")
+
+
 def create(name: str, *, sink: StepSink, clock: Clock, **options: object) -> Engine:
     """An engine by name, not yet started. Heavy imports happen here, in its own branch.
 
@@ -228,6 +240,10 @@ def create(name: str, *, sink: StepSink, clock: Clock, **options: object) -> Eng
     if name == "simulator":
         from llmserve.engines.simulator import SimulatorEngine
 
+        known = [one for one in inspect.signature(SimulatorEngine).parameters if one not in _GIVEN]
+        for option in options:
+            if option not in known:
+                raise no_option(name, option, known)
         return SimulatorEngine(sink=sink, clock=clock, **options)  # type: ignore[arg-type]  # as above
     if name == "vllm":
         from llmserve.engines.vllm.engine import VllmEngine

@@ -15,11 +15,19 @@ from llmserve.engines.torch.options import TorchOptions, cores, parse
 GEOMETRY = Geometry(4, 2, 8, 8, torch.bfloat16, torch.device("cpu"))
 
 
-def test_an_unknown_option_is_refused_by_name_with_the_valid_ones() -> None:
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("max_modle_len", "did you mean max_model_len"),
+        ("max_num_seq", "did you mean max_num_seqs"),  # a knob, which serve() takes too
+        ("colour", "its options: .*max_model_len, seed"),
+    ],
+)
+def test_an_unknown_option_is_refused_by_name_with_what_was_meant(option: str, says: str) -> None:
     from llmserve.clock import MonotonicClock
 
-    with pytest.raises(TypeError, match=r"'max_modle_len'.*max_model_len, seed"):
-        create("torch", sink=lambda _: None, clock=MonotonicClock(), max_modle_len=5)
+    with pytest.raises(TypeError, match=f"no option '{option}'; {says}"):
+        create("torch", sink=lambda _: None, clock=MonotonicClock(), **{option: 5})
 
 
 @pytest.mark.parametrize(
@@ -28,7 +36,8 @@ def test_an_unknown_option_is_refused_by_name_with_the_valid_ones() -> None:
         ({"max_model_len": "long"}, "max_model_len"),
         ({"max_model_len": 0}, "at least 1"),
         ({"threads": -1}, "threads"),
-        ({"dtype": "int3"}, "dtype"),
+        ({"dtype": "int3"}, "dtype is one of auto, float32, bfloat16, float16, not 'int3'"),
+        ({"quantization": "int4"}, "quantization is one of int8, not 'int4'"),
         ({"omp_wait_policy": "eager"}, "omp_wait_policy"),
         ({"model": "./no/such/folder"}, "no model folder"),
         ({"model": "/no/such/folder"}, "no model folder"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
+from llmserve.engines import no_option
 from llmserve.models import bundled_path
 
 SPINS = {"brief": 2000, "active": 20_000}
@@ -98,21 +99,36 @@ def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return max(1, min(count, share // period))
 
 
+def _wrong(options: dict[str, object], said: str) -> str:
+    """What the option may be, where that is one of a few words."""
+    name = said.rpartition("$.")[2].rstrip("`")
+    if words := _words(get_type_hints(TorchOptions).get(name)):
+        return f"{name} is one of {', '.join(words)}, not {options[name]!r}"
+    return f"torch engine options: {said}"
+
+
+def _words(hint: Any) -> list[str]:
+    """Of a Literal, alone or in a union."""
+    return [
+        word
+        for part in get_args(hint)
+        for word in ([part] if isinstance(part, str) else _words(part))
+    ]
+
+
 def parse(options: dict[str, object]) -> TorchOptions:
     """TypeError names an unknown option, ValueError a wrong value."""
     valid = [field.name for field in msgspec.structs.fields(TorchOptions)]
     unknown = [name for name in options if name not in valid]
     if unknown:
-        raise TypeError(
-            f"the torch engine has no option {unknown[0]!r}; its options: {', '.join(valid)}"
-        )
+        raise no_option("torch", unknown[0], valid)
     model = options.get("model")
     if isinstance(model, os.PathLike):
         options = {**options, "model": os.fspath(model)}
     try:
         parsed = msgspec.convert(options, TorchOptions)
     except msgspec.ValidationError as error:
-        raise ValueError(f"torch engine options: {error}") from None
+        raise ValueError(_wrong(options, str(error))) from None
     for name in ("max_model_len", "block_size", "kv_cache_memory_bytes", "kv_capacity_tokens",
                  "max_num_seqs_ceiling", "max_num_batched_tokens_ceiling", "threads"):
         value = getattr(parsed, name)
