@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-BINS = 60
+BINS, SHORTEST_S = 60, 0.05
+"""Of a timeline: at most so many, none so short that it holds a step or two."""
 
 
 class Moment(msgspec.Struct, frozen=True, array_like=True):
@@ -41,8 +42,9 @@ def timeline(
 
     if not (math.isfinite(began) and ended > began and len(firsts)):
         return []
-    edges = np.linspace(began, ended, BINS + 1)
-    width = (ended - began) / BINS
+    bins = min(BINS, max(1, int((ended - began) / SHORTEST_S)))
+    edges = np.linspace(began, ended, bins + 1)
+    width = (ended - began) / bins
     starts, _ = np.histogram(firsts[:, 0], edges)
     waits, _ = np.histogram(firsts[:, 0], edges, weights=firsts[:, 1])
     tokens, _ = np.histogram(gaps[:, 0], edges, weights=gaps[:, 2])
@@ -52,5 +54,5 @@ def timeline(
             float((tokens[i] + starts[i]) / width),
             float(waits[i] / starts[i]) if starts[i] else None,
         )
-        for i in range(BINS)
+        for i in range(bins)
     ]

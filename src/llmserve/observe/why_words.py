@@ -106,7 +106,8 @@ def _bar(b: Breakdown) -> str:
         for p in b.parts
     )
     return (
-        f'<div style="display:flex;align-items:center;gap:8px;margin:2px 0"><b style="width:130px">'
+        '<div style="display:flex;align-items:center;gap:8px;margin:2px 0">'
+        '<b style="min-width:150px;white-space:nowrap">'
         f"{b.metric} p95 {_ms(b.p95_s)} ms</b>"
         f'<span style="flex:1;display:flex;border-radius:3px;overflow:hidden">{pieces}</span></div>'
     )
