@@ -12,7 +12,9 @@ import pytest
 from bench_tests.world import World
 from lab.worlds import nothing, side, simulated
 from llmserve.bench.driver import ServiceTarget
+from llmserve.bench.repeats import Repeats
 from llmserve.bench.report import Report
+from llmserve.bench.result import Result
 from llmserve.bench.workload import Workload
 from llmserve.clock import VirtualClock
 from llmserve.core import Request
@@ -29,30 +31,26 @@ from support.scripted import ScriptedEngine
 LOAD = Workload(concurrency=2, requests=4, prompt_tokens=4, max_tokens=3)
 
 
-class Gone(OSError):
-    """Nobody answers."""
-
-
 class FallingPanel(ServicePanel):
     """Lets its knobs be turned so many times, and then nobody answers."""
 
-    def __init__(self, service: Service, times: int) -> None:
+    def __init__(self, service: Service, times: int, gone: type[Exception] = OSError) -> None:
         super().__init__(service)
-        self._left = times
+        self._left, self._gone = times, gone
 
     async def turn(self, changes: Mapping[str, object]) -> Sequence[Clamp]:
         self._left -= 1
         if self._left < 0:
-            raise Gone("nobody answers")
+            raise self._gone("nobody answers")
         return await super().turn(changes)
 
 
-def swept(turns: int, path: Path | None = None) -> Sweep:
+def swept(turns: int, path: Path | None = None, gone: type[Exception] = OSError) -> Sweep:
     clock = VirtualClock()
 
     async def main() -> Sweep:
         async with simulated(clock) as (service, bus):
-            panel = FallingPanel(service, turns)
+            panel = FallingPanel(service, turns, gone)
             stage = Stage(ServiceTarget(service, bus), panel, "simulator", "none")
             grid = {"max_num_seqs": [1, 2]}
             return await Sweeping(stage, grid, LOAD, rounds=2, warmup=False, path=path).run()
@@ -60,28 +58,50 @@ def swept(turns: int, path: Path | None = None) -> Sweep:
     return clock.run(main())
 
 
+@pytest.mark.parametrize("gone", [ConnectionError, EngineError])
 def test_a_sweep_of_a_server_that_goes_keeps_its_runs_and_goes_on_from_its_file(
-    tmp_path: Path,
+    gone: type[Exception], tmp_path: Path
 ) -> None:
     path = tmp_path / "sweep.jsonl"
-    found = swept(3, path)
+    found = swept(3, path, gone)
     assert [len(point.runs) for point in found.points] == [1, 2]
     assert "nobody answers; its knobs may not be what they were" in str(found)
     assert [len(point.runs) for point in swept(99, path).points] == [2, 2]
 
 
-def test_a_comparison_with_a_server_that_goes_keeps_the_pairs_that_ended() -> None:
+@pytest.mark.parametrize("gone", [ConnectionError, EngineError])
+def test_a_comparison_with_a_server_that_goes_keeps_the_pairs_that_ended(
+    gone: type[Exception],
+) -> None:
     clock = VirtualClock()
 
     async def main() -> Comparison:
         async with simulated(clock) as (service, bus):
-            switch, target = Switch(FallingPanel(service, 5)), ServiceTarget(service, bus)
+            switch, target = Switch(FallingPanel(service, 5, gone)), ServiceTarget(service, bus)
             a, b = (switch.side({"max_num_seqs": n}, target) for n in (1, 2))
             return await Comparing(a, b, LOAD, pairs=6, warmup=False).run()
 
     found = clock.run(main())
     assert found.pairs == 2
     assert any("2 of 6 pairs came to their end: nobody answers" in w for w in found.warnings())
+
+
+def test_an_engine_that_died_between_two_runs_has_no_cache_to_forget() -> None:
+    """The next run's first request starts it anew."""
+    clock, calls = VirtualClock(), []
+
+    async def main() -> Result:
+        async with simulated(clock) as (service, bus):
+
+            async def dead() -> None:
+                calls.append("asked")
+                raise EngineError("its process died")
+
+            service.engine.reset_cache = dead  # type: ignore[attr-defined]  # of the simulator
+            return await Repeats(ServiceTarget(service, bus), LOAD, repeats=2).run()
+
+    assert clock.run(main()).n == 8
+    assert calls == ["asked", "asked"]
 
 
 class Dead(ServiceTarget):

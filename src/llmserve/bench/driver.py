@@ -10,6 +10,7 @@ import asyncio
 import math
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -121,7 +122,8 @@ class ServiceTarget:
     async def reset_cache(self) -> None:
         engine: Any = self._service.engine
         if "reset_cache" in engine.info.supports:
-            await engine.reset_cache()
+            with suppress(EngineError):  # it died: what the next request starts has none
+                await engine.reset_cache()
 
 
 def run_salt(load: Load) -> int:

@@ -10,7 +10,10 @@ from llmserve.bench.driver import Bench, Progress, Target
 from llmserve.bench.report import Report
 from llmserve.bench.slo import Slo
 from llmserve.bench.workload import Load
+from llmserve.engines import EngineError
 
+GONE = (OSError, EngineError)
+"""What a server raises that does not answer, elsewhere or here."""
 T = TypeVar("T")
 
 
@@ -80,7 +83,7 @@ class Job(ABC, Generic[T]):
         if self._bench is not None:
             self._bench.stop()
 
-    def lose(self, why: OSError) -> None:
+    def lose(self, why: Exception) -> None:
         """End early, for a server let no knob be turned, and keep what was measured."""
         self.lost = f"{why}; its knobs may not be what they were"
         self.stop()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmserve.bench.cell import live, make_load, nothing, run_job
-from llmserve.bench.job import Job
+from llmserve.bench.job import GONE, Job
 from llmserve.bench.report import Report
 from llmserve.bench.slo import Slo, parse_slo
 from llmserve.bench.workload import Load, Workload
@@ -57,7 +57,7 @@ class Comparing(Job[Comparison]):
         side, load = self._sides[name], self._load.with_seed(self._seed + pair)
         try:
             await side.enter()
-        except OSError as error:
+        except GONE as error:
             self.lose(error)
             return
         words = f"{name}, pair {pair + 1} of {self._pairs}"
@@ -107,6 +107,6 @@ def compare(
     finally:
         try:
             runtime.call(switch.back())
-        except OSError as error:
+        except GONE as error:
             job.lose(error)
     return job.result()

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from llmserve.bench.cell import make_load, nothing, run_job
-from llmserve.bench.job import Job
+from llmserve.bench.job import GONE, Job
 from llmserve.bench.report import Report
 from llmserve.bench.slo import Slo, parse_slo
 from llmserve.bench.workload import Load, Workload
@@ -136,7 +136,7 @@ class Sweeping(Job[Sweep]):
         finally:
             try:
                 await self._switch.back()
-            except OSError as error:
+            except GONE as error:
                 self.lose(error)
         return self.result()
 
@@ -151,7 +151,7 @@ class Sweeping(Job[Sweep]):
         except NeedsRestart as error:
             self._skipped[name] = str(error)
             return
-        except OSError as error:
+        except GONE as error:
             self.lose(error)
             return
         words = f"round {number + 1}: " + " ".join(f"{k}={v}" for k, v in values.items())
