@@ -15,16 +15,22 @@ from starlette.routing import Route
 import llmserve
 from llmserve import engines
 from llmserve.agreements import Keyring
+from llmserve.bench.result import Result
 from llmserve.bench.workload import Workload
 from llmserve.clock import MonotonicClock
 from llmserve.endpoint.app import build_app
+from llmserve.engines import EngineInfo
 from llmserve.engines.simulator import SimulatorEngine
 from llmserve.engines.torch.options import TorchOptions
 from llmserve.events import EventBus
-from llmserve.knobs import SPECS, KnobBoard, Knobs
+from llmserve.knobs import SPECS, Applied, KnobBoard, Knobs
+from llmserve.lab.points import Sweep
 from llmserve.lab.remote import Remote
+from llmserve.lab.verdict import Comparison
 from llmserve.magics import grammar
 from llmserve.observe import Telemetry
+from llmserve.observe.stats import Snapshot
+from llmserve.observe.why import Why
 from llmserve.opening import serve
 from llmserve.service import Service
 from llmserve.session import Session
@@ -174,6 +180,8 @@ def test_every_module_stands_on_the_map_once() -> None:
 def test_everything_public_says_what_it_is_and_the_pages_name_it() -> None:
     for name in llmserve.__all__:
         assert inspect.getdoc(getattr(llmserve, name)), name
+    for given in (Result, Sweep, Comparison, DashboardView, Snapshot, Why, Applied, EngineInfo):
+        assert given.__dict__["__doc__"], given
     for cls in (Session, Remote):
         for name, member in vars(cls).items():
             if not name.startswith("_") and (callable(member) or isinstance(member, property)):

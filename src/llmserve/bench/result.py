@@ -37,6 +37,14 @@ _GIB = 2.0**30
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bench gives: print it, or show it as a cell's last line.
+
+    `ttft`, `itl`, `tpot`, `e2e`, `queue` are latencies (seconds: mean, p50, p90, p95, p99, n), and
+    `generated_tokens_per_s`, `requests_per_s`, `goodput_per_s` rates, as means over the runs;
+    `figure("ttft_p95")` is one of them with its interval, `to_frame()` all. `latencies()` and
+    `timeline()` draw. `prefix_hits`, `seq_fill`, `batch_fill` are shares, 0 to 1, None unmeasured.
+    """
+
     workload: str
     engine: str = ""
     model: str = ""
@@ -52,6 +60,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sent(self) -> int:
+        """Requests sent, in all runs."""
         return sum(run.sent for run in self.runs)
 
     @property
@@ -61,6 +70,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def errors(self) -> dict[str, int]:
+        """Requests that were not served, by kind, in all runs."""
         return dict(sum((Counter(run.errors) for run in self.runs), Counter[str]()))
 
     @property
@@ -130,6 +140,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_json(cls, text: str) -> Result:
+        """What `to_json` wrote; msgspec.ValidationError for anything else."""
         return msgspec.json.decode(text, type=cls)
 
     def to_frame(self) -> pd.DataFrame:
@@ -175,6 +186,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return lines(title, curves, x="ms", y="% of requests")
 
     def timeline(self, title: str = "Tokens per second, run by run") -> Figure:
+        """Generated tokens per second over the seconds of each run."""
         curves = {
             f"run {number}": ([m.t_s for m in run.timeline], [m.tokens_per_s for m in run.timeline])
             for number, run in enumerate(self.runs, start=1)

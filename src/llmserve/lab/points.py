@@ -75,6 +75,14 @@ class Best(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sweep gives: print it, or show it as a cell's last line.
+
+    `plot("ttft_p95")` draws a figure over the axes, `curve()` latency over throughput,
+    `best("ttft_p95")` names the point that leads every other where one is shown to, and
+    `to_frame()` has all figures. Figures are `generated_tokens_per_s`, `goodput_per_s`, … and
+    `ttft`, `itl`, `tpot`, `e2e`, `queue` with `_mean`, `_p50`, `_p95` …; seconds, drawn as ms.
+    """
+
     workload: str
     points: tuple[Point, ...]
     rounds: int
@@ -88,6 +96,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         return sum(run.n for point in self.points for run in point.runs)
 
     def measured(self) -> list[Point]:
+        """Points with at least one run in which something was served."""
         return [point for point in self.points if point.runs]
 
     def best(self, figure: str = "generated_tokens_per_s") -> Best:
@@ -129,6 +138,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         return frame
 
     def warnings(self) -> list[str]:
+        """Why points may not be taken as they are, and which were not tried."""
         found = []
         for point in self.points:
             said = {warning for run in point.runs for warning in run.doubts()}

@@ -96,6 +96,12 @@ def _percent(share: float) -> str:
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """What a comparison gives: print it, or show it as a cell's last line.
+
+    `verdict` is its sentence, `differences()` the judged figures of B against A, each with its
+    interval; `latencies("ttft")` draws both sides, `to_frame()` has the numbers (seconds).
+    """
+
     a: str
     b: str
     workload: str

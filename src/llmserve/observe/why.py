@@ -84,6 +84,8 @@ class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Why(msgspec.Struct, frozen=True, kw_only=True):
+    """The p95 of TTFT and of ITL, each divided by cause (seconds). `str` says it in words."""
+
     t: float
     window_s: float
     ttft: Breakdown | None
