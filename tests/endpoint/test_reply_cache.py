@@ -173,6 +173,20 @@ def test_the_first_client_leaving_takes_nothing_from_those_who_follow() -> None:
     assert world.engine.freed == ["a"]
 
 
+def test_nobody_joins_work_whose_clients_have_all_left() -> None:
+    async def story(world: World) -> None:
+        cache = cache_of(world)
+        first, _ = cache.submit(asked("a", world))
+        await asyncio.sleep(1.5)
+        first.cancel()  # its end is a turn of the loop away
+        second, found = cache.submit(asked("b", world))
+        assert found == "miss"
+        assert (await second.collect()).text == "hello"
+        assert cache.submit(asked("c", world))[1] == "hit"
+
+    run(story)
+
+
 def test_when_all_have_left_the_work_stops() -> None:
     async def story(world: World) -> None:
         cache = cache_of(world)

@@ -113,7 +113,7 @@ class ReplyCache:
         flight = _Flight(self._service.submit(request))
         self._flights[key] = flight
         flight.work.share(
-            lambda: self._wanted(flight),
+            lambda: self._wanted(key, flight),
             lambda failure: self._land(key, flight, failure),
             flight.see,
         )
@@ -136,14 +136,20 @@ class ReplyCache:
         if flight.left and not flight.followers:
             flight.work.cancel()
 
-    def _wanted(self, flight: _Flight) -> bool:
+    def _wanted(self, key: Hashable, flight: _Flight) -> bool:
         """The client that began it leaves: the work goes on while others wait for it."""
         flight.left = True
+        if not flight.followers:  # it takes a moment to end, and nobody may join it meanwhile
+            self._remove(key, flight)
         return bool(flight.followers)
+
+    def _remove(self, key: Hashable, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
 
     def _land(self, key: Hashable, flight: _Flight, failure: Exception | None) -> None:
         """The work ended: its good end is kept, and all who waited get the end there was."""
-        del self._flights[key]
+        self._remove(key, flight)
         outcome = flight.work.outcome
         assert outcome is not None  # it has ended
         good = failure is None and outcome.finish_reason in ("stop", "length")
