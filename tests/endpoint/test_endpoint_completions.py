@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+
 import httpx
 import openai
 import pytest
@@ -114,3 +117,22 @@ def test_detokenize_undoes_tokenize(http: httpx.Client) -> None:
     told = http.post("/tokenize", json=body).json()
     assert len(told["token_strs"]) == told["count"]
     assert http.post("/detokenize", json={"tokens": told["tokens"]}).json() == {"prompt": text}
+
+
+def test_many_ids_are_made_text_beside_the_loop(
+    http: httpx.Client, server: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On it, millions of them would hold up every stream."""
+    where: list[str] = []
+    tokenizer = server.service.engine.tokenizer
+    decode = tokenizer.decode
+
+    def telling(ids: Sequence[int]) -> str:
+        where.append(threading.current_thread().name)
+        return decode(ids)
+
+    monkeypatch.setattr(tokenizer, "decode", telling)
+    for count in (20, 20_000):
+        told = http.post("/detokenize", json={"tokens": [5] * count}).json()
+        assert told["prompt"] == decode([5] * count)
+    assert where[0] == "llmserve" != where[1]

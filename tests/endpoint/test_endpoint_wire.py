@@ -126,6 +126,38 @@ def test_a_long_text_is_tokenised_beside_the_loop_with_the_same_result() -> None
     assert Letters().decode(ids) == text
 
 
+def test_messages_without_text_are_counted_by_what_the_template_makes_of_them() -> None:
+    class NeverAsked(Letters):
+        def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+            raise AssertionError("it would take as long as the messages are many")
+
+    messages = [openai.Message("user", "")] * (100 * 128 // len("user") + 1)
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(prompts.chat_ids(NeverAsked(), INFO, messages))
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_between_the_prompts_of_one_request_others_have_their_turn() -> None:
+    told: list[str] = []
+
+    class Telling(Letters):
+        def encode(self, text: str) -> list[int]:
+            told.append(text)
+            return super().encode(text)
+
+    async def other() -> None:
+        for _ in range(2):
+            told.append("other")
+            await asyncio.sleep(0)
+
+    async def both() -> list[prompts.Ids]:
+        ids, _ = await asyncio.gather(prompts.all_ids(Telling(), INFO, ["a", "b", "c"]), other())
+        return ids
+
+    assert [Letters().decode(ids) for ids in asyncio.run(both())] == ["a", "b", "c"]
+    assert told == ["a", "other", "b", "other", "c"]
+
+
 def stream(id: str) -> Stream:
     request = Request(id=id, prompt_ids=(1,), sampling=SamplingParams(), arrival=0.0)
     return Stream(request, lambda: None)

@@ -115,7 +115,7 @@ class Generation:
         else:
             texts = prompts.prompts_of(body)
             openai.check_shape(body, len(texts))
-            ids = [await prompts.prompt_ids(tokenizer, info, text) for text in texts]
+            ids = await prompts.all_ids(tokenizer, info, texts)
         check_supported(body, info)
         sampling = openai.sampling(body, prompts.reply_tokens(ids, body, info))
         prompts.token_list(sampling.stop_token_ids, info, "stop_token_ids")

@@ -62,7 +62,8 @@ class _Model:
         info = self._served.check_model(body.model)
         ids = prompts.token_list(body.tokens, info, "tokens")
         try:
-            return json_response({"prompt": self._served.tokenizer.decode(ids)})
+            decode = self._served.tokenizer.decode
+            return json_response({"prompt": await prompts.tokenised(len(ids), decode, ids)})
         except (ValueError, OverflowError) as error:
             raise ApiError(400, str(error), param="tokens", code="invalid_value") from None
 

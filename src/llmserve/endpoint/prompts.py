@@ -24,19 +24,31 @@ async def chat_ids(tokenizer: Tokenizer, info: EngineInfo, messages: Sequence[Me
     if not messages:
         raise _wrong("messages", "messages must hold at least one message")
     turns = [{"role": _role(message), "content": _text(message)} for message in messages]
-    length = sum(len(turn["content"]) for turn in turns)
+    length = sum(len(turn["role"]) + len(turn["content"]) for turn in turns)
     _check_text(length, info, "messages")
     try:
-        return tuple(await _tokenised(length, tokenizer.chat, turns))
+        return tuple(await tokenised(length, tokenizer.chat, turns))
     except ValueError as error:
         raise _wrong("messages", str(error)) from None
+
+
+async def all_ids(
+    tokenizer: Tokenizer, info: EngineInfo, prompts: Sequence[str | list[int]]
+) -> list[Ids]:
+    """Of each; between two of them all streams have their turn."""
+    found: list[Ids] = []
+    for prompt in prompts:
+        if found:
+            await asyncio.sleep(0)
+        found.append(await prompt_ids(tokenizer, info, prompt))
+    return found
 
 
 async def prompt_ids(tokenizer: Tokenizer, info: EngineInfo, prompt: str | list[int]) -> Ids:
     if not isinstance(prompt, str):
         return token_list(prompt, info, "prompt")
     _check_text(len(prompt), info, "prompt")
-    return tuple(await _tokenised(len(prompt), tokenizer.encode, prompt))
+    return tuple(await tokenised(len(prompt), tokenizer.encode, prompt))
 
 
 def prompts_of(body: CompletionBody) -> list[str | list[int]]:
@@ -78,8 +90,10 @@ def reply_tokens(prompts: Sequence[Ids], body: SamplingBody, info: EngineInfo) -
 
 def token_list(ids: Sequence[int], info: EngineInfo, param: str) -> Ids:
     """`ids`, each of them in the vocabulary: an engine indexes by them without looking."""
-    for token_id in ids:
-        _check_id(token_id, info, param)
+    limit = info.vocab_size or 2**31
+    if ids and not 0 <= min(ids) <= max(ids) < limit:  # a body may hold millions of them
+        wrong = next(token_id for token_id in ids if not 0 <= token_id < limit)
+        raise _wrong(param, f"token id {wrong} is not within 0 and {limit - 1}")
     return tuple(ids)
 
 
@@ -103,7 +117,7 @@ def _text(message: Message) -> str:
     return "\n".join(part.text or "" for part in message.content)
 
 
-async def _tokenised(length: int, tokenise: Callable[[Any], T], text: Any) -> T:
+async def tokenised(length: int, tokenise: Callable[[Any], T], text: Any) -> T:
     if length < _LONG_TEXT:
         return tokenise(text)
     return await asyncio.to_thread(tokenise, text)
@@ -115,12 +129,6 @@ def _check_text(length: int, info: EngineInfo, param: str) -> None:
             f"{length} characters cannot fit the model's context of {info.max_model_len} tokens",
             param,
         )
-
-
-def _check_id(token_id: int, info: EngineInfo, param: str) -> None:
-    limit = info.vocab_size or 2**31
-    if not 0 <= token_id < limit:
-        raise _wrong(param, f"token id {token_id} is not within 0 and {limit - 1}")
 
 
 def _too_long(message: str, param: str) -> ApiError:
