@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from llmserve.tenants import Terms
+from llmserve.tenants import NAMES, Terms, is_name
 
 ENVIRONMENT = "LLMSERVE_API_KEYS"
 Source = str | os.PathLike[str] | Mapping[str, Any] | None
 
 _SHORTEST_KEY = 8
-_LONGEST_TENANT = 128
 
 
 class Agreement(NamedTuple):
@@ -107,8 +106,8 @@ def terms_of(agreements: Mapping[str, Agreement]) -> dict[str, Terms]:
 
 
 def _agreement(tenant: str, written: Any, where: str) -> Agreement:
-    if not 0 < len(tenant) <= _LONGEST_TENANT or not tenant.isprintable():
-        raise ValueError(f"{where}: a tenant is 1 to {_LONGEST_TENANT} printable characters")
+    if not is_name(tenant):
+        raise ValueError(f"{where}: {NAMES}")
     try:
         read = msgspec.convert({"key": written} if isinstance(written, str) else written, _Written)
     except msgspec.MsgspecError as error:  # names the field and the types, never the value

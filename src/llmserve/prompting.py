@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
 from llmserve.core import Outcome, ParamError, Request, SamplingParams
+from llmserve.tenants import NAMES, is_name
 
 if TYPE_CHECKING:
     from llmserve.service import Service
@@ -41,9 +43,11 @@ def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -
     raw = bool(options.pop("raw", False))
     priority, tenant = options.pop("priority", 0), options.pop("tenant", "default")
     slo_ms = options.pop("ttft_slo_ms", None)
-    if not isinstance(priority, int):
+    if not is_name(str(tenant)):
+        raise ParamError("tenant", f"{NAMES}, not {tenant!r}")
+    if not isinstance(priority, Integral):
         raise ParamError("priority", f"priority is a whole number, not {priority!r}")
-    if slo_ms is not None and not (isinstance(slo_ms, int | float) and 0 < slo_ms < 1e9):
+    if slo_ms is not None and not (isinstance(slo_ms, Real) and 0 < float(slo_ms) < 1e9):
         raise ParamError("ttft_slo_ms", f"ttft_slo_ms must be above 0, not {slo_ms!r}")
     if unknown := options.keys() - _FIELDS:
         known = ", ".join(sorted(_FIELDS | {"priority", "tenant", "ttft_slo_ms", "raw"}))
@@ -77,7 +81,7 @@ def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -
         prompt_ids=tuple(ids),
         sampling=sampling,
         arrival=service.clock.now(),
-        priority=priority,
+        priority=int(priority),
         tenant=str(tenant),
         ttft_slo_ms=None if slo_ms is None else float(slo_ms),
     )
@@ -115,10 +119,17 @@ def _encode(service: Service, prompt: Prompt, raw: bool) -> list[int]:
     if not prompt:
         raise ParamError("prompt", "the prompt is empty")
     if not isinstance(prompt, str):
-        return tokenizer.chat(prompt)
+        return tokenizer.chat(_messages(prompt))
     if raw:
         return tokenizer.encode(prompt)
     try:
         return tokenizer.chat([{"role": "user", "content": prompt}])
     except ValueError:  # a base model: it has no chat template
         return tokenizer.encode(prompt)
+
+
+def _messages(prompt: Any) -> Sequence[Mapping[str, object]]:
+    if isinstance(prompt, Sequence) and all(isinstance(one, Mapping) for one in prompt):
+        return prompt
+    example = '[{"role": "user", "content": "Hello"}]'
+    raise ParamError("prompt", f"a prompt is text, or a list of messages like {example}")

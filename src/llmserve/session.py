@@ -167,8 +167,8 @@ class Session:
             while (piece := self.runtime.call(next_piece(pieces))) is not None:
                 yield piece
         finally:
-            if not self.closed:
-                self.runtime.call(pieces.aclose())
+            if not self.closed:  # not waited for: the collector may close it in any thread
+                self.runtime.submit(pieces.aclose())
 
     async def astream(self, prompt: Prompt, **sampling: Any) -> AsyncIterator[str]:
         """As `stream`, from any event loop."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+LONGEST_NAME = 128
+NAMES = f"a tenant is 1 to {LONGEST_NAME} printable characters"
+
 
 class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """None takes what the knob of that name says. Raises ValueError on a value out of range."""
@@ -23,3 +26,8 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 NONE = Terms()
+
+
+def is_name(tenant: str) -> bool:
+    """Metrics, logs and traces hold it as text: half of a surrogate pair would break them."""
+    return 0 < len(tenant) <= LONGEST_NAME and tenant.isprintable()

@@ -67,6 +67,19 @@ def test_leaving_a_stream_early_stops_the_generation(session: Session) -> None:
     assert last.completion_tokens < 5000
 
 
+def test_a_stream_that_the_collector_closes_on_the_serving_thread_just_ends(
+    session: Session,
+) -> None:
+    pieces: Any = session.stream("hello", max_tokens=5000)
+    next(pieces)
+
+    async def collected() -> None:
+        pieces.close()
+
+    session.runtime.call(collected())
+    until(lambda: session.stats().running == 0)
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "says"),
     [
@@ -75,12 +88,16 @@ def test_leaving_a_stream_early_stops_the_generation(session: Session) -> None:
         ("hi", {"max_tokens": 10**6}, "exceed the context"),
         ("hi", {"temperature": "hot"}, "temperature"),
         ("hi", {"priority": "hot"}, "priority is a whole number"),
+        ("hi", {"tenant": "\ud800"}, "a tenant is 1 to 128 printable characters"),
+        ({"role": "user", "content": "hi"}, {}, "a list of messages like"),
+        (["hi"], {}, "a list of messages like"),
+        (7, {}, "a list of messages like"),
         ("hi", {"ttft_slo_ms": "hot"}, "ttft_slo_ms must be above 0"),
         ("hi", {"temperature": float("nan")}, "temperature must be in"),
     ],
 )
 def test_a_wrong_prompt_or_option_is_refused_with_its_name(
-    session: Session, prompt: str, options: dict[str, object], says: str
+    session: Session, prompt: Any, options: dict[str, object], says: str
 ) -> None:
     with pytest.raises(ParamError, match=says):
         session.generate(prompt, **options)

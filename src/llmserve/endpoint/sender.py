@@ -10,8 +10,8 @@ from starlette.types import Scope
 from llmserve.endpoint.access import tenant_of_key
 from llmserve.endpoint.errors import ApiError
 from llmserve.knobs import SPECS
+from llmserve.tenants import NAMES, is_name
 
-_LONGEST_TENANT = 128
 _FARTHEST_PRIORITY = 2**31 - 1
 
 
@@ -40,8 +40,8 @@ def sender(scope: Scope, claims: Claims) -> Sender:
     priority, slo_ms = claims.priority, claims.ttft_slo_ms
     if tenant is None:
         tenant = headers.get(b"x-tenant", b"default").decode("utf-8", "replace")
-    if not 0 < len(tenant) <= _LONGEST_TENANT or not tenant.isprintable():
-        raise _wrong("tenant", f"a tenant is 1 to {_LONGEST_TENANT} printable characters")
+    if not is_name(tenant):
+        raise _wrong("tenant", NAMES)
     if priority is None:
         priority = _whole(headers.get(b"x-priority", b"0"))
     if abs(priority) > _FARTHEST_PRIORITY:
