@@ -26,6 +26,9 @@ class ParamError(ValueError):
         super().__init__(message)
         self.param = param
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.param, str(self))
+
 
 class Structured(msgspec.Struct, frozen=True):
     """The form that a whole reply must have."""

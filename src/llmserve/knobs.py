@@ -35,6 +35,9 @@ class KnobError(ValueError):
         super().__init__(message)
         self.name = name
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, str(self))
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from llmserve.admission import Rejected
 from llmserve.core import Chunk, Outcome, Request, TokenLogprob, Usage
@@ -19,6 +20,9 @@ class Refused(Exception):
     def __init__(self, rejected: Rejected) -> None:
         super().__init__(rejected.message or rejected.reason)
         self.rejected = rejected
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.rejected,)
 
 
 class RequestTimeout(Exception):

@@ -23,6 +23,10 @@ from llmserve.session import Session
 ONE: dict[str, Any] = {"repeats": 1, "progress": False, "prompt_tokens": 12, "max_tokens": 3}
 
 
+def test_an_address_shows_no_key() -> None:
+    assert "sk-secret" not in repr(Address("http://127.0.0.1:1/v1", "sk-secret"))
+
+
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
     with llmserve.serve(engine="simulator", prefill_ms=2, decode_ms=2) as one:

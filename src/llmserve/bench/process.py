@@ -13,7 +13,7 @@ import itertools
 import os
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def asks_for_process(load: Load, cores: int) -> bool:
 @dataclass(frozen=True)
 class Address:
     url: str
-    key: str
+    key: str = field(repr=False)
 
 
 class ProcessTarget(ServiceTarget):
