@@ -14,7 +14,7 @@ from llmserve.events import FirstToken
 from support.serving import KEY, PATIENCE_S, Serving, serving
 
 CHAT = "/v1/chat/completions"
-TOO_MUCH = 64 * MAX_HEAD_BYTES
+TOO_MUCH = 512 * MAX_HEAD_BYTES
 """More than the socket's own buffers take."""
 ENDLESS = {
     "headers": (b"GET /health HTTP/1.1\r\n", b"x-filler: aaaaaaaaaaaaaaaaaaaa\r\n"),
