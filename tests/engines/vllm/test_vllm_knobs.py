@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from llmserve.core import StepRecord
+from llmserve.core import Request, SamplingParams, StepRecord
 from llmserve.events import KnobsChanged, KnobsSatisfied
 from llmserve.knobs import Applied
 from llmserve.session import Session
@@ -162,3 +163,47 @@ def test_its_workers_count_what_they_hold_on_gpus(session: Session) -> None:
     engine: Any = session.service.engine
     held = session.runtime.call(engine.device_bytes())
     assert held == 0 if session.info.device == "cpu" else held > 0
+
+
+def test_a_seed_says_the_same_in_however_many_chunks_a_prompt_is_read(session: Session) -> None:
+    """Once as it comes, and again after the request has lost its KV."""
+
+    def ask(tag: str) -> list[Request]:
+        return [
+            Request(
+                id=f"{tag}-{seed}", prompt_ids=tuple(range(10, 100)), arrival=session.clock.now(),
+                sampling=SamplingParams(max_tokens=40, temperature=1.0, seed=seed, ignore_eos=True),
+            )
+            for seed in range(4)
+        ]  # fmt: skip
+
+    async def evict(watcher: Watcher) -> tuple[str, ...]:
+        await watcher.when(lambda step: sum(row.kind == "decode" for row in step.rows) == 4)
+        applied = await session.service.set_knobs({"max_num_seqs": 1}, evict=True)
+        await session.service.set_knobs({"max_num_seqs": 32})
+        return applied.evicted
+
+    async def both(watcher: Watcher) -> tuple[list[Any], tuple[str, ...]]:
+        evicting = asyncio.create_task(evict(watcher))
+        return await collect_all(session, ask("chunked")), await evicting
+
+    whole = [one.token_ids for one in session.runtime.call(collect_all(session, ask("whole")))]
+    assert len(set(whole)) == 4, "equality would show nothing"
+    session.set(max_num_batched_tokens=16)
+    with Watcher(session) as watcher:
+        outcomes, evicted = session.runtime.call(both(watcher))
+    assert len(evicted) == 3
+    assert [one.token_ids for one in outcomes] == whole
+
+
+def test_where_prompts_are_not_chunked_a_step_takes_a_whole_one() -> None:
+    from llmserve.engines.vllm.live_scheduler import _describe
+
+    def fewest(chunked: bool) -> int:
+        scheduler = SimpleNamespace(
+            max_num_running_reqs=8, max_num_scheduled_tokens=1024, num_spec_tokens=3,
+            max_model_len=512, scheduler_config=SimpleNamespace(enable_chunked_prefill=chunked),
+        )  # fmt: skip
+        return _describe(SimpleNamespace(scheduler=scheduler))["fewest_tokens"]
+
+    assert (fewest(True), fewest(False)) == (4, 512)

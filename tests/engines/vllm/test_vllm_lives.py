@@ -6,6 +6,7 @@ Its tests build on each other: guesses are counted from its start on, and its en
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,6 +42,23 @@ def test_speculation_by_ngrams_changes_no_word_and_is_counted(
     applied = cramped.set(max_num_batched_tokens=1)
     assert applied.values.max_num_batched_tokens == 4, "one token and three guesses"
     cramped.set(max_num_batched_tokens=1024, max_active=None)
+
+
+def test_no_chunk_is_shorter_than_what_a_speculating_request_takes(cramped: Session) -> None:
+    """vLLM asserts it, and would end."""
+    applied = cramped.set(long_prefill_token_threshold=2)
+    assert [(one.name, one.asked, one.got) for one in applied.clamped] == [
+        ("long_prefill_token_threshold", 2, 4)
+    ]
+    sampling = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
+    asked = [
+        Request(id=f"short-{n}", prompt_ids=(10 + n,), sampling=sampling,
+                arrival=cramped.clock.now())
+        for n in range(8)
+    ]  # fmt: skip
+    ends = cramped.runtime.call(collect_all(cramped, asked))
+    assert [one.finish_reason for one in ends] == ["length"] * 8
+    cramped.set(long_prefill_token_threshold=0)
 
 
 def test_out_of_kv_memory_preempts_and_loses_nothing(cramped: Session, shared: Session) -> None:
@@ -92,6 +110,15 @@ def stand_at_the_gate(session: Session, count: int) -> None:
     )
 
 
+def leave_the_gate(session: Session) -> None:
+    """A client that comes and goes, while two others wait."""
+    with socket.create_connection((session.host, session.port)) as client:
+        head = f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {session.api_key}"
+        client.sendall(f"{head}\r\n\r\n".encode())
+        stand_at_the_gate(session, 3)
+    wait_until(lambda: session.service.at_the_gate == 2, "it has left, and still has a place")
+
+
 def test_a_killed_engine_ends_what_ran_and_comes_back_for_what_waits(cramped: Session) -> None:
     """Six are in the engine when it dies (max_num_seqs + 2), one of them over HTTP; the others wait
     in front, and three more come over HTTP while there is no engine."""
@@ -134,8 +161,10 @@ def test_asleep_it_holds_no_process_and_serves_who_waited_once_awake(cramped: Se
     family = set(cramped.info.pids)
     assert "stopped instead" in cramped.sleep(1)
     assert gone(family) == set()
+    assert cramped.service.pids == (), "somebody else may have the pid by now"
     asked = ask_over_http(cramped, 2)
     stand_at_the_gate(cramped, 2)
+    leave_the_gate(cramped)
     cramped.set(max_num_seqs=3)
     cramped.wake()
     assert [one.result(60) for one in asked] == [200] * 2

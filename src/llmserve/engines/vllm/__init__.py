@@ -1,7 +1,8 @@
 """The real vLLM in the kernel: its AsyncLLM behind `engines.Engine`.
 
 Two processes share this folder. The kernel imports `engine.py` and what it needs; vLLM's engine
-process imports `live_scheduler.py`, `wire.py` and `parent_watch.py`, and nothing else of it.
+process imports `live_scheduler.py`, `wire.py` and `parent_watch.py`, its workers on a CPU
+`cpu_worker.py` too, and nothing else of it.
 """
 
 from __future__ import annotations

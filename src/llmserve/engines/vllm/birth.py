@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from llmserve.engines import EngineError, EngineInfo
+from llmserve.engines.own_thread import waited_for
 from llmserve.engines.vllm import INSTALL, SUPPORTED
 from llmserve.engines.vllm.launch import Launch
 from llmserve.engines.vllm.options import VllmOptions
@@ -119,6 +120,14 @@ def close_sockets(error: Exception) -> None:
         trace = trace.tb_next
 
 
+def forget_own_metrics(llm: Any) -> None:
+    """The kernel's half of vLLM's statistics: nobody reads them here, where `observe` keeps its own
+    of the same events, and they took a tenth of the kernel's time for each token. The engine's
+    half goes on: the batch tape travels in it."""
+    llm.log_stats = llm.output_processor.log_stats = False
+    llm.logger_manager = None
+
+
 def describe(
     options: VllmOptions,
     config: Any,
@@ -157,16 +166,26 @@ def describe(
 
 
 def import_vllm() -> tuple[type, bool]:
-    """AsyncEngineArgs and whether vLLM is to run on a CPU; EngineError where there is no vLLM."""
+    """AsyncEngineArgs and whether vLLM is to run on a CPU; EngineError where there is no vLLM.
+
+    An interrupt ends the waiting and not the import: torch that was imported by half is imported
+    by no second attempt.
+    """
     try:
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.platforms import current_platform
+        found, on_cpu = waited_for(_import)
     except ImportError as error:
         raise EngineError(f"vLLM does not import ({error}). To install it: {INSTALL}") from error
     vllm_log = logging.getLogger("vllm")
     for handler in [one for one in vllm_log.handlers if one.name == "vllm"]:
         vllm_log.removeHandler(handler)  # it prints, from whatever thread, into whatever cell
     vllm_log.addHandler(logging.NullHandler())
+    return found, on_cpu
+
+
+def _import() -> tuple[type, bool]:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
     return AsyncEngineArgs, bool(current_platform.is_cpu())
 
 

@@ -91,6 +91,14 @@ NAMES = (
     Name("vllm.engine.protocol", "EngineClient.generate", "vLLM's own API calls it"),
     Name("vllm.outputs", "RequestOutput.add", "n choices are put together by it"),
     Name("vllm.inputs.engine", "tokens_input", "a prompt of token ids"),
+    Name("vllm.v1.worker.gpu_worker", "Worker.sample_tokens", "a CPU's seeds are kept around it"),
+    Name("vllm.v1.worker.gpu_model_runner",
+         "GPUModelRunner=gen = self.input_batch.generators.get(int(i))",
+         "a CPU's generators are not there to be set back"),
+    Name("vllm.v1.worker.gpu_input_batch", "InputBatch=generators=self.generators",
+         "a CPU's generators are not there for a draw that is thrown away"),
+    Name("vllm.v1.worker.gpu_model_runner", "GPUModelRunner=self.discard_request_mask.np[",
+         "whose draw is thrown away"),
     Name("vllm.config.vllm", "VllmConfig=additional_config", "carries the parent watch"),
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import msgspec
 import psutil
 
 from llmserve.clock import Clock
@@ -24,6 +25,7 @@ from llmserve.engines.vllm.birth import (
     UNSUPPORTED,
     create,
     describe,
+    forget_own_metrics,
     import_vllm,
     not_ours,
     start_failure,
@@ -31,7 +33,7 @@ from llmserve.engines.vllm.birth import (
 from llmserve.engines.vllm.gate import API_OPTIONS, API_PATHS, build_api, open_api
 from llmserve.engines.vllm.launch import Launch
 from llmserve.engines.vllm.options import parse
-from llmserve.engines.vllm.replies import Payload, to_params
+from llmserve.engines.vllm.replies import Payload, to_payload
 from llmserve.engines.vllm.tap import Tap
 from llmserve.engines.vllm.tokenizer import VllmTokenizer
 from llmserve.engines.vllm.wire import take_note, to_record
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 STOP_GRACE_S = 8.0
 """An orderly end takes 4 s, on a busy machine 7; a killed one leaves shared memory behind."""
 DEATH_POLL_S = 0.25
+_NO_FEWER = "a request takes so many at once that speculates, or whose prompt may not be chunked"
 
 
 class VllmEngine:
@@ -57,6 +60,7 @@ class VllmEngine:
         self._llm: Any = None
         self._launch: Launch | None = None
         self._family: list[psutil.Process] = []
+        self._info: EngineInfo | None = None
         self._knobs = Knobs()
         self._fewest_tokens = 1
         self._by_priority = False
@@ -64,9 +68,12 @@ class VllmEngine:
         self._api: tuple[Any, Submit, Any] | None = None
         self._api_lock = asyncio.Lock()
         self._turn = Turn()
+        self._ending: asyncio.Future[None] | None = None
 
     @property
     def info(self) -> EngineInfo:
+        if self._info is None:
+            raise EngineError("the vllm engine is not started")
         return self._info
 
     @property
@@ -93,12 +100,17 @@ class VllmEngine:
             raise EngineError(start_failure(error, words)) from error
 
     async def stop(self) -> None:
-        llm, self._llm, self._api = self._llm, None, None
-        launch, self._launch = self._launch, None
-        if launch is None:
-            return
+        if self._launch is not None:
+            self._ending = asyncio.ensure_future(self._end(self._llm, self._launch))
+            self._llm = self._launch = self._api = None
+        if self._ending is not None:  # who is cancelled over it leaves it to who stops next
+            await asyncio.shield(self._ending)
+
+    async def _end(self, llm: Any, launch: Launch) -> None:
         family = self._family or launch.processes()
         self._family = []
+        if self._info is not None:
+            self._info = msgspec.structs.replace(self._info, pids=())
         launch.remove()  # first: a kernel on its way out is killed before vLLM has ended
         if llm is not None:
             with suppress(Exception):  # of a dead engine; what counts is checked below
@@ -184,7 +196,7 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         own, llm = isinstance(request.payload, Payload), self._running()
-        asked = request.payload if own else _asked(request)
+        asked = request.payload if own else to_payload(request)
         priority = request.priority if self._by_priority else 0
         try:
             collector = await llm.add_request(
@@ -241,11 +253,11 @@ class VllmEngine:
 
     def _clamp(self, knobs: Knobs) -> tuple[Knobs, tuple[Clamp, ...]]:
         values, clamps = clamp(knobs, self.info.ceilings)
-        if values.max_num_batched_tokens < self._fewest_tokens:
-            asked, got = values.max_num_batched_tokens, self._fewest_tokens
-            values = values.changed({"max_num_batched_tokens": got})
-            why = "a speculating request takes so many in a step"
-            clamps += (Clamp("max_num_batched_tokens", asked, got, why),)
+        for name in ("max_num_batched_tokens", "long_prefill_token_threshold"):
+            asked, got = getattr(values, name), self._fewest_tokens
+            if 0 < asked < got:
+                values = values.changed({name: got})
+                clamps += (Clamp(name, asked, got, _NO_FEWER),)
         for name, why in UNSUPPORTED.items():
             asked_value, only = getattr(values, name), getattr(Knobs(), name)
             if asked_value != only:
@@ -257,7 +269,7 @@ class VllmEngine:
         from vllm.renderers.chat_utils import load_chat_template
 
         llm = self._llm
-        _forget_own_metrics(llm)
+        forget_own_metrics(llm)
         self._family = launch.processes()
         self._listen(llm.engine_core)
         config = llm.vllm_config
@@ -283,17 +295,3 @@ class VllmEngine:
             return outputs
 
         core.get_output_async = get_output_async
-
-
-def _forget_own_metrics(llm: Any) -> None:
-    """The kernel's half of vLLM's statistics: nobody reads them here, where `observe` keeps its own
-    of the same events, and they took a tenth of the kernel's time for each token. The engine's
-    half goes on: the batch tape travels in it."""
-    llm.log_stats = llm.output_processor.log_stats = False
-    llm.logger_manager = None
-
-
-def _asked(request: Request) -> Payload:
-    from vllm.inputs.engine import tokens_input
-
-    return Payload(tokens_input(list(request.prompt_ids)), to_params(request.sampling), {})

@@ -160,11 +160,14 @@ class LiveAsyncScheduler(Live, AsyncScheduler):  # type: ignore[misc]  # as abov
 
 
 def _describe(core: Any) -> dict[str, int]:
+    """fewest_tokens: with fewer in a step, or in a chunk, a request waits for ever, or vLLM asserts
+    that it does not."""
     scheduler = core.scheduler
+    chunked = scheduler.scheduler_config.enable_chunked_prefill
     return {
         "max_num_seqs": scheduler.max_num_running_reqs,
         "max_num_batched_tokens": scheduler.max_num_scheduled_tokens,
-        "fewest_tokens": 1 + scheduler.num_spec_tokens,
+        "fewest_tokens": 1 + scheduler.num_spec_tokens if chunked else scheduler.max_model_len,
     }
 
 

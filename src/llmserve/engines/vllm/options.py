@@ -12,6 +12,7 @@ from llmserve.engines.vllm.gate import API_OPTIONS
 from llmserve.models import bundled_path
 
 OURS = ("max_num_seqs_ceiling", "max_num_batched_tokens_ceiling")
+CPU_WORKER = "llmserve.engines.vllm.cpu_worker.SeedWorker"
 CPU_KV_BYTES = 1 << 30
 """Where neither an option nor VLLM_CPU_KVCACHE_SPACE says how much: vLLM itself would take half of
 the machine's memory."""
@@ -86,6 +87,7 @@ def parse(options: Mapping[str, object], known: set[str], *, on_cpu: bool) -> Vl
             raise ValueError(f"{name} is a dict of vLLM's own options, not {args[name]!r}")
     if on_cpu:
         args.setdefault("enforce_eager", True)  # compiling takes a minute and gains little there
+        args.setdefault("worker_cls", CPU_WORKER)
         if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             args.setdefault("kv_cache_memory_bytes", CPU_KV_BYTES)
     return VllmOptions(args, api_args, **ours)

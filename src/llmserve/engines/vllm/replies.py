@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from llmserve.core import Chunk, FinishReason, SamplingParams, Structured, TokenLogprob
+from llmserve.core import (
+    Chunk,
+    FinishReason,
+    Request,
+    SamplingParams,
+    Structured,
+    TokenLogprob,
+)
 
 
 class Payload(NamedTuple):
@@ -57,6 +64,13 @@ FINISH: dict[str, FinishReason] = {
     "error": "error",
     "repetition": "stop",
 }
+
+
+def to_payload(request: Request) -> Payload:
+    """Of a request that did not come from vLLM's own endpoint."""
+    from vllm.inputs.engine import tokens_input
+
+    return Payload(tokens_input(list(request.prompt_ids)), to_params(request.sampling), {})
 
 
 def to_params(sampling: SamplingParams) -> Any:
