@@ -127,7 +127,7 @@ class EngineKeeper:
             try:
                 told = await self._lie_down(level)
             except BaseException:
-                self._become("failed")
+                self._give_up(EngineError("the engine did not go to sleep"))
                 raise
             self._become("asleep")
         return told + _cut_short(ended, drain_s)
@@ -141,7 +141,10 @@ class EngineKeeper:
             try:
                 await self._bring_back(self._get_up if asleep else self._anew)
             except asyncio.CancelledError:
-                self._become("asleep" if asleep else "failed")
+                if asleep:
+                    self._become("asleep")
+                else:
+                    self._give_up(_interrupted())
                 raise
         return "the engine is awake again, and serves who has waited"
 
@@ -152,7 +155,7 @@ class EngineKeeper:
             try:
                 await self._bring_back(self._anew)
             except asyncio.CancelledError:
-                self._become("failed")
+                self._give_up(_interrupted())
                 raise
         return "the engine was restarted" + _cut_short(ended, drain_s)
 
@@ -209,8 +212,7 @@ class EngineKeeper:
             self._become("up")
             self._front.changed()
             return
-        self._become("failed")
-        self._front.gave_up(self._error)
+        self._give_up(self._error)
         raise self._error
 
     async def _anew(self) -> None:
@@ -230,6 +232,13 @@ class EngineKeeper:
         finally:
             self._working.discard(task)
 
+    def _give_up(self, error: EngineError) -> None:
+        """Until the next request; who waits is told."""
+        if self.state != "closed":
+            self._error = error
+            self._become("failed")
+            self._front.gave_up(error)
+
     def _become(self, state: State) -> None:
         if self.state == "closed":  # whatever was under way
             return
@@ -238,6 +247,10 @@ class EngineKeeper:
         self.state = state
         self._news.set()
         self._news = asyncio.Event()
+
+
+def _interrupted() -> EngineError:
+    return EngineError("the engine's start was interrupted; the next request starts it anew")
 
 
 def _cut_short(ended: int, seconds: float) -> str:

@@ -233,6 +233,23 @@ def test_a_restart_brings_back_an_engine_that_had_failed_or_slept() -> None:
     run(story)
 
 
+def test_an_interrupted_restart_is_told_to_who_waits_and_the_next_request_tries_again() -> None:
+    async def story(world: World) -> None:
+        world.engine.lives.clear()
+        restarting = asyncio.create_task(world.service.keeper.restart(0))
+        await settle()
+        waiting, gate = world.submit("a"), asyncio.create_task(world.service.when_up())
+        await settle()
+        restarting.cancel()
+        for told in (waiting.collect(), gate):
+            with pytest.raises(EngineError, match="start was interrupted"):
+                await asyncio.wait_for(told, 1)
+        world.engine.lives.set()
+        assert await text(world.submit("b")) == "hello"
+
+    run(story)
+
+
 def test_changes_of_state_wait_for_each_other() -> None:
     async def story(world: World) -> None:
         keeper = world.service.keeper

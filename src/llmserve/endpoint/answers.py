@@ -116,7 +116,7 @@ class Answer:
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do `work` until it is done or the client leaves; then it is cancelled.
+    """Do `work` until it is done or the client leaves; then it is cancelled. ClientGone says so.
 
     Call it with the body read to its end: what `receive` tells next is that the client left.
     """
@@ -124,8 +124,9 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None
     gone = asyncio.create_task(_left(receive))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
+        if not task.done():
+            raise ClientGone
+        task.result()
     finally:
         task.cancel()
         gone.cancel()

@@ -16,7 +16,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.core import Request, SamplingParams
-from llmserve.endpoint.answers import Answer, read_json
+from llmserve.endpoint.answers import Answer, read_json, unless_gone
 from llmserve.endpoint.cache import ReplyCache, asks_anew, looked
 from llmserve.endpoint.errors import (
     SERVING_ERRORS,
@@ -76,7 +76,7 @@ class OwnApi:
         choices = _choices(fields)
         who = sender(scope, understood(fields, Claims))
         own_id = any(name == b"x-request-id" for name, _ in scope["headers"])
-        app = await self._application()
+        app = await self._application(receive)
         call = Call(scope["path"], fields, self._service.engine.info.max_model_len, choices)
         held = Held(send, call)
         # vLLM reads a call of a tool out of a stream piece by piece, and a kept reply is one piece
@@ -90,16 +90,21 @@ class OwnApi:
         finally:
             _ASKED.reset(token)
 
-    async def _application(self) -> ASGIApp:
-        """The engine's, waiting for one that is being restarted or sleeps."""
+    async def _application(self, receive: Receive) -> ASGIApp:
+        """The engine's, waiting for one that is being restarted or sleeps while its client waits:
+        ClientGone."""
         engine = cast("HasApi", self._service.engine)
-        await self._service.when_up()
+        await self._up(receive)
         try:
             return await engine.api(self._submit)
         except EngineError:  # it died while nobody looked
             self._service.keeper.died()
-            await self._service.when_up()
+            await self._up(receive)
             return await engine.api(self._submit)
+
+    async def _up(self, receive: Receive) -> None:
+        if not self._service.ready:
+            await unless_gone(receive, self._service.when_up())
 
     def _submit(
         self,
