@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Iterator
 
@@ -61,6 +62,20 @@ def test_headers_within_the_bound_are_served(own: Serving) -> None:
         for _ in range(3):  # on one connection: they do not add up
             long = {"x-filler": "a" * (MAX_HEAD_BYTES // 2)}
             assert http.get("/v1/models", headers=long).status_code == 200
+
+
+def test_connections_leave_the_kernel_files_to_open(
+    own: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda of: (4, 4))  # and two connections
+    with own.http() as first, own.http() as second:
+        assert first.get("/health").status_code == second.get("/health").status_code == 200
+        with own.http() as third, pytest.raises(httpx.TransportError):
+            third.get("/health")
+        assert first.get("/health").status_code == 200
+    monkeypatch.undo()
+    with own.http() as later:
+        assert later.get("/health").status_code == 200
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nx: 1\r\n"])

@@ -1,12 +1,13 @@
 """One client's connection: uvicorn's, with the bounds that it has not on what no key guards yet.
 
-A head (or a body's trailers) of any length was kept in ten times its bytes, and who connected and
-sent nothing, or half a head, stayed for ever.
+A head (or a body's trailers) of any length was kept in ten times its bytes, who connected and
+sent nothing, or half a head, stayed for ever, and enough of those left the kernel no file to open.
 """
 
 from __future__ import annotations
 
 import asyncio
+import resource
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -14,6 +15,9 @@ MAX_HEAD_BYTES = 64 * 1024
 """The longest request line and headers; the rest of the read that ends them comes on top."""
 HEAD_TIMEOUT_S = 60.0
 """How long a client may take to send them, from its connection or their first byte on."""
+RESERVED_FILES = 256
+"""Of the files that a process may have open, those that connections leave to the rest of it; half
+of them where there are few."""
 
 
 class Connection(HttpToolsProtocol):
@@ -24,6 +28,10 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = max(files // 2, files - RESERVED_FILES)
+        if files != resource.RLIM_INFINITY and len(self.connections) > most:
+            transport.abort()
         self._set_alarm()
 
     def connection_lost(self, exc: Exception | None) -> None:
