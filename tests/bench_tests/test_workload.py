@@ -86,6 +86,11 @@ def test_lengths_are_fixed_or_uniform_over_both_ends() -> None:
         ({"mix": "shrot:1"}, "shrot"),
         ({"mix": "short:many"}, "weight of 'short'"),
         ({"mix": ""}, "at least one"),
+        ({"concurrency": 2.5}, "concurrency"),
+        ({"requests": 8.0}, "requests"),
+        ({"prompt_tokens": 2.5}, "prompt_tokens"),
+        ({"max_tokens": (1.5, 3)}, "max_tokens"),
+        ({"turns": (1, 2, 3)}, "turns"),
     ],
 )
 def test_nonsense_is_refused_by_name(wrong: dict[str, object], word: str) -> None:

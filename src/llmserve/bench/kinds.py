@@ -56,8 +56,9 @@ def words(length: Length) -> str:
 def check_length(name: str, length: Length) -> None:
     if isinstance(length, LogNormal):
         return
-    low, high = (length, length) if isinstance(length, int) else length
-    if not 1 <= low <= high:
+    ends = (length, length) if isinstance(length, int) else length
+    whole = isinstance(ends, tuple | list) and all(isinstance(end, int) for end in ends)
+    if not whole or len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
         raise ValueError(f"{name} must be a count or a range (low, high) from 1 up")
 
 

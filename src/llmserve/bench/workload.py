@@ -139,6 +139,9 @@ class Workload:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be above 0 and finite, not {value}")
+        for name in ("concurrency", "requests"):
+            if isinstance(value := getattr(self, name), float):
+                raise ValueError(f"{name} is a whole number, not {value}")
         if self.process not in PROCESSES:
             raise ValueError(f"process is one of {', '.join(PROCESSES)}, not {self.process!r}")
         if self.rate is None and (self.process != "poisson" or self.rate_to is not None):
