@@ -155,6 +155,18 @@ def test_a_figure_that_was_0_is_compared_by_its_difference() -> None:
     assert str(goodput).startswith("goodput: ")
 
 
+def test_figures_that_differ_by_rounding_alone_are_equal() -> None:
+    (found,) = compared(1, SMALL, 2, **OTHER)
+    b = [msgspec.structs.replace(r, duration_s=r.duration_s * (1 - 1e-14)) for r in found.runs_a]
+    assert b[0].generated_tokens_per_s > found.runs_a[0].generated_tokens_per_s
+    assert not told_apart(msgspec.structs.replace(found, runs_b=tuple(b)))
+
+
+def test_sides_to_which_nobody_came_get_no_verdict() -> None:
+    (found,) = compared(1, Workload(rate=0.001, duration_s=1), 2)
+    assert found.verdict == "no verdict: A served nothing in 2 of 2 runs"
+
+
 def test_what_slows_both_of_a_pair_cancels() -> None:
     """The machine is three times as slow in one pair as in another; B takes a tenth longer."""
     (found,) = compared(1, SMALL, 4, **OTHER)

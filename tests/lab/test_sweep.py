@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 
 from lab.worlds import simulated
+from llmserve.bench.report import Report
 from llmserve.bench.workload import Workload
 from llmserve.clock import VirtualClock
 from llmserve.events import Event, EventBus, KnobsChanged, Submitted
@@ -17,6 +19,7 @@ from llmserve.knobs import KnobError
 from llmserve.lab.points import Sweep, combinations
 from llmserve.lab.sides import here
 from llmserve.lab.sweep import Sweeping, redrawing
+from llmserve.observe.samples import Summary
 from llmserve.service import Service
 from llmserve.sketch import Sketch
 
@@ -119,6 +122,61 @@ def test_points_that_refuse_or_are_spoiled_are_not_ranked() -> None:
     assert "not ranked, runs are spoiled" in str(spoiled)
 
 
+def test_points_are_ranked_by_the_rounds_that_both_have() -> None:
+    """The machine is faster in one round than in another, and a point has missed one of them."""
+    found = swept({"max_num_seqs": [1, 8]}, rounds=4)
+
+    def at(rates: list[int]) -> tuple[Report, ...]:
+        run = found.points[0].runs[0]
+        return tuple(
+            msgspec.structs.replace(run, generated_tokens=rate, duration_s=1.0) for rate in rates
+        )
+
+    change = msgspec.structs.replace
+    best = change(found.points[0], runs=at([100, 500, 800, 600]), rounds=(0, 1, 2, 3))
+    other = change(found.points[1], runs=at([451, 750, 549]), rounds=(1, 2, 3))
+    assert change(found, points=(best, other)).best().single is best
+
+
+def test_points_with_the_same_figures_but_for_rounding_are_equal() -> None:
+    found = swept({"max_num_seqs": [1, 8]}, rounds=3)
+    one = found.points[0]
+    other = [msgspec.structs.replace(r, duration_s=r.duration_s * (1 - 1e-14)) for r in one.runs]
+    points = one, msgspec.structs.replace(one, runs=tuple(other))
+    assert msgspec.structs.replace(found, points=points).best().single is None
+
+
+def test_points_at_which_nobody_came_are_no_points() -> None:
+    found = swept({"rate": [0.001, 0.002]}, Workload(rate=1, duration_s=1), rounds=2)
+    assert not found.measured()
+    assert "rate=0.001: nothing was served in 2 runs, which are left out" in str(found)
+
+
+def test_points_without_a_first_token_are_shown_without_their_rank() -> None:
+    """As of a server whose replies have no text."""
+    found = swept({"max_num_seqs": [1, 8]}, rounds=2)
+    points = tuple(
+        msgspec.structs.replace(
+            point, runs=tuple(msgspec.structs.replace(r, ttft=Summary()) for r in point.runs)
+        )
+        for point in found.points
+    )
+    told = str(msgspec.structs.replace(found, points=points))
+    assert "best generated_tokens_per_s" in told
+    assert "ttft" not in told
+
+
+@pytest.mark.parametrize(
+    ("axis", "labels"),
+    [({"max_active": [None, 4]}, ["None", "4"]),
+     ({"tenant_weights": [{"a": 1.0}, {"a": 2.0}]}, ["{'a': 1.0}", "{'a': 2.0}"]),
+     ({"prompt_tokens": [4, (2, 9)]}, ["4", "(2, 9)"]), ({"max_active": [4, 4]}, ["4"])],
+)  # fmt: skip
+def test_a_table_has_any_values_on_its_axes(axis: dict[str, Any], labels: list[str]) -> None:
+    (drawn,) = swept(axis | {"max_num_seqs": [1, 8]}, rounds=1).plot().plotly["data"]
+    assert (drawn["y"], drawn["x"]) == (labels, ["1", "8"])
+
+
 def test_one_round_ranks_nothing() -> None:
     found = swept({"max_num_seqs": [1, 8]}, rounds=1)
     assert found.best().single is None
@@ -171,6 +229,34 @@ def test_a_stopped_sweep_goes_on_from_its_file(tmp_path: Path) -> None:
     submitted.clear()
     assert swept(grid, rounds=2, warmup=False, path=path, heard=hear) == again
     assert not submitted
+
+
+def test_a_file_is_gone_on_from_whole_where_nothing_more_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.jsonl"
+    found = swept({"max_num_seqs": [1, 2]}, rounds=1, path=path)
+    whole = path.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))  # as of a disk that is full
+    try:
+        assert swept({"max_num_seqs": [1, 2]}, rounds=1, path=path) == found
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("cut", [1, 2, 50])
+def test_a_file_that_was_cut_anywhere_is_gone_on_from(cut: int, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.jsonl"
+    swept({"max_num_seqs": [1, 2]}, rounds=1, path=path)
+    path.write_bytes(path.read_bytes()[:-cut])
+    for _ in range(2):
+        found = swept({"max_num_seqs": [1, 2]}, rounds=1, path=path)
+        assert [len(point.runs) for point in found.points] == [1, 1]
+        assert path.read_bytes().count(b"\n") == 3
+    header = path.read_bytes().partition(b"\n")[0]
+    path.write_bytes(header)
+    assert swept({"max_num_seqs": [1, 2]}, rounds=1, path=path).n == 2 * 16
+    assert path.read_bytes().count(b"\n") == 3
 
 
 def test_a_file_of_another_sweep_is_not_mixed_in(tmp_path: Path) -> None:

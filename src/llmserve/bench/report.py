@@ -113,8 +113,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def empty(self) -> bool:
-        """Requests were sent, and none was served: its zeros are no figures of a server."""
-        return self.sent > 0 and self.n == 0
+        """No request was served: its zeros are no figures of a server."""
+        return self.n == 0
 
     @property
     def spoiled(self) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 from llmserve.bench.intervals import interval
 from llmserve.bench.report import UNEVEN, Report, not_served, share_served, unseen
 from llmserve.figures import heat, lines
-from llmserve.lab.verdict import CONFIDENCE, HIGHER_IS_BETTER
+from llmserve.lab.verdict import CONFIDENCE, HIGHER_IS_BETTER, apart
 from llmserve.sketch import Sketch, sketch
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
     values: dict[str, Any]
     runs: tuple[Report, ...] = ()
-    """Round by round: run k of every point met the same arrivals, where only knobs differ."""
+    """Runs of one round met the same arrivals, where only knobs differ."""
+    rounds: tuple[int, ...] = ()
+    """Each run's."""
     skipped: str | None = None
     """Why this server could not try it."""
     empty: tuple[Report, ...] = ()
@@ -42,6 +44,10 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
     def series(self, figure: str) -> list[float]:
         return [value for run in self.runs if (value := run.figures()[figure]) is not None]
+
+    def by_round(self, figure: str) -> dict[int, float]:
+        of_runs = zip(self.rounds, (run.figures()[figure] for run in self.runs), strict=True)
+        return {number: value for number, value in of_runs if value is not None}
 
     def mean(self, figure: str) -> float | None:
         found = interval(self.series(figure))
@@ -100,22 +106,21 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         return [point for point in self.points if point.runs]
 
     def best(self, figure: str = "generated_tokens_per_s") -> Best:
-        """Ranks only what does not overlap: by differences round by round, whose intervals
-        against the leader hold together."""
+        """Ranks only what does not overlap: by differences in the rounds that all points have,
+        whose intervals against the leader hold together."""
         points = [point for point in self.measured() if point.series(figure)]
         if not points:
             raise ValueError(f"no point of the sweep measured {figure}")
+        series = _in_common([point.by_round(figure) for point in points])
         sign = 1 if figure in HIGHER_IS_BETTER else -1
-        leader = max(points, key=lambda point: sign * (point.mean(figure) or 0.0))
-        others = [point for point in points if point is not leader]
-        each = 1 - (1 - CONFIDENCE) / max(1, len(others))
-        equals, few = [], False
-        for other in others:
-            pairs = list(zip(leader.series(figure), other.series(figure), strict=False))
-            found = interval([a - b for a, b in pairs], each)
-            few |= len(pairs) < 2
-            if found is None or not found.excludes_zero:
-                equals.append(other)
+        first = max(range(len(points)), key=lambda number: sign * sum(series[number]))
+        each = 1 - (1 - CONFIDENCE) / max(1, len(points) - 1)
+        equals = []
+        for number, point in enumerate(points):
+            found = interval(list(map(apart, series[number], series[first])), each)
+            if number != first and (found is None or not found.excludes_zero):
+                equals.append(point)
+        leader, few = points[first], len(points) > 1 and len(series[first]) < 2
         unfit = "one round tells nothing apart" if few else _unfit(points, figure)
         return Best(figure=figure, leader=leader, equals=tuple(equals), unfit=unfit)
 
@@ -189,12 +194,22 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         """One axis: the figure with both ends of its interval. Two: a table with colours."""
         axes = list(self.points[0].values) if self.points else []
         if len(axes) == 2:
-            frame = self.to_frame().dropna(subset=[figure])
-            square = frame.pivot(index=axes[0], columns=axes[1], values=figure)
-            scale = _SCALES.get(figure, 1e3)
-            unit = "" if scale == 1 else " (ms)"
-            return heat(f"{figure}{unit}", square * scale, digits=0 if scale == 1 else 1)
+            return self._heat(figure, *axes)
         return self._lines(figure, axes)
+
+    def _heat(self, figure: str, down: str, across: str) -> Figure:
+        import pandas as pd
+
+        scale = _SCALES.get(figure, 1e3)
+        cells: dict[str, dict[str, float]] = {}
+        for point in self.measured():
+            if (mean := point.mean(figure)) is not None:
+                row = str(point.values[down])
+                cells.setdefault(row, {})[str(point.values[across])] = mean * scale
+        square = pd.DataFrame.from_dict(cells, orient="index").rename_axis(down, axis=0)
+        unit = "" if scale == 1 else " (ms)"
+        square = square.rename_axis(across, axis=1)
+        return heat(f"{figure}{unit}", square, digits=0 if scale == 1 else 1)
 
     def _lines(self, figure: str, axes: list[str]) -> Figure:
         scale = _SCALES.get(figure, 1e3)
@@ -251,8 +266,11 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         rounds = "one round" if self.rounds == 1 else f"{self.rounds} rounds"
         found = [f"{len(self.measured())} of {len(self.points)} points, {rounds} each"]
         found.append(self.workload)
-        if self.measured():
-            found += [str(self.best(name)) for name in ("generated_tokens_per_s", "ttft_p95")]
+        found += [
+            str(self.best(name))
+            for name in ("generated_tokens_per_s", "ttft_p95")
+            if any(point.series(name) for point in self.measured())
+        ]
         seen = unseen(run for point in self.points for run in point.runs)
         return found + seen + self.warnings()
 
@@ -265,6 +283,12 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
             cells = [_text(interval(point.series(n)), _SCALES.get(n, 1e3)) for n in names]
             rows.append([*(str(point.values[axis]) for axis in axes), *cells])
         return rows
+
+
+def _in_common(by_round: list[dict[int, float]]) -> list[list[float]]:
+    """Of the rounds that all have: in another one of them would have met luck of its own."""
+    rounds = sorted(set.intersection(*map(set, by_round)))
+    return [[values[number] for number in rounds] for values in by_round]
 
 
 def _unfit(points: list[Point], figure: str) -> str | None:

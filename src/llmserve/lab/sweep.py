@@ -6,6 +6,7 @@ does not favour the points that come first. A file keeps each run: the same call
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -61,7 +62,7 @@ class Journal:
             path.write_bytes(msgspec.json.encode(header) + b"\n")
 
     def _read(self, path: Path, header: Header) -> None:
-        first, *rest = path.read_bytes().split(b"\n")
+        first, *rest = (data := path.read_bytes()).split(b"\n")
         try:
             same = msgspec.json.decode(first, type=Header) == header
         except msgspec.MsgspecError:
@@ -71,15 +72,18 @@ class Journal:
                 f"{path} holds a sweep of another workload or server, or with other knobs; name "
                 "another file"
             )
-        whole = first + b"\n"
-        for line in rest:
+        whole = len(first) + 1
+        for line in rest[:-1]:  # what is behind the last newline is no line
             try:
                 kept = msgspec.json.decode(line, type=Kept)
             except msgspec.MsgspecError:
-                break  # the last line of a writer that was killed
+                break
             self.found[key(kept.values), kept.round] = kept.report
-            whole += line + b"\n"
-        path.write_bytes(whole)
+            whole += len(line) + 1
+        if not rest:  # its writer was killed in the first line, or in a later one
+            path.write_bytes(first + b"\n")
+        elif whole < len(data):  # cut, not written anew: a disk that is full would take it all
+            os.truncate(path, whole)
 
     def keep(self, values: Mapping[str, Any], number: int, report: Report) -> None:
         self.found[key(values), number] = report
@@ -157,9 +161,11 @@ class Sweeping(Job[Sweep]):
         words = f"round {number + 1}: " + " ".join(f"{k}={v}" for k, v in values.items())
         seed = load.seed if isinstance(load, Workload) else 0
         report = await self.measure(words, self._target, load.with_seed(seed + number), self._slo)
+        if report.interrupted:
+            return
         if report.empty:  # of a server that is gone, say: the same call may find it back
             self._empty.setdefault(name, []).append(report)
-        elif not report.interrupted:
+        else:
             self._journal.keep(values, number, report)
 
     def _split(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], Load]:
@@ -184,11 +190,16 @@ class Sweeping(Job[Sweep]):
         points = []
         for values in self._points:
             name = key(values)
-            found = (self._journal.found.get((name, n)) for n in range(self._rounds))
+            found = {
+                number: report
+                for number in range(self._rounds)
+                if (report := self._journal.found.get((name, number))) is not None
+            }
             points.append(
                 Point(
                     values=values,
-                    runs=tuple(report for report in found if report is not None),
+                    runs=tuple(found.values()),
+                    rounds=tuple(found),
                     skipped=self._skipped.get(name),
                     empty=tuple(self._empty.get(name, ())),
                 )

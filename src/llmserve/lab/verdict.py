@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 _MOST = 99.0
+_ROUNDING = 1e-9
+"""Times are differences of sums: what is nearer than this part of it is equal."""
 NO_DIFFERENCE = "no difference shown"
 
 JUDGED = {
@@ -90,6 +92,15 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
         return f"{name}: B {self.change:+,.1%} ({span})"
 
 
+def apart(a: float, b: float) -> float:
+    """b - a, and 0 where that is of their rounding alone."""
+    return 0.0 if math.isclose(a, b, rel_tol=_ROUNDING) else b - a
+
+
+def _log_ratio(a: float, b: float) -> float:
+    return math.log(b / a) if apart(a, b) else 0.0
+
+
 def _percent(share: float) -> str:
     """Two pairs may leave an end of the interval anywhere."""
     return f"{share:+,.1%}" if share < _MOST else f"more than {_MOST:+,.0%}"
@@ -138,7 +149,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         ]
         each = 1 - (1 - CONFIDENCE) / len(self.judged())
         ratio = all(a > 0 and b > 0 for a, b in found)
-        by = interval([math.log(b / a) if ratio else b - a for a, b in found], each)
+        by = interval([_log_ratio(a, b) if ratio else b - a for a, b in found], each)
         if by is None:
             return None
         mean_a, mean_b = (sum(side) / len(found) for side in zip(*found, strict=True))
