@@ -57,16 +57,19 @@ class AsyncEngineArgs: ...
 """
 TWICE = """
 import builtins
+from llmserve import engines
 from llmserve.engines.vllm.birth import import_vllm
+engines.has_gpu = lambda: True
 try:
-    import_vllm()
+    {first}()
 except KeyboardInterrupt:
     builtins.interrupted = True
 print(import_vllm())
 """
 
 
-def test_an_interrupt_of_the_first_import_leaves_it_to_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["import_vllm", "engines.default"])
+def test_an_interrupt_of_the_first_import_leaves_it_to_end(tmp_path: Path, first: str) -> None:
     """Real torch, imported by half, is imported by no second attempt."""
     package = tmp_path / "vllm"
     (package / "engine").mkdir(parents=True)
@@ -76,8 +79,8 @@ def test_an_interrupt_of_the_first_import_leaves_it_to_end(tmp_path: Path) -> No
     (package / "platforms.py").write_text("class current_platform: is_cpu = lambda: True")
     path = os.pathsep.join([str(tmp_path), *sys.path])
     ran = subprocess.run(
-        [sys.executable, "-c", TWICE], env={**os.environ, "PYTHONPATH": path}, timeout=60,
-        capture_output=True, text=True, check=False,
+        [sys.executable, "-c", TWICE.format(first=first)], env={**os.environ, "PYTHONPATH": path},
+        timeout=60, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.stdout == "begun\n(<class 'vllm.engine.arg_utils.AsyncEngineArgs'>, True)\n"
 

@@ -12,6 +12,7 @@ import msgspec
 
 from llmserve.clock import Clock
 from llmserve.core import Chunk, Request, SamplingParams, StepRecord
+from llmserve.engines.own_thread import waited_for
 from llmserve.knobs import SPECS, Applied, Knobs
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def default() -> str:
     if not has_gpu():
         return "torch"
     try:
-        import_module("vllm.engine.arg_utils")
+        waited_for(lambda: import_module("vllm.engine.arg_utils"))
     except ImportError as error:
         warnings.warn(
             f"vLLM is installed but does not import ({error}), so the torch engine is taken; "

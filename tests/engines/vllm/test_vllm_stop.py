@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
+import logging.config
 import subprocess
 
 import psutil
+import pytest
 
 from llmserve.clock import MonotonicClock
 from llmserve.engines.vllm.engine import VllmEngine
@@ -30,3 +34,15 @@ def test_who_stops_while_another_does_returns_when_all_has_ended() -> None:
             asyncio.run(stop(child))
         finally:
             child.kill()
+
+
+def test_what_vllm_says_behind_its_end_is_printed_nowhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("vllm")
+    monkeypatch.setattr(logger, "handlers", logger.handlers[:])  # of an engine that runs beside
+    launch = Launch()
+    logging.config.dictConfig(json.loads(launch.logging_config().read_text()))
+    launch.remove()
+    logging.getLogger("vllm.v1.utils").warning("force killing remaining processes")
+    assert capsys.readouterr().err == ""

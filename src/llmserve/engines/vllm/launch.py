@@ -104,8 +104,9 @@ class Launch:
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"line": {"class": kind, "datefmt": "%m-%d %H:%M:%S", "format": line}},
-            "handlers": {"log": handler},
-            "loggers": {"vllm": {"handlers": ["log"], "level": "INFO", "propagate": False}},
+            # what it says when the log is gone would else go to stderr, as of a logger without any
+            "handlers": {"log": handler, "none": {"class": "logging.NullHandler"}},
+            "loggers": {"vllm": {"handlers": ["log", "none"], "level": "INFO", "propagate": False}},
         }
         path = self.folder / "logging.json"
         path.write_text(json.dumps(config))
