@@ -258,5 +258,6 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None
 
 
 def test_an_unknown_option_is_refused_by_name() -> None:
-    with pytest.raises(TypeError, match=r"simulator engine .* 'prefil_ms'; did you mean prefill_ms"):
+    told = r"simulator engine .* 'prefil_ms'; did you mean prefill_ms"
+    with pytest.raises(TypeError, match=told):
         create("simulator", sink=lambda record: None, clock=VirtualClock(), prefil_ms=3.0)
