@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -55,6 +56,9 @@ class House:
         self._clock = clock
         self._switches = switches
         self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._closing = False
+        self._closed = threading.Event()
         self._while_serving: WhileServing | None = None
         self._sampling: asyncio.Task[None] | None = None
         self.on_close: list[Callable[[], None]] = []
@@ -77,14 +81,42 @@ class House:
         return f"starting {engine}" + (f", {stage}" if stage else "")
 
     def close(self) -> None:
+        """In a thread of its own: an interrupt ends the wait for it and leaves nothing behind, and
+        the collector may call this anywhere, on the loop's thread too. Call it again to wait."""
         if os.getpid() != self._pid:
             return  # a fork of the process that serves: what it would end is not its own
-        started = self._clock.now()
-        for callback in self.on_close:
+        try:
+            self._call_back()
+        finally:
+            self._begin_closing()
+        if not self._runtime.here:
+            self._closed.wait()  # not `join`: interrupted, that takes the thread for ended
+
+    def _call_back(self) -> None:
+        while self.on_close:
             try:
-                callback()
+                self.on_close.pop(0)()
             except Exception:  # closing goes on whatever a view does
                 log.exception("a close callback raised")
+
+    def _begin_closing(self) -> None:
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            try:
+                threading.Thread(target=self._end, name="llmserve-close").start()
+            except RuntimeError:  # newer Pythons start no thread while they end
+                self._end()
+
+    def _end(self) -> None:
+        try:
+            self._give_back()
+        finally:
+            self._closed.set()
+
+    def _give_back(self) -> None:
+        started = self._clock.now()
         proof = Proof(
             self._service.pids, self._device_at_open, self._clock,
             own_count=self._own_count(), by=self.end_by,

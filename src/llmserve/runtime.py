@@ -34,6 +34,11 @@ class Runtime:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    @property
+    def here(self) -> bool:
+        """Whether the caller is on the loop's own thread, which must not wait for it."""
+        return threading.current_thread() is self._thread
+
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run `work` on the loop, from any thread. Cancelling the future cancels the work."""
         if not self._thread.is_alive():
@@ -50,7 +55,7 @@ class Runtime:
         telling: what to tell who waits, as "starting torch", should it take over two seconds.
         Raises TimeoutError after `timeout` seconds, RuntimeError when called on the loop itself.
         """
-        if threading.current_thread() is self._thread:
+        if self.here:
             work.close()
             raise RuntimeError("already on the serving loop: await the async form instead")
         future = self.submit(work)

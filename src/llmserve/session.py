@@ -364,6 +364,7 @@ class Session:
         """
         first = not self.closed
         self._closer()
+        self._house.close()  # once more: an interrupt may have ended the wait for it
         if first and (stayed := self._house.freed.stayed) is not None:
             warnings.warn(stayed, MemoryStayed, stacklevel=2)
         return self._house.freed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
 import socket
 import sys
 import threading
@@ -213,6 +215,33 @@ def test_closing_while_requests_run_ends_them_with_a_word() -> None:
         thread.join(5)
         assert not thread.is_alive()
     assert [str(error) for error in errors] == ["the server was stopped"] * 4
+
+
+def test_an_interrupt_while_it_closes_ends_the_wait_and_not_the_closing() -> None:
+    session = llmserve.serve(engine="simulator", **FAST)
+    go_on = threading.Event()
+
+    def interrupted() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        go_on.wait(10)
+
+    session._house.after_close.append(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.close()
+    go_on.set()
+    assert session.close().port == session.port
+    assert not session.runtime.alive
+
+
+def test_a_session_collected_on_its_own_loop_closes() -> None:
+    session = llmserve.serve(engine="simulator", **FAST)
+
+    async def collected() -> None:
+        session._closer()
+
+    session.runtime.submit(collected()).result(10)
+    assert session.close().port == session.port
+    assert not session.runtime.alive
 
 
 def test_the_proxy_address_follows_the_hub(
