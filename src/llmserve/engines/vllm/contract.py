@@ -7,14 +7,18 @@ is started on a release that this code was not written for.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
 class Name(NamedTuple):
     module: str
     path: str
-    """Attributes below the module; the last part after "=" is a word in its source."""
+    """Attributes below the module; the last part after "=" is a word in its source. Where there are
+    none, a word of the whole module, which is then read and not imported: the kernel has no use
+    for what only a worker runs, and it is heavy."""
     why: str
 
 
@@ -91,13 +95,13 @@ NAMES = (
     Name("vllm.engine.protocol", "EngineClient.generate", "vLLM's own API calls it"),
     Name("vllm.outputs", "RequestOutput.add", "n choices are put together by it"),
     Name("vllm.inputs.engine", "tokens_input", "a prompt of token ids"),
-    Name("vllm.v1.worker.gpu_worker", "Worker.sample_tokens", "a CPU's seeds are kept around it"),
+    Name("vllm.v1.worker.gpu_worker", "=def sample_tokens(", "a CPU's seeds are kept around it"),
     Name("vllm.v1.worker.gpu_model_runner",
-         "GPUModelRunner=gen = self.input_batch.generators.get(int(i))",
+         "=gen = self.input_batch.generators.get(int(i))",
          "a CPU's generators are not there to be set back"),
-    Name("vllm.v1.worker.gpu_input_batch", "InputBatch=generators=self.generators",
+    Name("vllm.v1.worker.gpu_input_batch", "=generators=self.generators",
          "a CPU's generators are not there for a draw that is thrown away"),
-    Name("vllm.v1.worker.gpu_model_runner", "GPUModelRunner=self.discard_request_mask.np[",
+    Name("vllm.v1.worker.gpu_model_runner", "=self.discard_request_mask.np[",
          "whose draw is thrown away"),
     Name("vllm.config.vllm", "VllmConfig=additional_config", "carries the parent watch"),
 )  # fmt: skip
@@ -106,7 +110,7 @@ NAMES = (
 def moved(names: tuple[Name, ...] = NAMES) -> list[str]:
     """One sentence for each name that is not where it was; empty when all is well."""
     return [
-        f"{name.module}: {name.path.replace('=', ' no longer says ')} ({name.why})"
+        f"{name.module}: {name.path.replace('=', ' no longer says ').strip()} ({name.why})"
         for name in names
         if not _there(name)
     ]
@@ -115,9 +119,12 @@ def moved(names: tuple[Name, ...] = NAMES) -> list[str]:
 def _there(name: Name) -> bool:
     path, _, word = name.path.partition("=")
     try:
+        if not path:
+            spec = importlib.util.find_spec(name.module)
+            return spec is not None and word in Path(str(spec.origin)).read_text()
         found: Any = importlib.import_module(name.module)
         for part in path.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, OSError):
         return False
     return not word or word in inspect.getsource(found)
