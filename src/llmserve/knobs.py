@@ -13,6 +13,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, get_args
 
 PolicyName = Literal["fifo", "priority", "fair_share", "shortest_first", "deadline", "custom"]
@@ -255,7 +256,7 @@ def _text(spec: Spec, read: Callable[[str], str], value: object) -> str:
 
 def _number(spec: Spec, value: object) -> int | float:
     try:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
+        if isinstance(value, bool) or not isinstance(value, Real | str):
             raise ValueError
         number = float(value)
         if not math.isfinite(number) or (spec.type == "int" and number != int(number)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from llmserve.core import Outcome, ParamError, Request, SamplingParams
+from llmserve.plain import plain
 from llmserve.tenants import NAMES, is_name
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -
 
     max_tokens defaults to 256, or to what the context has left after the prompt.
     """
-    options = dict(options)
+    options = {name: plain(value) for name, value in options.items()}
     raw = bool(options.pop("raw", False))
     priority, tenant = options.pop("priority", 0), options.pop("tenant", "default")
     slo_ms = options.pop("ttft_slo_ms", None)

@@ -20,6 +20,7 @@ from llmserve.bench.workload import Load, Workload
 from llmserve.clock import MonotonicClock
 from llmserve.events import EventBus
 from llmserve.knobs import SPECS
+from llmserve.plain import plain
 from llmserve.runtime import Runtime
 from llmserve.service import Service
 from llmserve.sketch import in_notebook
@@ -95,7 +96,7 @@ def make_load(load: Load | None, fields: dict[str, Any]) -> Load:
         if "duration" in fields:
             fields["duration_s"] = fields.pop("duration")
         _check_names(fields)
-        return Workload(**fields)
+        return Workload(**{name: plain(value) for name, value in fields.items()})
     if fields:
         raise TypeError(f"a load is given already: {', '.join(fields)} cannot change it")
     return load

@@ -22,6 +22,7 @@ from llmserve.bench.workload import Load, Workload
 from llmserve.knobs import SPECS, KnobError
 from llmserve.lab.points import Point, Sweep, combinations
 from llmserve.lab.sides import NeedsRestart, Stage, Switch
+from llmserve.plain import plain
 from llmserve.runtime import Runtime
 from llmserve.sketch import Sketch, shown
 
@@ -225,11 +226,13 @@ def sweep(
     progress: bool = True,
     **axes: Any,
 ) -> Sweep:
-    """As a cell calls it. A list is an axis; other fields of Workload are the load's own.
+    """As a cell calls it. A list (a range, an array) is an axis; other fields of Workload
+    are the load's own.
 
     A live plot is shown in a notebook. An interrupt keeps what was measured; with `path` the same
     call goes on later.
     """
+    axes = {name: plain(value) for name, value in axes.items()}
     grid = {name: value for name, value in axes.items() if isinstance(value, list)}
     rest = {name: value for name, value in axes.items() if name not in grid}
     job = Sweeping(
