@@ -190,9 +190,9 @@ class EngineKeeper:
         self._working.add(task)
 
     async def _back_to_life(self) -> None:
-        async with self._change():
-            if self.state == "restarting":
-                with suppress(EngineError):  # told to who waits
+        with suppress(EngineError):  # told to who waits
+            async with self._change():
+                if self.state == "restarting":
                     await self._bring_back(self._anew)
 
     async def _bring_back(self, how: Callable[[], Awaitable[None]]) -> None:
@@ -229,6 +229,10 @@ class EngineKeeper:
                 if self.state == "closed":
                     raise EngineError("the server was stopped")
                 yield
+        except asyncio.CancelledError:
+            if self.state == "closed":  # by `close`: an answer for who asked for the change
+                raise EngineError("the server was stopped") from None
+            raise
         finally:
             self._working.discard(task)
 
