@@ -14,7 +14,7 @@ from functools import partial
 from llmserve.announcer import Announcer
 from llmserve.clock import Clock
 from llmserve.core import Chunk, FinishReason, ParamError, Request
-from llmserve.engines import Engine, EngineError
+from llmserve.engines import Engine, EngineError, RequestFailed
 from llmserve.events import Dispatched, EventBus, FirstToken, TokensEmitted
 from llmserve.scheduler import Scheduler
 from llmserve.stream import Stream
@@ -107,6 +107,8 @@ class Runner:
             self._died()
         except ParamError as error:
             running.failure = error
+        except RequestFailed as error:
+            running.failure = EngineError(str(error))
         except Exception as error:
             log.exception("request %s failed in the engine", running.stream.request.id)
             running.failure = EngineError(f"the engine failed on this request: {error!r}")

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from llmserve.core import Outcome, ParamError
-from llmserve.engines import EngineError
+from llmserve.engines import EngineError, RequestFailed
 from llmserve.events import Finished, Held, KnobsChanged, Rejection, TokensEmitted
 from llmserve.knobs import KnobError, Knobs
 from llmserve.stream import Refused, RequestTimeout, Stream
@@ -209,6 +209,17 @@ def test_one_request_that_breaks_in_the_engine_leaves_the_others_alone(
 
     assert run(story).engine.starts == 1
     assert "oops" in caplog.text
+
+
+def test_what_an_engine_says_of_a_request_that_it_lost_is_told_in_its_words() -> None:
+    async def story(world: World) -> None:
+        lost = world.submit("a")
+        world.engine.fail_next = RequestFailed("the form cannot be kept to")
+        with pytest.raises(EngineError, match="^the form cannot be kept to$"):
+            await lost.collect()
+        assert (await world.submit("b").collect()).text == "hello"
+
+    assert run(story).engine.starts == 1
 
 
 def test_a_parameter_that_only_the_engine_can_judge_is_told_as_the_clients_error() -> None:

@@ -32,6 +32,10 @@ class EngineError(RuntimeError):
     """The engine cannot serve: it did not start, or it died. The message holds its last words."""
 
 
+class RequestFailed(RuntimeError):
+    """One request failed inside the engine; the engine and all others go on."""
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a started engine."""
 

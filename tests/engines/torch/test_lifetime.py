@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from llmserve.core import Chunk, Request, SamplingParams, TokenLogprob
-from llmserve.engines import EngineError
-from llmserve.engines.torch.lifetime import Lifetime, RequestFailed
+from llmserve.engines import EngineError, RequestFailed
+from llmserve.engines.torch.lifetime import Lifetime
 from llmserve.engines.torch.messages import Delta, Stepped
 
 ONE = Request(id="r", prompt_ids=(1,), sampling=SamplingParams(logprobs=0), arrival=0.0)

@@ -121,7 +121,7 @@ class TorchEngine:
         return await self._running().ask(Weigh(next(self._questions)))
 
     async def generate(self, request: Request, deliver: Deliver) -> None:
-        """Raises ParamError for a prompt that cannot run, `lifetime.RequestFailed` where the engine
+        """Raises ParamError for a prompt that cannot run, `RequestFailed` where the engine
         failed on this request alone.
         """
         self._check(request)

@@ -9,7 +9,7 @@ import signal
 import msgspec
 
 from llmserve.core import Chunk, ParamError, Request
-from llmserve.engines import Deliver, EngineError, StepSink
+from llmserve.engines import Deliver, EngineError, RequestFailed, StepSink
 from llmserve.engines.child import Child
 from llmserve.engines.delivery import Delivery, Turn
 from llmserve.engines.torch.messages import (
@@ -30,10 +30,6 @@ from llmserve.engines.torch.messages import (
 )
 
 WORKER = "llmserve.engines.torch.worker"
-
-
-class RequestFailed(RuntimeError):
-    """One request failed inside the engine; the engine and all others go on."""
 
 
 class Inbox:
