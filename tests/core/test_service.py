@@ -215,7 +215,7 @@ def test_what_an_engine_says_of_a_request_that_it_lost_is_told_in_its_words() ->
     async def story(world: World) -> None:
         lost = world.submit("a")
         world.engine.fail_next = RequestFailed("the form cannot be kept to")
-        with pytest.raises(EngineError, match="^the form cannot be kept to$"):
+        with pytest.raises(EngineError, match=r"^the form cannot be kept to$"):
             await lost.collect()
         assert (await world.submit("b").collect()).text == "hello"
 
