@@ -16,9 +16,7 @@ def allow_nested() -> None:
     try:
         import nest_asyncio2
     except ImportError:
-        raise ImportError(
-            "allow_nested needs nest-asyncio2: pip install llmserve[nested]"
-        ) from None
+        raise ImportError("allow_nested needs nest-asyncio2: pip install nest-asyncio2") from None
     try:
         nest_asyncio2.apply()
     except ValueError as error:

