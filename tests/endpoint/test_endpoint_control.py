@@ -143,7 +143,9 @@ def test_requests_and_steps_tell_of_what_was_served(http: httpx.Client) -> None:
     assert computed + cached == made["usage"]["total_tokens"] - 1, "the last token is not fed back"
     last = steps[-1]["index"]
     since = http.get("/llmserve/steps", params={"since": last - 1, "limit": 5}).json()["data"]
-    assert [step["index"] for step in since] == [last]
+    found = [step["index"] for step in since]
+    assert found == [last, last + 1][: len(found)]  # vLLM takes one more, behind the last request's
+    assert found
 
 
 @pytest.mark.parametrize("query", ["limit=-1", "limit=x", "since=1e3", "limit=٣", "since="])
