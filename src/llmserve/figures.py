@@ -11,7 +11,20 @@ from dataclasses import dataclass
 from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Any
 
-from llmserve.svg import FAINT, GRID, INKS, box, dots, legend, nice_ceiling, page, path, text, ticks
+from llmserve.svg import (
+    FAINT,
+    FEW,
+    GRID,
+    INKS,
+    box,
+    dots,
+    legend,
+    nice_ceiling,
+    page,
+    path,
+    text,
+    ticks,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +65,7 @@ def lines(
     thin = {name: _thinned(xs, ys) for name, (xs, ys) in series.items()}
     traces = [
         {
-            "type": "scatter", "mode": "lines" if steps or len(xs) >= 50 else "lines+markers",
+            "type": "scatter", "mode": "lines" if steps or len(xs) >= FEW else "lines+markers",
             "name": name, "x": xs, "y": ys,
             "line": {"color": ink, "width": 1.5, "shape": "hv" if steps else "linear"},
         }

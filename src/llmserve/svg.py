@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 
 INKS = ("#1f77b4", "#e07b00", "#2e9e44", "#8a4fbf")
+FEW = 50
+"""A line of fewer points shows each of them: a single one is no line yet."""
 TEXT, FAINT, GRID = "#212121", "#616161", "#dddddd"
 
 
@@ -31,8 +33,8 @@ def path(points: Sequence[tuple[float, float]], ink: str, width: float = 1, dash
 
 
 def dots(points: Sequence[tuple[float, float]], ink: str) -> list[str]:
-    """Of a line that has few points: a single one is no line yet."""
-    if len(points) >= 50:
+    """Of a line that has `FEW` points."""
+    if len(points) >= FEW:
         return []
     return [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.5" fill="{ink}"/>' for px, py in points]
 
