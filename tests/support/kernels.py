@@ -26,6 +26,9 @@ class Cell:
     displays: list[dict[str, Any]] = field(default_factory=list)
     """Mime bundles of displays, results and updates, in order."""
     error: str = ""
+    """The traceback as shown; IPython shows none where the raising frame has no line number."""
+    raised: str = ""
+    """The exception's class."""
 
     @property
     def text(self) -> str:
@@ -85,7 +88,8 @@ class Kernel:
                 cell.error = "\n".join(content["traceback"])
             elif kind == "status" and content["execution_state"] == "idle":
                 break
-        cell.status = self._reply(started, until)
+        reply = self._reply(started, until)
+        cell.status, cell.raised = str(reply["status"]), str(reply.get("ename", ""))
         return cell
 
     def subshell(self) -> str:
@@ -135,11 +139,12 @@ class Kernel:
             if message["parent_header"].get("msg_id") == started:
                 return message
 
-    def _reply(self, started: str, until: float) -> str:
+    def _reply(self, started: str, until: float) -> dict[str, Any]:
         while True:
             reply = self._client.get_shell_msg(timeout=max(1.0, until - monotonic()))
             if reply["parent_header"].get("msg_id") == started:
-                return str(reply["content"]["status"])
+                content: dict[str, Any] = reply["content"]
+                return content
 
 
 @contextmanager
