@@ -62,7 +62,7 @@ class Runtime:
         waiting = Waiting(telling) if telling else None
         outcome = "failed"
         try:
-            while waiting and not _is_done(future):
+            while waiting and not is_done(future, _TELL_EVERY_S):
                 waiting()
             result = future.result(timeout)
             outcome = "done"
@@ -105,9 +105,9 @@ def new_loop() -> asyncio.AbstractEventLoop:
     return made
 
 
-def _is_done(future: concurrent.futures.Future[Any]) -> bool:
-    """Wait a little for it. Not by `concurrent.futures.wait`: an interrupt in it may leave the
+def is_done(future: concurrent.futures.Future[Any], within_s: float) -> bool:
+    """Wait so long for it. Not by `concurrent.futures.wait`: an interrupt in it may leave the
     future locked, and with it the loop that is to set its result."""
     with contextlib.suppress(TimeoutError, concurrent.futures.CancelledError):
-        future.exception(_TELL_EVERY_S)
+        future.exception(within_s)
     return future.done()

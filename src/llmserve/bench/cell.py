@@ -21,7 +21,7 @@ from llmserve.clock import MonotonicClock
 from llmserve.events import EventBus
 from llmserve.knobs import SPECS
 from llmserve.plain import plain
-from llmserve.runtime import Runtime
+from llmserve.runtime import Runtime, is_done
 from llmserve.service import Service
 from llmserve.sketch import in_notebook
 
@@ -124,20 +124,32 @@ def run_job(
     watch: Callable[[], None] = nothing,
 ) -> T:
     """Run it on the runtime's loop. `watch` is called in this thread, a few times a second."""
-    future = runtime.submit(job.run())
-    bar = _bar(job.state, progress)
+    future: concurrent.futures.Future[T] | None = None
     try:
-        while not concurrent.futures.wait([future], _POLL_S).done:
-            _draw(bar, job.state)
-            watch()
+        future = runtime.submit(job.run())
+        _follow(future, job, progress, watch)
     except KeyboardInterrupt:
         runtime.loop.call_soon_threadsafe(job.stop)
-        concurrent.futures.wait([future], _STOP_TIMEOUT_S)
+        if future is None:  # it came before there was anything to wait for
+            raise
+        is_done(future, _STOP_TIMEOUT_S)
     finally:
-        bar.close()
-        future.cancel()  # does nothing to one that is done
+        if future is not None:
+            future.cancel()  # does nothing to one that is done
     watch()  # what came last
     return future.result() if future.done() and not future.cancelled() else job.result()
+
+
+def _follow(
+    future: concurrent.futures.Future[T], job: Job[T], progress: bool, watch: Callable[[], None]
+) -> None:
+    bar = _bar(job.state, progress)
+    try:
+        while not is_done(future, _POLL_S):
+            _draw(bar, job.state)
+            watch()
+    finally:
+        bar.close()
 
 
 def _draw(bar: Any, state: State) -> None:
