@@ -5,12 +5,17 @@ from __future__ import annotations
 import signal
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from llmserve.engines import has_gpu
 
 # a shell starts what it puts in the background with interrupts ignored, and so would all tests of
 # them and the processes that they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# how long an example takes to draw or to try tells of the machine
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 pytest_plugins = ("support.shared_vllm",)
 
