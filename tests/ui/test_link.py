@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from llmserve.ui.link import PATIENCE_S, Link
+from llmserve.ui.link import GONE_S, PATIENCE_S, Link
 
 
 def test_nothing_is_due_before_a_page_says_hello() -> None:
@@ -87,4 +87,17 @@ def test_pages_that_reload_without_a_word_leave_nothing_behind() -> None:
     for second in range(100):
         link.hello(float(second), f"page {second}")
         link.due(0, float(second))
-    assert len(link._heard) <= PATIENCE_S + 1
+    assert len(link._heard) <= GONE_S + 1
+
+
+def test_a_page_that_is_only_slow_is_not_gone() -> None:
+    link = Link()
+    link.hello(0.0)
+    assert not link.gone(PATIENCE_S + 0.1)
+    assert link.gone(GONE_S + 0.1)
+    link.hello(20.0, "slow")
+    link.hello(25.0, "awake")
+    link.bye("awake")
+    assert not link.gone(25.1)
+    link.bye("slow")
+    assert link.gone(25.2)

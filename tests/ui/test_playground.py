@@ -12,7 +12,7 @@ import pytest
 from llmserve.announcer import publish_step
 from llmserve.engines.simulator import SimulatorEngine
 from llmserve.service import Service
-from llmserve.ui.link import PATIENCE_S
+from llmserve.ui.link import GONE_S
 from llmserve.ui.playground import LIMITS, LOAD_TENANT, Playground
 from ui.parts import Desk, NoRuntime
 
@@ -159,7 +159,7 @@ def test_a_page_that_leaves_or_falls_silent_ends_what_it_began() -> None:
         assert room.here == 0
         room.desk.wire.hear({"kind": "hello"})
         room.send(max_tokens=1000)
-        for _ in range(int(PATIENCE_S / 0.2) - 1):
+        for _ in range(int(GONE_S / 0.2) - 1):
             await room.tick(acknowledge=False)
         assert room.here == 1
         for _ in range(4):

@@ -71,12 +71,13 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
     def push(self) -> None:
         """Send the page what it lacks, if a page listens; else end what it began."""
         with self._guard:
-            due = self._link.due(self._recorder.oldest, self._clock.now())
-            if due == "nothing":
-                self.playground.abandon()
-            else:
+            now = self._clock.now()
+            due = self._link.due(self._recorder.oldest, now)
+            if due != "nothing":
                 for content, buffers in self._outbox.messages(whole=due == "snapshot"):
                     self.send(content, buffers=buffers)
+            elif self._link.gone(now):
+                self.playground.abandon()
 
     def end(self, why: str) -> None:
         """Say for good that no more rows will come; a page that reloads is told so too."""
@@ -124,7 +125,7 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
             case "bye":
                 with self._guard:
                     self._link.bye(page)
-                    if not self._link.listening(now):
+                    if self._link.gone(now):
                         self.playground.abandon()
             case "play":
                 with self._guard:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import Literal
 
 PATIENCE_S = 2.0
+GONE_S = 10.0
+"""Who is silent for so long does not only draw, or wait for its machine: it is gone."""
 
 
 class Link:
@@ -34,8 +36,15 @@ class Link:
 
     def listening(self, now: float) -> bool:
         """Whether any page does."""
-        self._heard = {page: t for page, t in self._heard.items() if now - t <= PATIENCE_S}
-        return bool(self._heard)
+        return any(now - t <= PATIENCE_S for t in self._here(now).values())
+
+    def gone(self, now: float) -> bool:
+        """Whether there is no page any more, not even one that may only be slow."""
+        return not self._here(now)
+
+    def _here(self, now: float) -> dict[str, float]:
+        self._heard = {page: t for page, t in self._heard.items() if now - t <= GONE_S}
+        return self._heard
 
     def due(self, oldest: int, now: float) -> Literal["snapshot", "delta", "nothing"]:
         """What to send now; `oldest` is the position of the first row still kept."""
