@@ -47,6 +47,13 @@ def _of_session(session: Session) -> Serving:
 
 
 @pytest.fixture
+def own() -> Iterator[Serving]:
+    """Of the test's own: to stop it, put it to sleep or count its connections."""
+    with serving("simulator", prefill_ms=1.0, decode_ms=2.0) as made:
+        yield made
+
+
+@pytest.fixture
 def client(server: Serving) -> Iterator[openai.OpenAI]:
     with server.client() as made:
         yield made

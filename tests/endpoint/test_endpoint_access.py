@@ -68,13 +68,12 @@ def test_the_key_is_in_no_log_and_no_repr(
     server: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = "sk-only-for-this-test"
-    with caplog.at_level(logging.DEBUG):
-        for name in ("uvicorn.error", "llmserve", "asyncio"):
-            logging.getLogger(name).setLevel(logging.DEBUG)
-        with server.http() as http:
-            http.get("/v1/models")
-            http.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 1})
-            http.post("/v1/chat/completions", content=b"{")
+    for name in ("", "uvicorn.error", "llmserve", "asyncio"):
+        caplog.set_level(logging.DEBUG, name)
+    with server.http() as http:
+        http.get("/v1/models")
+        http.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 1})
+        http.post("/v1/chat/completions", content=b"{")
     served = [record for record in caplog.records if not record.name.startswith("http")]
     assert KEY not in " ".join(record.getMessage() for record in served)
     app = build_app(server.service, server.telemetry, Keyring(key, {}))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable
+from http.client import HTTPResponse
 
 import httpx
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from llmserve.endpoint import connection
 from llmserve.endpoint.connection import MAX_HEAD_BYTES
 from llmserve.events import FirstToken
-from support.serving import KEY, PATIENCE_S, Serving, serving
+from support.serving import PATIENCE_S, Serving
 
 CHAT = "/v1/chat/completions"
 TOO_MUCH = 512 * MAX_HEAD_BYTES
@@ -28,14 +30,22 @@ ENDLESS = {
 }
 
 
-@pytest.fixture(scope="module")
-def own() -> Iterator[Serving]:
-    with serving("simulator", decode_ms=2.0) as made:
-        yield made
+SOON_S = 0.05
+LONG = {"prompt": "The sea", "max_tokens": 100, "ignore_eos": True}
+"""At 2 ms a token it is as long as four of those waits."""
 
 
 def connect(own: Serving) -> socket.socket:
     return socket.create_connection(("127.0.0.1", own.server.port), PATIENCE_S)
+
+
+def at_once(own: Serving, send: Callable[[], socket.socket]) -> socket.socket:
+    """While the loop stands still: it finds the connection and what was sent over it together."""
+
+    async def main() -> socket.socket:
+        return send()
+
+    return own.runtime.call(main(), PATIENCE_S)
 
 
 def read_all(sock: socket.socket) -> bytes:
@@ -52,8 +62,9 @@ def test_what_has_no_end_ahead_of_a_body_is_cut_off(own: Serving, what: str) -> 
 
 
 def test_who_sends_long_headers_at_once_is_told(own: Serving) -> None:
-    with connect(own) as sock:
-        sock.sendall(b"GET /health HTTP/1.1\r\nx: " + b"a" * (MAX_HEAD_BYTES + 1))
+    start = b"GET /health HTTP/1.1\r\nx: "
+    with connect(own) as sock:  # one byte too many, so that none is left unread: that resets
+        sock.sendall(start + b"a" * (MAX_HEAD_BYTES + 1 - len(start)))
         assert sock.recv(65_536).startswith(b"HTTP/1.1 400 ")
 
 
@@ -82,30 +93,36 @@ def test_connections_leave_the_kernel_files_to_open(
 def test_who_sends_no_whole_head_is_let_go(
     own: Serving, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.05)
-    with connect(own) as sock:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", SOON_S)
+
+    def send() -> socket.socket:
+        sock = connect(own)
         sock.sendall(sent)
+        return sock
+
+    with at_once(own, send) as sock:
         assert read_all(sock).startswith(b"HTTP/1.1 400 ")
 
 
 def test_a_line_end_too_many_behind_a_body_ends_no_stream(
     own: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.05)
     with own.tail() as tail, own.post_and_hold(CHAT, own.long_body(stream=True)) as sock:
         begun = tail.wait(FirstToken)
-        sock.sendall(b"\r\n")
-        with own.http() as http:  # is as long as many of those waits
-            body = {"prompt": "The sea", "max_tokens": 100, "ignore_eos": True}
-            http.post("/v1/completions", json=body)
+        with own.http() as http:
+            http.get("/health")  # is connected
+            monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", SOON_S)
+            sock.sendall(b"\r\n")
+            http.post("/v1/completions", json=LONG)
         assert own.service.find(begun.request_id) is not None
 
 
 def test_a_slow_reply_to_a_whole_head_is_waited_for(
     own: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.05)
-    with httpx.Client(headers={"Authorization": f"Bearer {KEY}"}, timeout=PATIENCE_S) as http:
-        body = {"prompt": "The sea", "max_tokens": 100, "ignore_eos": True}
-        answer = http.post(f"{own.root}/v1/completions", json=body)
-    assert answer.json()["usage"]["completion_tokens"] == 100
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", SOON_S)
+    sock = at_once(own, lambda: own.post_and_hold("/v1/completions", LONG))
+    with sock, HTTPResponse(sock) as answer:
+        answer.begin()
+        told = json.load(answer)
+    assert told["usage"]["completion_tokens"] == 100

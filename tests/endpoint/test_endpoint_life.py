@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from llmserve.events import Submitted
-from support.serving import MESSAGES, Serving, serving
+from support.serving import MESSAGES, PATIENCE_S, Serving
 
 BODY = {"messages": MESSAGES, "max_tokens": 3, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[Serving]:
-    """A server of its own, for it is put to sleep."""
-    with serving("simulator", prefill_ms=1.0, decode_ms=1.0) as served:
-        yield served
 
 
 def post(own: Serving, path: str, body: Any = None, status: int = 200) -> Any:
@@ -46,7 +38,7 @@ def test_a_request_that_comes_while_it_sleeps_is_served_after_waking(own: Servin
     assert "sleeps" in health.json()["error"]["message"]
     assert answers == []
     assert post(own, "/llmserve/wake")["state"] == "up"
-    asking.join(30)
+    asking.join(PATIENCE_S)
     assert answers[0]["usage"]["completion_tokens"] == 3
 
 

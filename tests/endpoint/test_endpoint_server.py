@@ -8,27 +8,20 @@ import json
 import signal
 import socket
 import threading
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from llmserve.endpoint.server import Server, bind
 from llmserve.events import FirstToken
-from support.serving import MESSAGES, Serving, serving
+from support.serving import MESSAGES, PATIENCE_S, Serving, serving
 
 CHAT = "/v1/chat/completions"
 
 
-@pytest.fixture
-def own() -> Iterator[Serving]:
-    with serving("simulator", decode_ms=2.0) as made:
-        yield made
-
-
 def stop(own: Serving) -> None:
     """Two seconds are the promise; the rest is for a loaded machine. A hang is what fails."""
-    own.runtime.call(own.server.stop(), timeout=10)
+    own.runtime.call(own.server.stop(), PATIENCE_S)
 
 
 async def tasks() -> set[asyncio.Task[object]]:
