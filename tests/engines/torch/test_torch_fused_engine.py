@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import weakref
 from functools import partial
 from math import inf
@@ -317,6 +318,25 @@ def test_a_long_start_tells_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ways, "LATE_S", 60.0)
     with telling_late(told.append, "nothing long"):
         pass
+    assert told == ["compiling", ""]
+
+
+def test_a_stage_that_ends_as_it_is_told_is_told_to_be_over_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ways, "LATE_S", 0.0)
+    told: list[str] = []
+    begun = threading.Event()
+
+    def tell(what: str) -> None:
+        begun.set()
+        if what:
+            left.wait(0.2)  # nobody sets it: who leaves does not get here first
+        told.append(what)
+
+    left = threading.Event()
+    with telling_late(tell, "compiling"):
+        begun.wait()
     assert told == ["compiling", ""]
 
 

@@ -208,5 +208,6 @@ def telling_late(tell: Tell, what: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        timer.join()  # it may be telling just now
         if told.is_set():
             tell("")
