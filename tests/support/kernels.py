@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import queue
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import psutil
 from jupyter_client.manager import KernelManager
+
+from llmserve.engines.processes import has_ended
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -166,8 +168,12 @@ def kernel(*folders: Path) -> Iterator[Kernel]:
         manager.cleanup_resources()
 
 
-def gone(pids: set[int], timeout: float = 20) -> set[int]:
+def gone(pids: set[int], timeout: float = 60) -> set[int]:
     """Wait for the processes to end; those that did not."""
-    alive = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-    _, left = psutil.wait_procs(alive, timeout=timeout)
+    alive, until = list[psutil.Process](), monotonic() + timeout
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            alive.append(psutil.Process(pid))
+    while (left := [one for one in alive if not has_ended(one)]) and monotonic() < until:
+        sleep(0.02)
     return {process.pid for process in left}

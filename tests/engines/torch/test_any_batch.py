@@ -102,7 +102,8 @@ def send(driven: Driven, name: str, prompt: tuple[int, ...], sampling: SamplingP
 
 @given(bad=st.lists(st.tuples(PROMPTS, SAMPLING, st.integers(0, 3)), min_size=1, max_size=5))
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_no_request_touches_another(
     llama: Path, forming: Any, bad: list[tuple[tuple[int, ...], SamplingParams, int]]

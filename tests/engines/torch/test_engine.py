@@ -174,10 +174,10 @@ def test_knobs_take_effect_at_the_step_that_is_told(started: Started) -> None:
 def test_cancelling_frees_the_place_and_kv_within_one_step(started: Started) -> None:
     async def leave() -> StepRecord:
         stays = asyncio.create_task(
-            started.collect(request("stays", max_tokens=200, ignore_eos=True))
+            started.collect(request("stays", max_tokens=450, ignore_eos=True))
         )
         goes = asyncio.create_task(
-            started.collect(request("goes", max_tokens=400, ignore_eos=True))
+            started.collect(request("goes", max_tokens=500, ignore_eos=True))
         )
         await started.until(lambda step: len(step.rows) == 2)
         goes.cancel()

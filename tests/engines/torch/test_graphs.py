@@ -133,7 +133,8 @@ PROMPTS = st.lists(st.integers(1, 60), min_size=1, max_size=11)
     blocks=st.sampled_from([60, 400]),
 )
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @pytest.mark.parametrize("forward", ["compact", "general"])
 def test_padded_steps_say_what_generate_says(

@@ -40,7 +40,8 @@ def on(zeros: Scarce) -> Any:
     failing=st.lists(st.integers(1, 60), max_size=8),
 )
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_whatever_allocation_fails_all_replies_are_those_of_enough_memory(
     llama: Path, drive: Drive, lengths: list[int], shared: int, later: list[int], slots: float,
@@ -75,7 +76,8 @@ def test_whatever_allocation_fails_all_replies_are_those_of_enough_memory(
     together=st.sampled_from([3, 16, 64]),
 )
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_kv_of_many_short_and_some_long_requests_stays_within_its_bytes(
     llama: Path, drive: Drive, data: st.DataObject, blocks: int, size: int, together: int
