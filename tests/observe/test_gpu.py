@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from llmserve.clock import VirtualClock
@@ -97,15 +98,15 @@ def test_the_first_host_sample_has_no_utilization_for_there_was_no_interval() ->
 
 
 def test_the_memory_of_children_counts_as_own() -> None:
-    alone = sampler(NO_GPU).sample()[0].own_bytes
-    code = "x = bytearray(50_000_000); print(1, flush=True); input()"
+    child = "x = bytearray(50_000_000); print(1, flush=True); input()"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        together = sampler(NO_GPU).sample()[0].own_bytes
-    assert alone is not None
+    ) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        together = sampler(NO_GPU, parent.pid).sample()[0].own_bytes
+        alone = psutil.Process(parent.pid).memory_info().rss
     assert together is not None
     assert together - alone > 40e6
 
