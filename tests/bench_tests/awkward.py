@@ -19,10 +19,11 @@ async def answering(
     write of its own. cut: close the connection where the body's end should be. mute:
     answer nothing. met: gets a word per connection."""
 
-    served: set[asyncio.Task[None] | None] = set()
+    served: set[asyncio.Task[object]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        served.add(asyncio.current_task())
+        if (task := asyncio.current_task()) is not None:
+            served.add(task)
         if met is not None:
             met.append(str(writer.get_extra_info("peername")))
         try:
@@ -54,4 +55,5 @@ async def answering(
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-    await asyncio.wait([task for task in served if task is not None], timeout=5)
+    if served:  # a client may have left before it was met
+        await asyncio.wait(served, timeout=30)
