@@ -27,6 +27,8 @@ class Runtime:
 
     def __init__(self) -> None:
         self.loop = new_loop()
+        self._lock = threading.RLock()  # the collector may submit in the midst of a submit
+        self._stopped = self._ended = False
         self._thread = threading.Thread(target=self._main, name="llmserve", daemon=True)
         self._thread.start()
 
@@ -40,11 +42,16 @@ class Runtime:
         return threading.current_thread() is self._thread
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Run `work` on the loop, from any thread. Cancelling the future cancels the work."""
-        if not self._thread.is_alive():
-            work.close()
-            raise RuntimeError("this session is closed; start a new one")
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+        """Run `work` on the loop, from any thread. Cancelling the future cancels the work.
+
+        Either it is refused here or the future has an end, also while another thread closes.
+        """
+        if self._thread.is_alive():
+            with self._lock:
+                if not self._ended:
+                    return asyncio.run_coroutine_threadsafe(work, self.loop)
+        work.close()
+        raise RuntimeError("this session is closed; start a new one")
 
     def call(
         self, work: Coroutine[Any, Any, T], timeout: float | None = None, *,
@@ -58,9 +65,9 @@ class Runtime:
         if self.here:
             work.close()
             raise RuntimeError("already on the serving loop: await the async form instead")
-        future = self.submit(work)
         waiting = Waiting(telling) if telling else None
         outcome = "failed"
+        future = self.submit(work)
         try:
             while waiting and not is_done(future, _TELL_EVERY_S):
                 waiting()
@@ -77,8 +84,10 @@ class Runtime:
     def close(self) -> None:
         """Cancel what still runs, end the loop and the thread. Safe to call twice."""
         if self._thread.is_alive():
-            with contextlib.suppress(RuntimeError):  # the loop ended between the two lines
-                self.loop.call_soon_threadsafe(self.loop.stop)
+            with self._lock:
+                if not self._stopped:  # a second stop would cut short what `_main` does behind it
+                    self._stopped = True
+                    self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(10)
 
     def _main(self) -> None:
@@ -86,11 +95,9 @@ class Runtime:
         try:
             self.loop.run_forever()
         finally:
-            tasks = asyncio.all_tasks(self.loop)
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                self.loop.run_until_complete(asyncio.wait(tasks, timeout=5))
+            with self._lock:
+                self._ended = True
+            self.loop.run_until_complete(_cancel_all())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.run_until_complete(self.loop.shutdown_default_executor())
             self.loop.close()
@@ -103,6 +110,15 @@ def new_loop() -> asyncio.AbstractEventLoop:
         return asyncio.new_event_loop()
     made: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
     return made
+
+
+async def _cancel_all() -> None:
+    """Also what was submitted behind the stop, which has become a task one turn later: by now."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=5)
 
 
 def is_done(future: concurrent.futures.Future[Any], within_s: float) -> bool:

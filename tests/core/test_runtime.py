@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import importlib.util
 import threading
 
@@ -41,22 +42,23 @@ def test_a_call_works_inside_a_running_loop_of_another_thread() -> None:
 
 def test_a_timed_out_call_cancels_its_work_only() -> None:
     runtime = Runtime()
-    ended: list[str] = []
+    gate = asyncio.Event()
 
-    async def work(name: str, seconds: float) -> None:
-        try:
-            await asyncio.sleep(seconds)
-            ended.append(f"{name} done")
-        except asyncio.CancelledError:
-            ended.append(f"{name} cancelled")
-            raise
+    async def other() -> int:
+        await gate.wait()
+        return 42
 
-    other = runtime.submit(work("other", 0.05))
+    async def others() -> int:
+        gate.set()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        return len((await asyncio.wait(tasks))[0])
+
+    going_on = runtime.submit(other())
     with pytest.raises(TimeoutError):
-        runtime.call(work("slow", 60), timeout=0.01)
-    other.result(5)
+        runtime.call(asyncio.sleep(3600), timeout=0.01)
+    assert runtime.call(others(), timeout=60) <= 2
+    assert going_on.result(60) == 42
     runtime.close()
-    assert sorted(ended) == ["other done", "slow cancelled"]
 
 
 def test_calling_from_the_loop_itself_is_an_error_and_no_deadlock() -> None:
@@ -94,6 +96,44 @@ def test_closing_cancels_what_still_runs() -> None:
     runtime.close()
     assert cancelled.is_set()
     assert future.cancelled()
+
+
+def test_what_is_submitted_as_the_loop_stops_has_an_end_too() -> None:
+    runtime = Runtime()
+    late: list[concurrent.futures.Future[int]] = []
+
+    async def stop() -> None:
+        runtime.loop.stop()
+        late.append(runtime.submit(answer()))  # its turn would be the next one
+
+    runtime.submit(stop()).result(60)
+    assert not concurrent.futures.wait(late, 60).not_done
+
+
+@pytest.mark.parametrize("turn", range(10))
+def test_who_calls_while_other_threads_close_is_answered_or_told(turn: int) -> None:
+    runtime, called = Runtime(), threading.Event()
+    ends: list[Exception] = []
+
+    def call() -> None:
+        try:
+            while True:
+                runtime.call(answer(), timeout=60)
+                called.set()
+        except (RuntimeError, concurrent.futures.CancelledError) as error:
+            ends.append(error)
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    closers = [threading.Thread(target=runtime.close) for _ in range(2)]
+    for thread in callers:
+        thread.start()
+    assert called.wait(60)
+    for thread in closers:
+        thread.start()
+    for thread in (*callers, *closers):
+        thread.join()
+    assert len(ends) == 4
+    assert runtime.loop.is_closed()
 
 
 def test_the_loop_is_uvloops_where_that_is_installed() -> None:
