@@ -91,12 +91,12 @@ class Session:
         self.runtime = Runtime()
         house = House(self.runtime, self.service, Server(app, sock), self.bus, self.clock, switches)
         self._house = house
-        if log is not None:
-            lifecycle = LifecycleLog(log, partial(prompt_text, self.service))
-            self.bus.attach(lifecycle)
-            house.after_close.append(lifecycle.close)
         self._closer = weakref.finalize(self, house.close)
         try:
+            if log is not None:
+                lifecycle = LifecycleLog(log, partial(prompt_text, self.service))
+                self.bus.attach(lifecycle)
+                house.after_close.append(lifecycle.close)
             house.open(engine)
         except BaseException:
             self._closer()

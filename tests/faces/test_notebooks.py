@@ -91,4 +91,4 @@ def test_the_quickstart_survives_being_run_backwards() -> None:
 
 def only_the_kernel(one: Kernel) -> bool:
     """Whether everything that the session started is gone."""
-    return not gone(one.family() - {one.pid}, timeout=10)
+    return not gone(one.family() - {one.pid})

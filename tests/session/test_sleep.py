@@ -41,7 +41,7 @@ def test_asleep_it_holds_no_process_and_awake_it_says_the_same_as_before(
         session.set(max_num_seqs=3)
         waiting, replies = ask_in_a_thread(session)
         session.wake()
-        waiting.join(30)
+        waiting.join(60)
         assert replies == [str(before)]
         assert session.knobs.max_num_seqs == 3
         assert session.tape().iloc[-1].max_num_seqs == 3
@@ -62,7 +62,7 @@ def ask_in_a_thread(session: Session) -> tuple[threading.Thread, list[str]]:
     session.bus.attach(look)
     thread = threading.Thread(target=ask)
     thread.start()
-    assert here.wait(30)
+    assert here.wait(60)
     session.bus.detach(look)
     return thread, replies
 
@@ -80,7 +80,7 @@ def test_an_engine_that_was_killed_while_idle_is_started_anew_for_the_next_reque
     with llmserve.serve(**TORCH) as session:
         killed = psutil.Process(session.info.pids[0])
         killed.kill()
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while not session.service.engine.dead:
             assert time.monotonic() < until, "the engine does not know of its death"
             time.sleep(0.01)

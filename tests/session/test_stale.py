@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import llmserve
-from llmserve.engines.processes import MARK, end, is_gone, mark, stale
+from llmserve.engines.processes import MARK, end, has_ended, is_gone, mark, stale
 from llmserve.engines.vllm.launch import Launch
 from llmserve.engines.vllm.parent_watch import FOLDER_PREFIX
 from support.shells import Shell, shell
@@ -57,7 +57,7 @@ def test_an_engine_whose_kernel_was_killed_is_found_and_can_be_ended() -> None:
         assert f"pid {child.pid}, " in str(found)
         assert str(found).endswith(f"of kernel {kernel}")
         assert end([found.process], 0) == []
-        assert not child.is_running()
+        assert has_ended(child)
         assert child.pid not in {one.process.pid for one in stale()}
 
 
@@ -75,7 +75,7 @@ def test_status_tells_of_it_and_ends_it_only_when_asked(ip: Shell) -> None:
         assert "--remove-stale" in told
         assert child.is_running()
         assert "Ended" in ip.ok("%llmserve status --remove-stale").text
-        assert not child.is_running()
+        assert has_ended(child)
 
 
 def test_an_engine_carries_the_mark_of_its_living_kernel() -> None:

@@ -99,7 +99,7 @@ class Kernel:
         message = self._client.session.msg("create_subshell_request", {})
         self._client.control_channel.send(message)
         while True:
-            reply = self._client.get_control_msg(timeout=30)
+            reply = self._client.get_control_msg(timeout=60)
             if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
                 return str(reply["content"]["subshell_id"])
 
@@ -115,12 +115,14 @@ class Kernel:
 
     def restart(self) -> None:
         self.manager.restart_kernel()
+        while self._client.iopub_channel.msg_ready():  # or the old kernel's words pass for the
+            self._client.get_iopub_msg()  # new one's, before that is heard at all
         self._client.wait_for_ready(timeout=90)
 
     def complete(self, code: str) -> list[str]:
         asked = self._client.complete(code)
         while True:
-            reply = self._client.get_shell_msg(timeout=30)
+            reply = self._client.get_shell_msg(timeout=60)
             if reply["parent_header"].get("msg_id") == asked:
                 return list(reply["content"]["matches"])
 

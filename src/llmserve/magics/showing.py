@@ -57,8 +57,12 @@ class Elapsed:
         self._thread = threading.Thread(
             target=run, args=(self._count,), name="llmserve-elapsed", daemon=True
         )
-        self._thread.start()
         self._told.__enter__()
+        try:
+            self._thread.start()
+        except BaseException:  # an interrupt: the block is not entered, so nothing would end it
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -67,11 +71,14 @@ class Elapsed:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._told.__exit__(None, None, None)
-        self._over.set()
+        self._end()
         self._thread.join()
         if kind is not None:
             self.update(note(f"{self._text}: not done."))
+
+    def _end(self) -> None:
+        self._over.set()
+        self._told.__exit__(None, None, None)
 
     def _count(self) -> None:
         clock = MonotonicClock()
