@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from llmserve.plain import plain
 from llmserve.tenants import NAMES, Terms, is_name
 
 ENVIRONMENT = "LLMSERVE_API_KEYS"
@@ -109,7 +110,8 @@ def _agreement(tenant: str, written: Any, where: str) -> Agreement:
     if not is_name(tenant):
         raise ValueError(f"{where}: {NAMES}")
     try:
-        read = msgspec.convert({"key": written} if isinstance(written, str) else written, _Written)
+        fields = {"key": written} if isinstance(written, str) else plain(written)
+        read = msgspec.convert(fields, _Written)
     except msgspec.MsgspecError as error:  # names the field and the types, never the value
         raise ValueError(f"{where}, tenant {tenant!r}: {error}") from None
     keys = read.keys if read.key is None else (read.key, *read.keys)

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -18,12 +18,13 @@ from llmserve.bench_cli import add_commands
 from llmserve.engines import EngineError
 from llmserve.knobs import SPECS, Spec
 from llmserve.knobs_page import allowed, knobs_page
+from llmserve.plain import literal
 
 _KEY = "LLMSERVE_API_KEY"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = _read([*sys.argv[1:]] if argv is None else [*argv])
     try:
         return int(args.run(args))
     except KeyboardInterrupt:
@@ -33,7 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _read(words: list[str]) -> argparse.Namespace:
+    """As argparse does, but a command's words may stand anywhere between its options."""
+    parser, commands = _parser()
+    if words and words[0] in commands:
+        return commands[words[0]].parse_intermixed_args(words[1:])
+    return parser.parse_args(words)
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The whole, and its commands."""
     parser = argparse.ArgumentParser(prog="llmserve", description=__doc__)
     parser.add_argument("--version", action="version", version=f"llmserve {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -59,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(commands)
     page = commands.add_parser("knobs", help="print the reference of all knobs, as Markdown")
     page.set_defaults(run=lambda _: sys.stdout.write(knobs_page()) and 0)
-    return parser
+    return parser, commands.choices
 
 
 def _help(spec: Spec) -> str:
@@ -101,8 +111,8 @@ def _option(text: str) -> tuple[str, object]:
         raise ValueError(f"--option takes NAME=VALUE, not {text!r}")
     try:
         return name, json.loads(value)
-    except ValueError:
-        return name, value
+    except (ValueError, RecursionError):
+        return name, literal(value)
 
 
 def _status(args: argparse.Namespace) -> int:

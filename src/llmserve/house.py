@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from llmserve.bounded import real, whole
 from llmserve.clock import Clock
 from llmserve.endpoint.server import Server
 from llmserve.engines import Tells
@@ -33,8 +34,18 @@ _COUNT_TIMEOUT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Switches:
+    """None leaves a setting of the interpreter alone."""
+
     switch_interval_s: float | None
     gc_threshold: int | None
+
+    @classmethod
+    def read(cls, interval_s: float | None, threshold: int | None) -> Switches:
+        """ValueError for what the interpreter would not take, before anything is started."""
+        return cls(
+            None if interval_s is None else real("switch_interval_s", interval_s, 1e-6, 1000, "s"),
+            None if threshold is None else whole("gc_threshold", threshold, 1, 2**31 - 1),
+        )
 
 
 class House:

@@ -15,6 +15,7 @@ from typing import Literal, Protocol, cast
 
 from llmserve.core import ParamError
 from llmserve.engines import Engine, EngineError
+from llmserve.mistakes import shown
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class EngineKeeper:
         """Let requests in the engine end, for at most `drain_s`, then give its memory back. Those
         that come meanwhile wait for `wake`. Says in a sentence what was done."""
         if level not in (1, 2):
-            raise ParamError("level", f"sleep takes level 1 or 2, not {level!r}")
+            raise ParamError("level", f"sleep takes level 1 or 2, not {shown(level)}")
         async with self._change():
             if self.state == "asleep":
                 return "the engine sleeps already"

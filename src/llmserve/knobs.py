@@ -8,13 +8,15 @@ A knob is read at the moment of decision (`knobs = board.current`), never kept.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, Literal, get_args
+
+from llmserve.bounded import real, whole
+from llmserve.mistakes import meant, shown
+from llmserve.plain import plain
 
 PolicyName = Literal["fifo", "priority", "fair_share", "shortest_first", "deadline", "custom"]
 """`custom` is the function last registered by `Session.policy`."""
@@ -83,13 +85,20 @@ def weights_of(text: str) -> dict[str, float]:
     weights: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         tenant, colon, number = (piece.strip() for piece in part.rpartition(":"))
-        weight = float(number) if colon and tenant else math.nan
+        weight = _weight(number) if colon and tenant else math.nan
         if not LIGHTEST <= weight <= HEAVIEST:
-            raise ValueError(f"{part!r} is no name:weight, a weight being from 0.001 to 1000")
+            raise ValueError(f"{shown(part)} is no name:weight, a weight being from 0.001 to 1000")
         if tenant in weights:
-            raise ValueError(f"{tenant!r} has two weights")
+            raise ValueError(f"{shown(tenant)} has two weights")
         weights[tenant] = weight
     return weights
+
+
+def _weight(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def weights_text(text: str) -> str:
@@ -225,10 +234,10 @@ def coerce(name: str, value: object) -> KnobValue:
     """The value as the knob's own type, from Python, JSON or text; KnobError where it is none."""
     spec = SPECS.get(name)
     if spec is None:
-        near = difflib.get_close_matches(name, SPECS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; knobs: {', '.join(SPECS)}"
-        raise KnobError(name, f"there is no knob {name!r}{hint}")
-    if value in spec.choices:  # first of all: a choice may be called "none"
+        hint = meant(name, SPECS, called="knobs:")
+        raise KnobError(name, f"there is no knob {shown(name)}{hint}")
+    value = plain(value)
+    if isinstance(value, str) and value in spec.choices:  # first: a choice may be called "none"
         return str(value)
     if spec.read is not None:
         return _text(spec, spec.read, value)
@@ -237,17 +246,18 @@ def coerce(name: str, value: object) -> KnobValue:
             raise KnobError(name, f"{name} needs a value")
         return None
     if spec.type == "choice":
-        raise KnobError(name, f"{name} is one of {', '.join(spec.choices)}, not {value!r}")
+        raise KnobError(name, f"{name} is one of {', '.join(spec.choices)}, not {shown(value)}")
     return _number(spec, value)
 
 
 def _text(spec: Spec, read: Callable[[str], str], value: object) -> str:
     if isinstance(value, Mapping):
-        value = ",".join(f"{name}:{part}" for name, part in value.items())
-    if value is None or value in ("none", "None", "null"):
+        parts = {name: w if isinstance(w, str) else shown(w) for name, w in value.items()}
+        value = ",".join(f"{name}:{weight}" for name, weight in parts.items())
+    if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
         return ""
     if not isinstance(value, str):
-        raise KnobError(spec.name, f"{spec.name} takes text ({spec.unit}), not {value!r}")
+        raise KnobError(spec.name, f"{spec.name} takes text ({spec.unit}), not {shown(value)}")
     try:
         return read(value)
     except ValueError as error:
@@ -255,23 +265,14 @@ def _text(spec: Spec, read: Callable[[str], str], value: object) -> str:
 
 
 def _number(spec: Spec, value: object) -> int | float:
-    try:
-        if isinstance(value, bool) or not isinstance(value, Real | str):
-            raise ValueError
-        number = float(value)
-        if not math.isfinite(number) or (spec.type == "int" and number != int(number)):
-            raise ValueError
-    except (ValueError, OverflowError):  # a whole number of 400 digits is no float
-        kind = "a whole number" if spec.type == "int" else "a number"
-        raise KnobError(spec.name, f"{spec.name} takes {kind}, not {value!r}") from None
     assert spec.low is not None  # every number has bounds
     assert spec.high is not None
-    if not spec.low <= number <= spec.high:
-        raise KnobError(
-            spec.name,
-            f"{spec.name} must be within {spec.low:g} and {spec.high:g} {spec.unit}, not {value}",
-        )
-    return int(number) if spec.type == "int" else number
+    read = whole if spec.type == "int" else real
+    try:
+        return read(spec.name, value, spec.low, spec.high, spec.unit)
+    except ValueError as error:
+        none = f"; none: {spec.nullable}" if spec.nullable else ""
+        raise KnobError(spec.name, f"{error}{none}") from None
 
 
 @dataclass(frozen=True, slots=True)

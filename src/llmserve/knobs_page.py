@@ -45,7 +45,7 @@ def allowed(spec: Spec) -> str:
         return " | ".join(spec.choices)
     if spec.type == "text":
         return spec.unit
-    text = f"{spec.low:,g} to {spec.high:,g} {spec.unit}".rstrip()
+    text = f"{spec.low:,} to {spec.high:,} {spec.unit}".rstrip()
     return f"{text}, or none" if spec.nullable else text
 
 

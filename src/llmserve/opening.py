@@ -66,7 +66,7 @@ def serve(
         address=(host, port),
         api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
         knobs=Knobs().changed(first),
-        switches=Switches(switch_interval_s, gc_threshold),
+        switches=Switches.read(switch_interval_s, gc_threshold),
         agreements=read_agreements(api_keys),
         cache=CacheOptions.read(response_cache),
         log=LogOptions.read(log_requests),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from llmserve.mistakes import shown
+
 LONGEST_NAME = 128
 NAMES = f"a tenant is 1 to {LONGEST_NAME} printable characters"
 
@@ -22,7 +24,8 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in Terms.__struct_fields__:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1e9:
-                raise ValueError(f"{name} of a tenant must be above 0, not {value}")
+                bounds = "above 0 and below 1e9"
+                raise ValueError(f"{name} of a tenant must be {bounds}, not {shown(value)}")
 
 
 NONE = Terms()

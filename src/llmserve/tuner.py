@@ -13,6 +13,7 @@ from llmserve.clock import Clock
 from llmserve.engines import Engine
 from llmserve.engines.ceilings import clamp
 from llmserve.knobs import SPECS, Applied, KnobBoard, KnobError, Knobs, differences
+from llmserve.mistakes import shown
 from llmserve.scheduler import Scheduler
 from llmserve.user_policy import Choice, PolicyError, UserPolicy
 
@@ -81,7 +82,7 @@ class Tuner:
 
     def _check_eviction(self, evict: object) -> None:
         if not isinstance(evict, bool):
-            raise KnobError("evict", f"evict is true or false, not {evict!r}")
+            raise KnobError("evict", f"evict is true or false, not {shown(evict)}")
         if evict and "evict" not in (info := self._engine.info).supports:
             raise KnobError(
                 "evict",

@@ -11,8 +11,8 @@ import pytest
 
 SRC = Path(__file__).parents[2] / "src" / "llmserve"
 LAYERS = [
-    ("core",), ("plain",), ("knobs",), ("events",), ("clock",), ("waits",), ("runtime",),
-    ("interpreter",), ("models",),
+    ("core",), ("mistakes",), ("plain",), ("bounded",), ("knobs",), ("events",),
+    ("clock",), ("waits",), ("runtime",), ("interpreter",), ("models",),
     ("tenants",), ("agreements",),
     ("growing_heap",), ("holds",), ("ledger",), ("lengths",), ("pace",), ("policies",),
     ("user_policy",), ("waiting_line",), ("admission",),

@@ -8,12 +8,14 @@ import json
 import signal
 import socket
 import threading
+from typing import Any
 
 import httpx
 import pytest
 
 from llmserve.endpoint.server import Server, bind
 from llmserve.events import FirstToken
+from llmserve.mistakes import shown
 from support.serving import MESSAGES, PATIENCE_S, Serving, serving
 
 CHAT = "/v1/chat/completions"
@@ -37,12 +39,15 @@ def test_a_taken_port_is_told_in_the_caller_with_its_number() -> None:
     assert caught.value.errno == errno.EADDRINUSE
 
 
-@pytest.mark.parametrize(
-    ("host", "port"), [("127.0.0.1", 70000), ("127.0.0.1", -1), ("no.such.invalid", 0)]
-)
-def test_an_address_that_cannot_be_is_an_oserror_that_names_the_port(host: str, port: int) -> None:
-    with pytest.raises(OSError, match=str(port)):
-        bind(host, port)
+def test_a_host_that_cannot_be_is_an_oserror_that_names_it() -> None:
+    with pytest.raises(OSError, match=r"no\.such\.invalid port 0"):
+        bind("no.such.invalid", 0)
+
+
+@pytest.mark.parametrize("port", [70000, -1, 10**5000, 80.5, float("nan"), True, None], ids=shown)
+def test_a_port_that_cannot_be_is_told(port: Any) -> None:
+    with pytest.raises(ValueError, match=r"port (must be within|takes a whole number)"):
+        bind("127.0.0.1", port)
 
 
 def test_a_small_write_never_waits_for_the_clients_acknowledgement() -> None:

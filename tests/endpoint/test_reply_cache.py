@@ -235,6 +235,10 @@ def test_the_option_is_off_unless_asked_for_and_checked() -> None:
     assert CacheOptions.read(None) is CacheOptions.read(False) is None
     assert CacheOptions.read(True) == CacheOptions()
     assert CacheOptions.read({"ttl_s": 5}) == CacheOptions(ttl_s=5)
-    for wrong in ({"ttl": 5}, {"max_entries": 0}, {"ttl_s": 0}):
+    wrong: Any
+    for wrong in (
+        {"ttl": 5}, {"max_entries": 0}, {"ttl_s": 0}, {"ttl_s": 10**5000}, {"max_entries": 2.5},
+        {"ttl_s": float("nan")}, 5, "yes",
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="response_cache"):
             CacheOptions.read(wrong)

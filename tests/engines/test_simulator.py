@@ -7,6 +7,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llmserve.clock import VirtualClock
@@ -14,6 +15,7 @@ from llmserve.core import StepRecord
 from llmserve.engines import Engine, EngineError, create
 from llmserve.engines.simulator import SimulatorEngine
 from llmserve.knobs import Applied, Knobs
+from llmserve.mistakes import shown
 from support.simulation import Received, Simulation
 
 
@@ -248,13 +250,29 @@ def test_its_info_is_complete_and_a_small_memory_bounds_the_length() -> None:
     assert info.details["prefill_ms"] == "25"
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"prefill_ms": -1.0}, {"decode_ms": math.nan}, {"jitter": 2.0}, {"kv_capacity_tokens": 8}],
-)
+NUMBERS = (
+    "prefill_ms", "decode_ms", "prefill_token_ms", "decode_token_ms", "jitter", "seed",
+    "kv_capacity_tokens", "block_size", "max_model_len", "max_num_seqs_ceiling",
+    "max_num_batched_tokens_ceiling",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [10**5000, -(10**5000), 1e308, math.nan, "many", True], ids=shown)
+def test_a_number_that_cannot_be_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} (must be within|takes a)"):
+        Simulation(**{name: value})
+
+
+@pytest.mark.parametrize("options", [{"jitter": 2.0}, {"kv_capacity_tokens": 8}])
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"cost|jitter|nothing"):
+    with pytest.raises(ValueError, match="must be within"):
         Simulation(**options)
+
+
+def test_numbers_of_numpy_and_of_a_command_line_are_taken() -> None:
+    sim = Simulation(decode_ms="2", seed=np.int64(3), block_size=np.array(8), jitter=np.float32(0))
+    assert sim.engine.info.details["decode_ms"] == "2"
 
 
 def test_an_unknown_option_is_refused_by_name() -> None:

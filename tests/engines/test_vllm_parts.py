@@ -27,6 +27,7 @@ from llmserve.engines.vllm.birth import OptionRefused, close_sockets, refusal, s
 from llmserve.engines.vllm.launch import Launch
 from llmserve.engines.vllm.options import CPU_KV_BYTES, CPU_WORKER, TIGHT_JSON, parse
 from llmserve.engines.vllm.wire import KEY, StepNote, take_note, to_record
+from llmserve.mistakes import shown
 from llmserve.models import bundled_path
 
 KNOWN = {
@@ -131,9 +132,9 @@ def test_an_option_that_cannot_be_is_refused_by_name(
         parse(options, KNOWN, on_cpu=True)
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.5, True, "8"])
-def test_a_ceiling_is_a_whole_number(value: object) -> None:
-    with pytest.raises(ValueError, match="max_num_seqs_ceiling is a whole number"):
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, 1025, 10**5000], ids=shown)
+def test_a_ceiling_is_a_whole_number_that_the_knob_may_reach(value: object) -> None:
+    with pytest.raises(ValueError, match=r"max_num_seqs_ceiling (takes a whole|must be within)"):
         parse({"max_num_seqs_ceiling": value}, KNOWN, on_cpu=True)
 
 

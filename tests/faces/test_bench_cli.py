@@ -65,6 +65,18 @@ def test_sweep_and_compare_tell_what_they_found(capsys: pytest.CaptureFixture[st
     assert (compared.a, compared.b) == ("policy=fifo", "max_num_seqs=1 policy=fifo")
 
 
+def test_axes_and_sides_stand_anywhere_between_the_options(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["max_num_seqs=1,2", *FAST, "prompt_tokens=4,8", *LOAD[:4], "max_tokens=2,3"]
+    assert main(["sweep", "--rounds", "1", *words, "--no-warmup", "--json", "-"]) in MEASURED
+    swept = Sweep.from_json(capsys.readouterr().out)
+    assert len(swept.points) == 8
+    assert list(swept.points[0].values) == ["max_num_seqs", "prompt_tokens", "max_tokens"]
+    assert main(["compare", "fifo", *FAST, *LOAD, "priority", "--pairs", "2"]) in MEASURED
+    assert "A (policy=fifo)" in capsys.readouterr().out
+
+
 def test_two_servers_are_compared_by_address(
     server: Serving, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +180,7 @@ def test_nothing_served_is_a_failure(server: Serving, capsys: pytest.CaptureFixt
         ("bench --url http://127.0.0.1:9/v1 --key-env NO_SUCH", "NAME of an environment variable"),
         ("bench --url http://127.0.0.1:9/v1 --key-env PATH --api-key k", "not both"),
         ("sweep rate=1,2 --engine simulator --rate 3", "rate is an axis"),
+        ("sweep concurrency=1 --engine simulator concurrency=2", "concurrency is given twice"),
         ("bench --engine simulator --knob max_num_seq=1", "did you mean max_num_seqs"),
         ("bench --engine simulator --json - --markdown -", "not both"),
         ("bench --engine simulator --rate 0", "rate must be above 0"),
@@ -197,11 +210,8 @@ def test_with_the_models_tokenizer_a_urls_prompts_are_exact() -> None:
 @pytest.mark.parametrize("name", ["bench", "sweep", "compare"])
 def test_the_magic_takes_the_options_of_the_command_line(name: str) -> None:
     """All but those of a server to start, for the magic has one, and a key in a saved cell."""
-    parsers = _parser()._subparsers
-    assert parsers is not None
-    (commands,) = parsers._group_actions
-    assert isinstance(commands.choices, dict)
-    told = described(commands.choices[name])
+    _, commands = _parser()
+    told = described(commands[name])
     of_its_own = {"--engine", "--knob", "--option", "--api-key", "-h"}
     assert {words: told[words] for words in told.keys() - of_its_own} == described(
         build_parsers()[name]

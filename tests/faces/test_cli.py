@@ -57,13 +57,13 @@ def test_serve_prints_address_and_key_and_ends_in_order(ending: signal.Signals) 
             url.removesuffix("/v1") + "/llmserve/knobs",
             headers={"Authorization": f"Bearer {key}"},
         )
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             assert json.load(answer)["knobs"]["max_num_seqs"]["value"] == 7
         status = call("status", url, key=key)
         assert status.returncode == 0
         assert "max_num_seqs" in status.stdout
         process.send_signal(ending)
-        rest, errors = process.communicate(timeout=30)
+        rest, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
         assert "Freed port" in rest
         assert "Traceback" not in errors
@@ -88,9 +88,10 @@ def test_a_wrong_key_is_told_and_so_is_silence() -> None:
     ("words", "told"),
     [
         (["--port", "70000"], "port"),
-        (["--max-num-seqs", "0"], "max_num_seqs"),
+        (["--max-num-seqs", "1" * 5000], "max_num_seqs must be within 1 and 1,024 requests"),
         (["--option", "decode_ms"], "NAME=VALUE"),
         (["--option", "nothing=1"], "nothing"),
+        (["--option", "decode_ms=1e400"], "decode_ms must be within 0 and"),
         (["--engine", "steam"], "steam"),
     ],
 )

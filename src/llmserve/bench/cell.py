@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import difflib
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from llmserve.bench.workload import Load, Workload
 from llmserve.clock import MonotonicClock
 from llmserve.events import EventBus
 from llmserve.knobs import SPECS
+from llmserve.mistakes import meant
 from llmserve.plain import plain
 from llmserve.runtime import Runtime, is_done
 from llmserve.service import Service
@@ -111,9 +111,8 @@ def _check_names(fields: dict[str, Any]) -> None:
                 f"({name}=[…])"
             )
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-            hint = f"did you mean {near[0]}?" if near else f"its fields: {', '.join(known)}"
-            raise TypeError(f"a load has no field {name!r}; {hint}")
+            hint = meant(name, known, called="its fields:")
+            raise TypeError(f"a load has no field {name!r}{hint}")
 
 
 def run_job(

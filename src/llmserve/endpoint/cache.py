@@ -14,8 +14,10 @@ import msgspec
 from cachetools import TTLCache
 from starlette.types import Scope
 
+from llmserve.bounded import real, whole
 from llmserve.core import Chunk, Outcome, Request
 from llmserve.events import CacheLooked
+from llmserve.mistakes import shown
 from llmserve.service import Service
 from llmserve.stream import Stream
 
@@ -25,8 +27,6 @@ CACHE_HEADER = "x-llmserve-cache"
 
 
 class CacheOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Raises ValueError on a value out of range."""
-
     ttl_s: float = 300.0
     """How long a reply is kept."""
     max_entries: int = 1000
@@ -34,17 +34,24 @@ class CacheOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shared: bool = False
     """Whether one tenant may be given what another's request computed."""
 
-    def __post_init__(self) -> None:
-        if not (0 < self.ttl_s < 1e9 and 0 < self.max_entries <= 1_000_000):
-            raise ValueError("response_cache: ttl_s must be above 0, max_entries 1 to 1,000,000")
-
     @classmethod
     def read(cls, given: bool | Mapping[str, object] | None) -> CacheOptions | None:
-        """True takes the defaults, a mapping names some; None where there is to be no cache."""
+        """True takes the defaults, a mapping names some; None where there is to be no cache.
+        ValueError where a name or value is wrong."""
         if given is None or given is False:
             return None
+        if given is True:
+            return cls()
+        if not isinstance(given, Mapping):
+            raise ValueError(f"response_cache is True or a mapping, not {shown(given)}")
+        read = dict(given)
+        if "ttl_s" in read:
+            read["ttl_s"] = real("response_cache: ttl_s", read["ttl_s"], 0.001, 1e9, "s")
+        if "max_entries" in read:
+            entries = whole("response_cache: max_entries", read["max_entries"], 1, 1_000_000)
+            read["max_entries"] = entries
         try:
-            return cls() if given is True else msgspec.convert(dict(given), cls)
+            return msgspec.convert(read, cls)
         except msgspec.ValidationError as error:
             raise ValueError(f"response_cache: {error}") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -49,10 +50,25 @@ class _Knobs:
         `"evict": true` among them is no knob: what runs above a lowered cap makes room at once.
         """
         raw = await read_json(request.scope, request.receive)
-        changes = openai.decode(raw, dict[str, Any])
+        changes = _changes(raw)
         evict = changes.pop("evict", False)
         change = self._served.service.set_knobs(changes, source="http", evict=evict)
         return json_response(await change)
+
+
+def _changes(body: bytes) -> dict[str, Any]:
+    try:
+        parts = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (ValueError, RecursionError):
+        return openai.decode(body, dict[str, Any])  # which says what is wrong
+    return {name: _value(bytes(part)) for name, part in parts.items()}
+
+
+def _value(part: bytes) -> object:
+    try:
+        return msgspec.json.decode(part)
+    except (ValueError, RecursionError):  # a number beyond any float: for the knob to refuse
+        return part.decode(errors="replace")
 
 
 def _described(spec: Spec) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from llmserve.bounded import whole
 from llmserve.endpoint.connection import Connection
 
 _BACKLOG = 2048
@@ -22,12 +23,12 @@ _LAST_S = 0.5
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; 0 takes a free port. OSError with a sentence where it cannot be.
+    """A listening socket; 0 takes a free port. OSError with a sentence where it cannot be,
+    ValueError where the port is none.
 
     Listening begins here, so that a taken port is an error of the caller's own cell.
     """
-    if not 0 <= port <= 65_535:
-        raise OSError(errno.EINVAL, f"port {port} is not within 0 and 65535")
+    port = whole("port", port, 0, 65_535)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)

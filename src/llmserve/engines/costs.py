@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 
 from llmserve.engines.sequence import PlannedRow
 
+MOST_MS = 1e9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCost:
@@ -18,7 +20,7 @@ class StepCost:
     decode_token_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        if not all(0 <= cost < 1e9 for cost in asdict(self).values()):
+        if not all(0 <= cost <= MOST_MS for cost in asdict(self).values()):
             raise ValueError(f"a step's cost cannot be negative or endless: {self}")
 
     def seconds(self, rows: Iterable[PlannedRow]) -> float:

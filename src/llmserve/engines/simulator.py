@@ -13,11 +13,13 @@ import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llmserve.bounded import real, whole
 from llmserve.clock import Clock
 from llmserve.core import Chunk, FinishReason, Request, TokenLogprob
 from llmserve.engines import Deliver, EngineError, EngineInfo, StepSink
+from llmserve.engines.bounds import MOST_TOKENS, SEEDS, ceiling
 from llmserve.engines.ceilings import clamp
-from llmserve.engines.costs import StepCost
+from llmserve.engines.costs import MOST_MS, StepCost
 from llmserve.engines.delivery import Delivery
 from llmserve.engines.planner import StepPlanner
 from llmserve.engines.sequence import Plan, Sequence
@@ -60,23 +62,26 @@ class SimulatorEngine:
         max_num_batched_tokens_ceiling: int = 16_384,
     ) -> None:
         """`jitter` is the standard deviation of a step's duration, relative to its cost."""
-        if not 0 <= jitter <= 1:
-            raise ValueError(f"jitter is a share of the step's cost, 0 to 1, not {jitter}")
         self.tokenizer = WordTokenizer()
         self._sink, self._clock = sink, clock
         self._cost = StepCost(
-            prefill_ms=prefill_ms,
-            decode_ms=decode_ms,
-            prefill_token_ms=prefill_token_ms,
-            decode_token_ms=decode_token_ms,
+            prefill_ms=real("prefill_ms", prefill_ms, 0, MOST_MS, "ms"),
+            decode_ms=real("decode_ms", decode_ms, 0, MOST_MS, "ms"),
+            prefill_token_ms=real("prefill_token_ms", prefill_token_ms, 0, MOST_MS, "ms"),
+            decode_token_ms=real("decode_token_ms", decode_token_ms, 0, MOST_MS, "ms"),
         )
-        self._jitter, self._seed = jitter, seed
-        self._kv_blocks, self._block_size = kv_capacity_tokens // block_size, block_size
-        self._max_model_len = max_model_len
+        self._jitter = real("jitter", jitter, 0, 1)
+        self._seed = whole("seed", seed, *SEEDS)
+        self._block_size = whole("block_size", block_size, 1, MOST_TOKENS, "tokens")
+        room = whole("kv_capacity_tokens", kv_capacity_tokens, self._block_size, MOST_TOKENS)
+        self._kv_blocks = room // self._block_size
+        self._max_model_len = whole("max_model_len", max_model_len, 1, MOST_TOKENS, "tokens")
         self._prefix_caching = enable_prefix_caching
         self._ceilings = {
-            "max_num_seqs": max_num_seqs_ceiling,
-            "max_num_batched_tokens": max_num_batched_tokens_ceiling,
+            "max_num_seqs": ceiling("max_num_seqs", max_num_seqs_ceiling),
+            "max_num_batched_tokens": ceiling(
+                "max_num_batched_tokens", max_num_batched_tokens_ceiling
+            ),
         }
         self._knobs, _ = clamp(Knobs(), self._ceilings)
         self._task: asyncio.Task[None] | None = None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable
 from typing import Any
 
 from llmserve.lab.sides import Setting
+from llmserve.plain import literal
 
 AS_IT_IS = "."
 
@@ -22,7 +22,7 @@ def read_setting(text: str) -> Setting:
         name, sign, value = part.partition("=")
         if not sign or not name:
             raise ValueError(f"a setting is name=value,name=value or a policy, not {text!r}")
-        changes[name.strip()] = _value(value.strip())
+        changes[name.strip()] = literal(value.strip())
     return changes
 
 
@@ -35,14 +35,7 @@ def read_axes(words: Iterable[str]) -> dict[str, list[Any]]:
             raise ValueError(f"an axis is name=value,value,…, not {text!r}")
         if name in axes:
             raise ValueError(f"{name} is given twice")
-        axes[name] = [_value(value.strip()) for value in values.strip("[]").split(",")]
+        axes[name] = [literal(value.strip()) for value in values.strip("[]").split(",")]
     if not axes:
         raise ValueError("a sweep needs an axis: max_num_seqs=1,8,32")
     return axes
-
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)

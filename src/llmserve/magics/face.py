@@ -18,8 +18,9 @@ from llmserve.engines import EngineError
 from llmserve.engines.processes import end, stale
 from llmserve.knobs import SPECS, KnobError
 from llmserve.magics import cards, grammar
-from llmserve.magics.problems import Interrupted, Problem, nearest
+from llmserve.magics.problems import Interrupted, Problem
 from llmserve.magics.showing import Elapsed, note, show
+from llmserve.mistakes import meant
 
 if TYPE_CHECKING:
     from llmserve.session import Session
@@ -49,7 +50,7 @@ class Face:
         if word in ("", "-h", "--help", "-?"):
             word = "help"
         if word not in self._parsers:
-            raise Problem(f"there is no subcommand {word!r}{nearest(word, self._parsers)}")
+            raise Problem(f"there is no subcommand {word!r}{meant(word, self._parsers)}")
         parser = self._parsers[word]
         words = grammar.split_words(rest)
         if "--help" in words or "-h" in words:
@@ -287,10 +288,8 @@ def _sentence(text: str) -> str:
 
 
 def _unknown_option(engine: str, error: TypeError) -> str:
-    match = re.search(r"(?:unexpected keyword argument|has no option) '(\w+)'", str(error))
-    if match is None:
-        return str(error)
-    near = nearest(match[1], [*SPECS, *grammar.START_OPTIONS])
-    if near or "has no option" not in str(error):
+    """The engine knows no options of the server."""
+    match = re.search(r"has no option '(\w+)'", str(error))
+    if match and (near := meant(match[1], [*SPECS, *grammar.START_OPTIONS], listed=())):
         return f"{match[1]!r} is no knob and no option of engine {engine}{near}"
     return str(error)

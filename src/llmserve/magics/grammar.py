@@ -6,7 +6,6 @@ Completion and help read the same parsers, so none of the three can promise what
 from __future__ import annotations
 
 import argparse
-import ast
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,9 @@ from llmserve.bench.options import (
     add_sweep,
 )
 from llmserve.knobs import SPECS
-from llmserve.magics.problems import Problem, nearest
+from llmserve.magics.problems import Problem
+from llmserve.mistakes import meant
+from llmserve.plain import literal
 
 ENGINES = ("auto", "torch", "vllm", "simulator")
 START_OPTIONS = (
@@ -73,11 +74,11 @@ class Parser(argparse.ArgumentParser):
         unknown = re.search(r"unrecognized arguments: (\S+)", message)
         if unknown:
             word = unknown[1].partition("=")[0]
-            message = f"{word!r} is nothing it knows{nearest(word, options_of(self))}"
+            message = f"{word!r} is nothing it knows{meant(word, options_of(self))}"
         choice = re.search(r"argument (\S+): invalid choice: '([^']*)'", message)
         if choice:
             choices = [str(each) for each in options_of(self)[choice[1]].choices or ()]
-            message = f"{choice[1]} is never {choice[2]!r}{nearest(choice[2], choices)}"
+            message = f"{choice[1]} is never {choice[2]!r}{meant(choice[2], choices)}"
         raise Problem(f"{self.prog}: {message}")
 
 
@@ -210,7 +211,7 @@ def split_ask(line: str, parser: Parser) -> tuple[list[str], str]:
     while match := re.match(r"(--[\w-]+)(?:\s+|=|$)", rest):
         name = match[1]
         if name not in options:
-            raise Problem(f"%llmserve ask: {name!r} is nothing it knows{nearest(name, options)}")
+            raise Problem(f"%llmserve ask: {name!r} is nothing it knows{meant(name, options)}")
         words.append(name)
         rest = rest[match.end() :]
         if options[name].nargs == 0:
@@ -231,7 +232,7 @@ def assignments(words: Sequence[str], prog: str) -> tuple[list[str], dict[str, A
         if sign and re.fullmatch(r"[A-Za-z_]\w*", name):
             if name in values:
                 raise Problem(f"{prog}: {name} is given twice")
-            values[name] = _value(text)
+            values[name] = literal(text)
         elif sign and name.startswith("-"):
             raise Problem(f"{prog}: {name!r} is nothing it knows")
         else:
@@ -247,7 +248,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 def help_text(parsers: Mapping[str, Parser], subcommand: str | None = None) -> str:
     if subcommand is not None:
         if subcommand not in parsers:
-            raise Problem(f"there is no subcommand {subcommand!r}{nearest(subcommand, parsers)}")
+            raise Problem(f"there is no subcommand {subcommand!r}{meant(subcommand, parsers)}")
         return parsers[subcommand].format_help().rstrip()
     width = max(map(len, SUMMARIES))
     lines = [f"  %llmserve {name:<{width}}  {summary}" for name, summary in SUMMARIES.items()]
@@ -257,12 +258,6 @@ def help_text(parsers: Mapping[str, Parser], subcommand: str | None = None) -> s
          "In code the server is `session`: session.client(), session.generate(…), session.url."]
     )
 
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
 def _unquoted(text: str) -> str:

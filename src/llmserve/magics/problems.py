@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 _RED, _PLAIN = "\x1b[31m", "\x1b[0m"
-_MOST_TOLD = 14
 
 
 class Problem(Exception):
@@ -21,13 +17,3 @@ class Interrupted(KeyboardInterrupt):
 
     def _render_traceback_(self) -> list[str]:
         return [f"{_RED}Interrupted: {self}{_PLAIN}"]
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or what there is, where that is little enough to read."""
-    words = sorted(known)
-    begun = [each for each in words if word and each.startswith(word)]
-    near = begun or difflib.get_close_matches(word, words, n=1, cutoff=0.7)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; there is {', '.join(words)}" if len(words) <= _MOST_TOLD else ""

@@ -8,11 +8,23 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
+from llmserve.bounded import whole
 from llmserve.engines import no_option
+from llmserve.engines.bounds import MOST_TOKENS, SEEDS, ceiling
+from llmserve.mistakes import shown
 from llmserve.models import bundled_path
 
 SPINS = {"brief": 2000, "active": 20_000}
 """Turns of GNU's OpenMP, which torch brings on Linux: about a tenth of a millisecond and one."""
+
+_BOUNDS = {
+    "max_model_len": (1, MOST_TOKENS),
+    "seed": SEEDS,
+    "block_size": (1, MOST_TOKENS),
+    "kv_cache_memory_bytes": (1, 1 << 50),
+    "kv_capacity_tokens": (1, MOST_TOKENS),
+    "threads": (1, 4096),
+}
 
 
 class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,12 +111,25 @@ def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return max(1, min(count, share // period))
 
 
+def _numbers(options: dict[str, object]) -> dict[str, object]:
+    """With the numbers among them as Python's own, and within their bounds; else ValueError."""
+    read = dict(options)
+    for name, (low, high) in _BOUNDS.items():
+        if options.get(name) is not None:
+            read[name] = whole(name, options[name], low, high)
+    for knob in ("max_num_seqs", "max_num_batched_tokens"):
+        if (name := f"{knob}_ceiling") in options:
+            read[name] = ceiling(knob, options[name])
+    return read
+
+
 def _wrong(options: dict[str, object], said: str) -> str:
-    """What the option may be, where that is one of a few words."""
+    """What the option may be, in place of msgspec's own words."""
     name = said.rpartition("$.")[2].rstrip("`")
     if words := _words(get_type_hints(TorchOptions).get(name)):
-        return f"{name} is one of {', '.join(words)}, not {options[name]!r}"
-    return f"torch engine options: {said}"
+        return f"{name} is one of {', '.join(words)}, not {shown(options[name])}"
+    kind = said.partition("Expected `")[2].partition("`")[0].replace("null", "None")
+    return f"{name} takes {kind}, not {shown(options[name])}"
 
 
 def _words(hint: Any) -> list[str]:
@@ -126,14 +151,9 @@ def parse(options: dict[str, object]) -> TorchOptions:
     if isinstance(model, os.PathLike):
         options = {**options, "model": os.fspath(model)}
     try:
-        parsed = msgspec.convert(options, TorchOptions)
+        parsed = msgspec.convert(_numbers(options), TorchOptions)
     except msgspec.ValidationError as error:
         raise ValueError(_wrong(options, str(error))) from None
-    for name in ("max_model_len", "block_size", "kv_cache_memory_bytes", "kv_capacity_tokens",
-                 "max_num_seqs_ceiling", "max_num_batched_tokens_ceiling", "threads"):
-        value = getattr(parsed, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
     path = parsed.model_path
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:
         folder = Path(path).expanduser().resolve()

@@ -3,7 +3,6 @@ failure says."""
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import threading
@@ -18,6 +17,7 @@ from llmserve.engines.vllm import INSTALL, SUPPORTED
 from llmserve.engines.vllm.launch import Launch
 from llmserve.engines.vllm.options import VllmOptions
 from llmserve.engines.vllm.parent_watch import Watch
+from llmserve.mistakes import meant, shown
 
 SCHEDULERS = "llmserve.engines.vllm.live_scheduler"
 UNSUPPORTED = {
@@ -85,9 +85,8 @@ def check_api(api_args: Mapping[str, Any]) -> None:
     if parser is not None and parser not in known:
         if plugin:  # vLLM only logs what is wrong with it
             raise OptionRefused(f"tool_call_parser: {plugin} does not import, or has no {parser!r}")
-        near = difflib.get_close_matches(str(parser), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        raise OptionRefused(f"tool_call_parser: there is no {parser!r}; {hint}")
+        hint = meant(str(parser), known)
+        raise OptionRefused(f"tool_call_parser: there is no {parser!r}{hint}")
     if api_args.get("enable_auto_tool_choice") and parser is None:
         told = "enable_auto_tool_choice needs a tool_call_parser"
         raise OptionRefused(f"{told}: one of {', '.join(known)}")
@@ -103,7 +102,7 @@ def refusal(error: Exception, args: Mapping[str, Any]) -> str:
         said = str(one["msg"]).removeprefix("Value error, ").strip()
         name = str(one["loc"][0]) if one["loc"] else ""
         where = name if name in args else f"{name} ({getattr(error, 'title', 'vLLM')})"
-        lines.setdefault(name, f"{where}: {said}, not {one['input']!r:.200}" if name else said)
+        lines.setdefault(name, f"{where}: {said}, not {shown(one['input'])}" if name else said)
     return "\n".join(lines.values())
 
 

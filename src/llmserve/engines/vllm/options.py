@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Mapping
 from typing import Any
 
+from llmserve.engines import no_option
+from llmserve.engines.bounds import ceiling
 from llmserve.engines.vllm.gate import API_OPTIONS
+from llmserve.mistakes import shown
 from llmserve.models import bundled_path
 
 OURS = ("max_num_seqs_ceiling", "max_num_batched_tokens_ceiling")
@@ -69,11 +71,13 @@ def parse(options: Mapping[str, object], known: set[str], *, on_cpu: bool) -> Vl
         if name in KNOBS:
             raise TypeError(f"{name} is no start-up option here: {KNOBS[name]}")
         if name not in known and name not in OURS:
-            near = difflib.get_close_matches(name, [*known, *OURS], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise TypeError(f"the vllm engine has no option {name!r}{hint}")
+            raise no_option("vllm", name, [*sorted(known), *OURS])
     api_args = {name: args.pop(name) for name in list(args) if name in API_OPTIONS}
-    ours = {name: _whole(name, args.pop(name)) for name in OURS if name in args}
+    ours = {
+        name: ceiling(name.removesuffix("_ceiling"), args.pop(name))
+        for name in OURS
+        if name in args
+    }
     if args.get("model") is None:
         args["model"] = str(bundled_path())
         # so small a model would fill JSON with blanks up to its last token
@@ -81,19 +85,13 @@ def parse(options: Mapping[str, object], known: set[str], *, on_cpu: bool) -> Vl
     elif isinstance(args["model"], os.PathLike):
         args["model"] = os.fspath(args["model"])
     elif not isinstance(args["model"], str):
-        raise ValueError(f"model is a name or a folder, not {args['model']!r}")
+        raise ValueError(f"model is a name or a folder, not {shown(args['model'])}")
     for name in DICTS:
         if not isinstance(args.get(name, {}), dict | None):
-            raise ValueError(f"{name} is a dict of vLLM's own options, not {args[name]!r}")
+            raise ValueError(f"{name} is a dict of vLLM's own options, not {shown(args[name])}")
     if on_cpu:
         args.setdefault("enforce_eager", True)  # compiling takes a minute and gains little there
         args.setdefault("worker_cls", CPU_WORKER)
         if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             args.setdefault("kv_cache_memory_bytes", CPU_KV_BYTES)
     return VllmOptions(args, api_args, **ours)
-
-
-def _whole(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is a whole number of at least 1, not {value!r}")
-    return value
