@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import warnings
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
@@ -14,6 +13,7 @@ from llmserve.clock import Clock
 from llmserve.core import Chunk, Request, SamplingParams, StepRecord
 from llmserve.engines.own_thread import waited_for
 from llmserve.knobs import SPECS, Applied, Knobs
+from llmserve.mistakes import meant
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -228,9 +228,8 @@ def has_gpu() -> bool:
 
 def no_option(engine: str, name: str, known: Sequence[str]) -> TypeError:
     """For the engine to raise. Where a server is started, knobs are given beside options."""
-    near = difflib.get_close_matches(name, [*SPECS, *known], n=1, cutoff=0.7)
-    hint = f"did you mean {near[0]}?" if near else f"its options: {', '.join(known)}"
-    return TypeError(f"the {engine} engine has no option {name!r}; {hint}")
+    hint = meant(name, [*SPECS, *known], listed=known, called="its options:")
+    return TypeError(f"the {engine} engine has no option {name!r}{hint}")
 
 
 def create(name: str, *, sink: StepSink, clock: Clock, **options: object) -> Engine:
