@@ -130,6 +130,7 @@ def test_an_echo_of_an_outdated_value_does_not_set_the_knob_back(
     parts.change({"max_num_seqs": 8}, "code")
     controls.told({"max_num_seqs": 8})
     parts.change({"max_num_seqs": 16}, "code")
+    parts.clock.advance(5.0)  # it draws, or its machine is busy
     controls.by_name["max_num_seqs"].main.value = 8  # the page obeyed, and reports it too late
     assert parts.board.current.max_num_seqs == 16
     assert controls.take_changed()  # and will be told 16

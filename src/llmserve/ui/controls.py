@@ -20,14 +20,15 @@ import ipywidgets
 from llmserve.clock import Clock
 from llmserve.engines import EngineInfo
 from llmserve.knobs import SPECS, Applied, KnobBoard, KnobValue, Layer, Spec
+from llmserve.ui.link import GONE_S
 from llmserve.ui.look import Look, pin_comm
 from llmserve.ui.presets import History
 from llmserve.ui.toolbar import Toolbar
 
 log = logging.getLogger(__name__)
 
-ECHO_S = 2.0
-"""For how long a value that the page was told may come back as an echo."""
+ECHO_S = GONE_S
+"""For how long a value that the page was told may come back as an echo: a page may be slow."""
 _NARROW = 512
 _LAYERS: dict[Layer, str] = {
     "engine": "Engine: what one step computes",
