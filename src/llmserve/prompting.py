@@ -14,6 +14,7 @@ from llmserve.tenants import NAMES, is_name
 
 if TYPE_CHECKING:
     from llmserve.service import Service
+    from llmserve.stream import Stream
 
 Prompt = str | Sequence[Mapping[str, object]]
 
@@ -88,15 +89,22 @@ def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -
     )
 
 
+async def ask(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> Stream:
+    """Raises as `make_request` and `Service.submit` do."""
+    request = make_request(service, prompt, options)
+    await service.check_form(request.sampling)
+    return service.submit(request)
+
+
 async def collect(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> Outcome:
-    return await service.submit(make_request(service, prompt, options)).collect()
+    return await (await ask(service, prompt, options)).collect()
 
 
 async def pieces_of(
     service: Service, prompt: Prompt, options: Mapping[str, Any]
 ) -> AsyncGenerator[str, None]:
     """The reply's text as it comes. Closing this cancels the request."""
-    stream = service.submit(make_request(service, prompt, options))
+    stream = await ask(service, prompt, options)
     try:
         async for chunk in stream:
             if text := chunk.text + "".join(more.text for more in stream.ready()):

@@ -17,8 +17,8 @@ import msgspec
 from llmserve.admission import Accepted, Rejected
 from llmserve.announcer import Announcer
 from llmserve.clock import Clock
-from llmserve.core import Request
-from llmserve.engines import Counts, Engine, EngineError
+from llmserve.core import Request, SamplingParams
+from llmserve.engines import ChecksForms, Counts, Engine, EngineError
 from llmserve.events import EventBus, Held
 from llmserve.keeper import EngineKeeper
 from llmserve.knobs import Applied, KnobBoard, Knobs
@@ -89,6 +89,13 @@ class Service:
         self._lobby.refuse_all(Rejected("stopping", message="the server is stopping"))
         await self._runner.drain(0, EngineError("the server was stopped"))
         await self.keeper.close()
+
+    async def check_form(self, sampling: SamplingParams) -> None:
+        """ParamError for a form that no reply can be held to: ask before `submit`, once for all
+        the replies to it."""
+        form = sampling.structured_outputs
+        if form is not None and isinstance(self.engine, ChecksForms):
+            await self.engine.check_form(form)
 
     def submit(self, request: Request) -> Stream:
         """Take the request in; Refused where the door says no. Its tokens come by the Stream."""

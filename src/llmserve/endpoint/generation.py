@@ -120,6 +120,7 @@ class Generation:
         sampling = openai.sampling(body, prompts.reply_tokens(ids, body, info))
         prompts.token_list(sampling.stop_token_ids, info, "stop_token_ids")
         prompts.token_list([token for token, _ in sampling.logit_bias], info, "logit_bias")
+        await self._served.service.check_form(sampling)
         prefix = "chatcmpl" if isinstance(body, ChatBody) else "cmpl"
         return Call(
             self._served.service.new_id(prefix), tuple(ids), sampling, body,

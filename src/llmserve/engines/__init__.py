@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import msgspec
 
 from llmserve.clock import Clock
-from llmserve.core import Chunk, Request, SamplingParams, StepRecord
+from llmserve.core import Chunk, Request, SamplingParams, StepRecord, Structured
 from llmserve.engines.own_thread import waited_for
 from llmserve.knobs import SPECS, Applied, Knobs
 from llmserve.mistakes import meant
@@ -121,6 +121,15 @@ class Tells(Protocol):
     @property
     def busy_with(self) -> str:
         """In words, as "compiling kernels"; "" where there is nothing to tell. From any thread."""
+        ...
+
+
+@runtime_checkable
+class ChecksForms(Protocol):
+    """An engine that can tell whether a reply can be held to a form before it takes the request."""
+
+    async def check_form(self, form: Structured) -> None:
+        """ParamError with the reason where none can. Also while the engine sleeps."""
         ...
 
 

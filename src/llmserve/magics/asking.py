@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from llmserve import prompting
 from llmserve.core import Chunk, Outcome
 from llmserve.magics.problems import Interrupted
 from llmserve.magics.showing import note, show
-from llmserve.prompting import Prompt, make_request
+from llmserve.prompting import Prompt
 
 if TYPE_CHECKING:
     from llmserve.service import Service
@@ -105,7 +106,7 @@ class _Page:
 async def _forward(
     service: Service, prompt: Prompt, options: Mapping[str, Any], put: Callable[[str], None]
 ) -> Outcome:
-    stream = service.submit(make_request(service, prompt, options))
+    stream = await prompting.ask(service, prompt, options)
     try:
         async for chunk in stream:
             put(_text(chunk, stream.ready()))

@@ -67,7 +67,7 @@ def test_a_random_model_keeps_to_a_schema(
 
 
 def test_a_regex_and_choices_are_kept_to(driven: Driven) -> None:
-    choices = ["yes", 'no "quite"', "żółw\n"]
+    choices = ["yes", 'no "quite"', "żółw\n", "a.*|[(", "1"]
     for seed in range(8):
         ask(driven, f"r{seed}", Structured("regex", "[a-c]{2,4}-[0-9]+x"), seed=seed)
         ask(driven, f"c{seed}", Structured("choice", json.dumps(choices)), seed=seed)
@@ -147,12 +147,26 @@ def test_without_matchers_a_form_is_refused_and_not_forgotten(llama: Path, drive
     assert "structured" in (driven.end("a").error or "")
 
 
+def optional(count: int) -> Structured:
+    properties = {f"p{i}": {"type": "string"} for i in range(count)}
+    return Structured("json", json.dumps({"type": "object", "properties": properties}))
+
+
 @pytest.mark.parametrize(
-    "form", [Structured("regex", "(("), Structured("json", '{"type": "nonsense"}')]
+    "form",
+    [Structured("regex", "(("), Structured("json", '{"type": "nonsense"}'), optional(12_000)],
+    ids=["regex", "schema", "large"],
 )
 def test_the_door_names_what_is_wrong_with_a_form(form: Structured) -> None:
-    with pytest.raises(ValueError, match=r"regex|nonsense"):
+    with pytest.raises(ValueError, match=r"regex|nonsense|too big"):
         check(form)
+
+
+def test_what_the_door_lets_through_the_engine_can_open(llama: Path) -> None:
+    grammars = Grammars(open_tokenizer(llama).backend, VOCAB, {EOS})
+    for form in (optional(1000), Structured("choice", json.dumps([f"x {i}" for i in range(9000)]))):
+        check(form)
+        assert not grammars.open(form).complete
 
 
 def test_no_token_beyond_the_form_is_ever_drawn(llama: Path) -> None:

@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 
 from llmserve.clock import Clock
-from llmserve.core import ParamError, Request
+from llmserve.core import ParamError, Request, Structured
 from llmserve.engines import Deliver, EngineError, EngineInfo, StepSink, Tokenizer
 from llmserve.engines.ceilings import clamp
 from llmserve.engines.torch.lifetime import Lifetime
@@ -17,23 +17,8 @@ from llmserve.engines.torch.tokenizer import ModelTokenizer, open_tokenizer
 from llmserve.knobs import Applied, Knobs, differences
 
 
-async def check_form(request: Request, info: EngineInfo) -> None:
-    """ParamError for a form that no reply can be held to."""
-    form = request.sampling.structured_outputs
-    if form is None:
-        return
-    if "structured_outputs" not in info.supports:
-        raise ParamError("structured_outputs", "this model's tokenizer does not allow it")
-    from llmserve.engines.torch.forms import check
-
-    try:
-        await asyncio.to_thread(check, form)
-    except ValueError as error:
-        raise ParamError("structured_outputs", f"the form cannot be kept to: {error}") from None
-
-
 class TorchEngine:
-    """Satisfies `engines.Engine`. One loop's; may be started again after `stop`.
+    """Satisfies `engines.Engine` and `ChecksForms`. One loop's; may be started again after `stop`.
 
     Raises TypeError for an unknown option and ValueError for a wrong value (`TorchOptions`).
     """
@@ -120,12 +105,19 @@ class TorchEngine:
     async def device_bytes(self) -> int:
         return await self._running().ask(Weigh(next(self._questions)))
 
+    async def check_form(self, form: Structured) -> None:
+        from llmserve.engines.torch.forms import check
+
+        try:
+            await asyncio.to_thread(check, form)
+        except ValueError as error:
+            raise ParamError("structured_outputs", f"the form cannot be kept to: {error}") from None
+
     async def generate(self, request: Request, deliver: Deliver) -> None:
         """Raises ParamError for a prompt that cannot run, `RequestFailed` where the engine
         failed on this request alone.
         """
         self._check(request)
-        await check_form(request, self.info)
         run = self._running()
         inbox = run.open(request, deliver)
         try:

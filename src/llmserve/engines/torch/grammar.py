@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmserve.core import Structured
-from llmserve.engines.torch.forms import grammar_of
+from llmserve.engines.torch.forms import matcher
 
 
 class Grammars:
@@ -35,13 +35,7 @@ class Grammars:
 
     def open(self, form: Structured) -> Matcher:
         """ValueError where the form cannot be followed."""
-        from llguidance import LLMatcher
-
-        # its log goes to the error stream, which is kept for the engine's last words
-        found = LLMatcher(self._tokenizer, grammar_of(form), log_level=0)
-        if found.is_error():
-            raise ValueError(found.get_error().splitlines()[0])
-        return Matcher(found, self._vocab_size)
+        return Matcher(matcher(form, self._tokenizer), self._vocab_size)
 
 
 class Matcher:
