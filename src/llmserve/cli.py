@@ -89,13 +89,13 @@ def _serve(args: argparse.Namespace) -> int:
             **options,
         )
         with session:
-            sys.stdout.write(
-                f"{session.info.model_id} on {session.info.engine} ({session.info.device})\n"
-                f"url  {session.url}\n"
-                f"key  {'yours' if own_key else session.api_key}\nCtrl-C stops it.\n"
-            )
-            sys.stdout.flush()
             try:
+                sys.stdout.write(
+                    f"{session.info.model_id} on {session.info.engine} ({session.info.device})\n"
+                    f"url  {session.url}\n"
+                    f"key  {'yours' if own_key else session.api_key}\nCtrl-C stops it.\n"
+                )
+                sys.stdout.flush()
                 threading.Event().wait()
             except KeyboardInterrupt:
                 sys.stdout.write("\n")
