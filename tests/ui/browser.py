@@ -6,6 +6,7 @@ Only Jupyter is left out between the two: the loader, the module, the codec and 
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
@@ -17,6 +18,8 @@ from llmserve.ui.controls import Controls
 from ui.parts import Wire
 
 CHROMIUM = "/usr/bin/chromium"
+PATIENCE_S = 60.0
+"""How long a test waits for what must come, on however slow a machine."""
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -110,20 +113,17 @@ class Screen(Generic[D]):
 
     def until(self, kind: str) -> None:
         """Hand messages over until one of this kind was among them."""
-        for _ in range(200):
-            if kind in self.pump():
-                return
-            self.page.wait_for_timeout(20)
-        raise AssertionError(f"the page never said {kind}")
+        self._until(lambda kinds: kind in kinds, f"the page never said {kind}")
 
     def until_true(self, done: Callable[[], bool]) -> None:
         """Hand messages over until it is so."""
-        for _ in range(500):
-            self.pump()
-            if done():
-                return
+        self._until(lambda _: done(), "it never came so far")
+
+    def _until(self, over: Callable[[list[str]], bool], else_: str) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while not over(self.pump()):
+            assert time.monotonic() < until, else_
             self.page.wait_for_timeout(20)
-        raise AssertionError("it never came so far")
 
     def wait(self, holds: str, argument: object = None) -> None:
         """Until this function in the page is true of the argument."""
@@ -147,6 +147,15 @@ class Screen(Generic[D]):
         self.desk.update()
         self.pump()
 
+    def in_step(self) -> None:
+        """Until the page knows all that it was sent: one that was slow may have asked anew."""
+        self.until_true(lambda: self.data("seq") == self.desk.charts._link.seq)
+
+    def drawn(self) -> None:
+        """Until its panels show all that it was sent, and stand still."""
+        self.in_step()
+        self.page.wait_for_selector("[data-llmserve=dashboard][data-drawing=false]")
+
     def theme(self, dark: bool) -> None:
         for name, value in _DARK.items() if dark else ():
             self.page.evaluate(
@@ -167,6 +176,7 @@ def screen(desk: D, width: int = 1280, height: int = 1300) -> Iterator[Screen[D]
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
             page = browser.new_page(viewport={"width": width, "height": height})
+            page.set_default_timeout(PATIENCE_S * 1e3)
             errors: list[str] = []
             page.on("pageerror", lambda error: errors.append(str(error)))
             yield Screen(page, desk)

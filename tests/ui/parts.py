@@ -167,12 +167,12 @@ class Wire:
 
     def take(self, *kinds: str) -> list[tuple[dict[str, Any], list[bytes]]]:
         """What was sent since: of these kinds, else of all but what goes apart from the charts."""
-        sent, self.sent = self.sent, []
-        apart = ("why", "tape", "replies")
+        sent, apart = self.take_all(), ("why", "tape", "replies")
         return [m for m in sent if (m[0]["kind"] in kinds if kinds else m[0]["kind"] not in apart)]
 
     def take_all(self) -> list[tuple[dict[str, Any], list[bytes]]]:
-        sent, self.sent = self.sent, []
+        sent = self.sent.copy()
+        del self.sent[: len(sent)]  # another thread may have sent more meanwhile
         return sent
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ui.browser import Screen, screen
+from ui.browser import PATIENCE_S, Screen, screen
 from ui.parts import Desk
 
 pytestmark = pytest.mark.browser
@@ -29,6 +29,7 @@ def play(shown: Shown, rows: int) -> None:
     for _ in range(rows):
         shown.desk.parts.play(0.2, ttft_s=0.1)
         shown.update()
+    shown.in_step()
 
 
 def test_every_panel_is_drawn_and_moves_with_every_update(shown: Shown) -> None:
@@ -54,6 +55,7 @@ def test_a_knob_change_is_a_line_on_every_panel_and_tells_itself_on_hover(shown:
     shown.desk.parts.change({"max_num_seqs": 8}, "http")
     play(shown, 3)
     assert shown.data("marks") == 1
+    shown.drawn()
     for panel in PANELS:
         shown.page.locator(f"[data-llmserve=panel-{panel}] .shapelayer path").wait_for(
             state="attached"
@@ -69,18 +71,21 @@ def test_a_lost_update_is_noticed_and_a_snapshot_heals_it(shown: Shown) -> None:
     shown.desk.parts.play(0.2, ttft_s=0.1)
     shown.desk.update()
     shown.desk.wire.take()  # lost on the way
-    play(shown, 1)
+    shown.desk.parts.play(0.2, ttft_s=0.1)
+    shown.update()
     shown.until("hello")
+    shown.in_step()
     assert shown.data("points") == 5
-    assert shown.data("seq") == shown.desk.charts._link.seq
 
 
 def test_the_page_acknowledges_by_its_name_and_says_when_it_leaves(shown: Shown) -> None:
     play(shown, 1)
+    shown.until_true(
+        lambda: any((said["kind"], said.get("seq")) == ("ack", 1) for said in shown.heard)
+    )
     names = {message.get("page") for message in shown.heard if message["kind"] != "module"}
     assert len(names) == 1
     assert all(names)
-    assert any((said["kind"], said.get("seq")) == ("ack", 1) for said in shown.heard)
     shown.page.evaluate("() => window.harness.leave()")
     shown.until("bye")
     shown.desk.update()
@@ -98,7 +103,7 @@ def test_a_knob_changed_elsewhere_moves_its_control_in_the_browser(shown: Shown)
 
 def test_an_empty_session_says_what_to_do_and_an_ended_one_that_it_ended(shown: Shown) -> None:
     hint = shown.page.locator("[data-llmserve=empty]")
-    assert hint.is_visible()
+    shown.until_true(hint.is_visible)
     assert "playground below" in (hint.text_content() or "")
     assert "%%llmserve" in (hint.text_content() or "")
     play(shown, 1)
@@ -120,7 +125,7 @@ def test_a_page_whose_kernel_is_gone_says_so_and_offers_nothing_until_it_is_back
     shown: Shown,
 ) -> None:
     send = shown.page.locator("[data-llmserve=send]")
-    assert send.is_enabled()
+    shown.until_true(send.is_enabled)
     shown.page.wait_for_selector("[data-llmserve=dashboard][data-state=silent]")
     assert "run its cells again" in shown.page.locator("[data-llmserve=state]").inner_text()
     assert send.is_disabled()
@@ -134,10 +139,10 @@ def test_a_page_whose_kernel_is_gone_says_so_and_offers_nothing_until_it_is_back
 def test_the_page_draws_the_picture_that_stays_in_the_notebook(shown: Shown) -> None:
     play(shown, 5)
     drawn: list[bytes | None] = []
-    asking = threading.Thread(target=lambda: drawn.append(shown.desk.charts.picture(30)))
+    asking = threading.Thread(target=lambda: drawn.append(shown.desk.charts.picture(PATIENCE_S)))
     asking.start()
     shown.until("picture")
-    asking.join(30)
+    asking.join(PATIENCE_S)
     assert drawn[0] is not None
     assert drawn[0].startswith(b"\x89PNG")
 
@@ -149,6 +154,7 @@ def test_panels_fill_the_width_without_overlap_in_both_themes(width: int, dark: 
         shown.theme(dark)
         shown.start()
         play(shown, 3)
+        shown.drawn()
         boxes = [
             shown.page.locator(f"[data-llmserve=panel-{panel}] svg.main-svg").first.bounding_box()
             for panel in PANELS
@@ -203,11 +209,11 @@ def test_a_paused_page_stands_still_and_loses_nothing(shown: Shown) -> None:
     shown.page.wait_for_function(
         "() => document.querySelector('[data-llmserve=panel-ttft]').layout?.xaxis.range[1] > 12"
     )
-    shown.page.wait_for_timeout(500)
     shown.page.locator("[data-llmserve=pause]").click()
+    shown.drawn()
     before, points = axis(shown), shown.data("points")
     play(shown, 8)
-    shown.page.wait_for_timeout(500)
+    shown.drawn()
     assert axis(shown) == before
     assert shown.data("points") == points + 8
     shown.page.locator("[data-llmserve=pause]").click()
@@ -219,18 +225,19 @@ def test_a_paused_page_stands_still_and_loses_nothing(shown: Shown) -> None:
 
 def test_one_cursor_stands_at_the_same_time_on_every_panel(shown: Shown) -> None:
     play(shown, 5)
+    shown.drawn()
     box = shown.page.locator("[data-llmserve=panel-itl]").bounding_box()
     assert box is not None
     shown.page.mouse.move(box["x"] + 150, box["y"] + 100)
     cursors = shown.page.locator("[data-llmserve=cursor]:visible")
-    assert cursors.count() == len(PANELS)
+    shown.until_true(lambda: cursors.count() == len(PANELS))
     places = {cursors.nth(i).evaluate("e => e.style.left + e.dataset.time") for i in range(5)}
     assert len(places) == 1
 
 
 def test_dragging_over_a_panel_zooms_all_of_them_and_a_button_undoes_it(shown: Shown) -> None:
     record(shown, 100)
-    shown.page.wait_for_timeout(500)
+    shown.drawn()
     box = shown.page.locator("[data-llmserve=panel-itl]").bounding_box()
     assert box is not None
     shown.page.mouse.move(box["x"] + 150, box["y"] + 100)
@@ -253,6 +260,7 @@ def test_dragging_over_a_panel_zooms_all_of_them_and_a_button_undoes_it(shown: S
 
 def test_a_line_that_was_switched_off_in_the_legend_stays_off(shown: Shown) -> None:
     play(shown, 5)
+    shown.drawn()
     toggle = shown.page.locator("[data-llmserve=panel-ttft] .legendtoggle").first
     toggle.wait_for(state="attached")
     toggle.click(force=True)
@@ -262,17 +270,19 @@ def test_a_line_that_was_switched_off_in_the_legend_stays_off(shown: Shown) -> N
     )
     shown.page.wait_for_function(hidden)
     play(shown, 3)
-    shown.page.wait_for_timeout(400)
+    shown.drawn()
     assert shown.page.evaluate(hidden)
 
 
 def test_the_cursor_tells_the_figures_of_every_panel_at_its_time(shown: Shown) -> None:
     play(shown, 5)
+    shown.drawn()
     box = shown.page.locator("[data-llmserve=panel-itl]").bounding_box()
     assert box is not None
     shown.page.mouse.move(box["x"] + 150, box["y"] + 100)
     figures = "[data-llmserve=panel-{}] [data-llmserve=cursor]"
     read = "e => [e.dataset.figures, getComputedStyle(e, '::before').content]"
+    shown.page.locator(figures.format("ttft")).wait_for()
     told, drawn = shown.page.locator(figures.format("memory")).evaluate(read)
     assert told.endswith("\nin use by all: 9")
     assert "in use by all: 9" in drawn
@@ -282,7 +292,7 @@ def test_the_cursor_tells_the_figures_of_every_panel_at_its_time(shown: Shown) -
 
 def test_a_cursor_under_a_mouse_that_stands_still_tells_of_what_comes(shown: Shown) -> None:
     record(shown, 60)
-    shown.page.wait_for_timeout(500)
+    shown.drawn()
     box = shown.page.locator("[data-llmserve=panel-itl]").bounding_box()
     assert box is not None
     shown.page.mouse.move(box["x"] + box["width"] - 20, box["y"] + 100)
@@ -300,7 +310,7 @@ def test_a_panel_is_read_zoomed_and_its_lines_switched_by_keys_that_reach_no_not
     shown: Shown,
 ) -> None:
     record(shown, 100)
-    shown.page.wait_for_timeout(500)
+    shown.drawn()
     shown.page.evaluate(
         "() => { window.leaked = 0; document.addEventListener('keydown', () => leaked++); }"
     )
@@ -309,7 +319,7 @@ def test_a_panel_is_read_zoomed_and_its_lines_switched_by_keys_that_reach_no_not
     for _ in range(3):
         shown.page.keyboard.press("Shift+ArrowLeft")
     cursor = panel.locator("[data-llmserve=cursor]")
-    assert cursor.is_visible()
+    cursor.wait_for()
     assert float((cursor.get_attribute("data-time") or "").removesuffix(" s")) == pytest.approx(
         axis(shown)[1] * 0.85, abs=0.2
     )

@@ -138,7 +138,6 @@ def test_a_wrong_wish_is_answered_in_words_and_an_ended_session_offers_nothing()
         ask(shown, "word " * 100)
         shows(shown, "reply-figures", "leave no room to answer")
         session.close()
-        shown.pump()
-        shown.page.wait_for_selector("[data-llmserve=dashboard][data-state=ended]")
+        shown.until_true(lambda: shown.root.get_attribute("data-state") == "ended")
         for name in ("send", "stop", "load"):
             assert shown.page.locator(part(shown, name)).is_disabled()

@@ -65,7 +65,7 @@ def ask(told: dict[str, str], path: str) -> str:
 
 def comes(done: Callable[[], bool]) -> bool:
     """Whether it is so within a time in which it surely would be."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not done():
         if time.monotonic() > until:
             return False

@@ -59,7 +59,11 @@ def test_hovering_a_cell_tells_tokens_kv_and_why_it_waited(shown: Shown) -> None
     place.focus()
     for _ in range(12):
         shown.page.keyboard.press("-")
-    shown.page.wait_for_timeout(100)
+    shown.page.wait_for_function(
+        "() => { const { from, to, steps } = "
+        "document.querySelector('[data-llmserve=tape-canvas]').dataset; "
+        "return to - from === +steps; }"
+    )
     box = place.bounding_box()
     assert box is not None
     tip, seen = shown.page.locator("[data-llmserve=tape-tip]"), set()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from msgspec.structs import replace
@@ -20,26 +20,35 @@ def parts() -> Iterator[Parts]:
     parts.close()
 
 
-def feeding() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name == "llmserve-dashboard"]
+@pytest.fixture
+def feeding() -> Callable[[], int]:
+    """How many threads feed dashboards, beside those of other tests."""
+    before = threading.enumerate()
+    return lambda: sum(
+        t.name == "llmserve-dashboard" and t not in before for t in threading.enumerate()
+    )
 
 
-def test_closing_the_session_ends_the_thread_and_says_so_on_every_view(parts: Parts) -> None:
+def test_closing_the_session_ends_the_thread_and_says_so_on_every_view(
+    parts: Parts, feeding: Callable[[], int]
+) -> None:
     dashboards = Dashboards(parts)
     wires = [Wire(dashboards.open().charts) for _ in range(2)]
-    assert len(feeding()) == 1
+    assert feeding() == 1
     parts.close()
-    assert feeding() == []
+    assert feeding() == 0
     for wire in wires:
         wire.hear({"kind": "hello"})
         content, _ = wire.take()[-1]
         assert (content["ended"], content["status"]) == (True, ENDED)
 
 
-def test_a_dashboard_of_an_ended_session_starts_no_thread_and_says_so(parts: Parts) -> None:
+def test_a_dashboard_of_an_ended_session_starts_no_thread_and_says_so(
+    parts: Parts, feeding: Callable[[], int]
+) -> None:
     parts.close()
     wire = Wire(Dashboards(parts).open().charts)
-    assert feeding() == []
+    assert feeding() == 0
     wire.hear({"kind": "hello"})
     content, _ = wire.take()[-1]
     assert content["ended"] is True

@@ -108,6 +108,7 @@ export class Charts {
   show(content: Content): void {
     this.#content = content;
     this.#stale = true;
+    this.#page.setDrawing(true);
     this.#schedule();
   }
 
@@ -170,6 +171,7 @@ export class Charts {
     this.#drawn = this.#look();
     this.#notBefore = performance.now() + this.#took * (1 / DUTY - 1);
     if (this.#stale) this.#schedule();
+    else this.#page.setDrawing(false);
   }
 
   /** Laid out afresh for another width: else a legend that took two rows stays where it was. */

@@ -191,6 +191,11 @@ export class Page {
     this.onPause(paused);
   }
 
+  /** Whether something is known that the panels do not show yet. */
+  setDrawing(drawing: boolean): void {
+    this.root.dataset["drawing"] = String(drawing);
+  }
+
   setCounts(points: number, marks: number, seq: number): void {
     Object.assign(this.root.dataset, { points, marks, seq });
   }
