@@ -14,7 +14,7 @@ CONSTRAIN := $(if $(CPU_ONLY),-c binder/constraints-cpu.txt)
 
 # vLLM pins what it needs too tightly to live beside the rest.
 VLLM := .venv-vllm
-NBVAL := --nbval-lax --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg --timeout 300
+NBVAL := --nbval-lax --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg --timeout 600
 
 .PHONY: help lab test lint unit notebooks browser widgets system vllm vllm-cpu vllm-test \
   bench-torch bench-vllm bench-peers clean
