@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,9 +45,15 @@ def stubborn(mib: int) -> Iterator[psutil.Process]:
             process.kill()
 
 
+STAYS: dict[str, Any] = {"by": psutil.Process.terminate, "patience_s": 0.5}
+"""For `close`: what the stubborn one does not hear, for who could not be killed."""
+
+
 def close(pid: int, **options: Any) -> Freed:
     clock = MonotonicClock()
-    return Proof((pid,), None, clock, **{"patience_s": 0.5, **options}).freed(8000, clock.now())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmserve.freed._GRACE_S", 0.1)  # it never ends by itself
+        return Proof((pid,), None, clock, **{"patience_s": 60, **options}).freed(8000, clock.now())
 
 
 class NoGpu:
@@ -101,8 +108,7 @@ def test_a_process_that_ends_is_weighed_before_and_gone_after() -> None:
 
 def test_a_process_that_cannot_be_ended_is_named_with_what_it_holds_and_the_cure() -> None:
     with stubborn(100) as child:
-        ask = psutil.Process.terminate  # what it does not hear, for who could not be killed
-        freed = close(child.pid, scales=Scales(nvml=NoGpu()), by=ask)
+        freed = close(child.pid, scales=Scales(nvml=NoGpu()), **STAYS)
         assert freed.left == (child.pid,)
         assert freed.stayed is not None
         assert f"pid {child.pid} (" in freed.stayed
@@ -112,7 +118,7 @@ def test_a_process_that_cannot_be_ended_is_named_with_what_it_holds_and_the_cure
 
 def test_a_small_remainder_is_told_and_not_warned_of() -> None:
     with stubborn(1) as child:
-        freed = close(child.pid, scales=Scales(nvml=NoGpu()), by=psutil.Process.terminate)
+        freed = close(child.pid, scales=Scales(nvml=NoGpu()), **STAYS)
         assert freed.left == (child.pid,)
         assert freed.stayed is None
 
@@ -140,7 +146,7 @@ def test_descendants_of_an_engine_process_are_ended_and_weighed_too() -> None:
 def test_a_gpu_is_weighed_by_process_where_the_driver_tells() -> None:
     with stubborn(1) as child:
         card = Card([900 * MIB], {child.pid: 800 * MIB, 1: 100 * MIB})
-        freed = close(child.pid, scales=Scales(nvml=card), by=psutil.Process.terminate)
+        freed = close(child.pid, scales=Scales(nvml=card), **STAYS)
         assert freed.before.engine[0].device == 800 * MIB
         assert freed.stayed is not None
         assert "800 MiB" in freed.stayed
@@ -167,8 +173,8 @@ def test_where_it_does_not_the_devices_own_figure_is_told_and_labelled(
 def test_there_the_engines_own_count_is_told_beside_it(stays: bool, after: str) -> None:
     with stubborn(1) as child:
         card = Card([900 * MIB, 100 * MIB], None)
-        how = psutil.Process.terminate if stays else psutil.Process.kill
-        freed = close(child.pid, scales=Scales(nvml=card), own_count=700 * MIB, by=how)
+        how = STAYS if stays else {}
+        freed = close(child.pid, scales=Scales(nvml=card), own_count=700 * MIB, **how)
         (line,) = (line for line in str(freed).splitlines() if "own count" in line)
         assert line.split()[-3:] == ["700", "MiB", after]
 
@@ -186,8 +192,8 @@ def test_an_engine_is_asked_for_its_own_count_where_it_has_one_and_may_fail_to_t
 def test_it_waits_for_a_driver_that_takes_memory_back_late() -> None:
     clock = MonotonicClock()
     card = Card([900 * MIB, 900 * MIB, 500 * MIB, 100 * MIB], None)
-    freed = Proof((), 100 * MIB, clock, scales=Scales(nvml=card)).freed(8000, clock.now())
-    assert freed.gpu_bytes == 800 * MIB
+    proof = Proof((), 100 * MIB, clock, scales=Scales(nvml=card), patience_s=60)
+    assert proof.freed(8000, clock.now()).gpu_bytes == 800 * MIB
 
 
 def test_a_session_warns_in_the_cell_that_closes_it_once() -> None:
@@ -198,6 +204,7 @@ def test_a_session_warns_in_the_cell_that_closes_it_once() -> None:
         engine.info = msgspec.structs.replace(engine.info, pids=(child.pid,))
         house: House = session._house
         patch.setattr(house, "end_by", psutil.Process.terminate)
+        patch.setattr("llmserve.house.Proof", partial(Proof, patience_s=0.5))
         with pytest.warns(MemoryStayed, match=f"pid {child.pid}") as caught:
             session.close()
         assert caught[0].filename == __file__
@@ -235,4 +242,4 @@ def test_patience_with_a_driver_has_an_end() -> None:
 def test_killing_is_what_a_house_does_unless_told_otherwise() -> None:
     with stubborn(1) as child:
         close(child.pid, scales=Scales(nvml=NoGpu()))
-        assert child.wait(5) in (None, -signal.SIGKILL)
+        assert child.wait(60) in (None, -signal.SIGKILL)
