@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 _LONGEST, _KEPT = 200, 60
-_MOST_TOLD = 60
+_MOST_TOLD = 100
 _CLOSE = 0.7
 
 
@@ -24,7 +24,7 @@ def shown(value: object) -> str:
 
 
 def meant(
-    word: str,
+    word: object,
     known: Iterable[str],
     *,
     listed: Iterable[str] | None = None,
@@ -36,7 +36,8 @@ def meant(
     listed: what is told in place of all that is `known`; nothing where it is empty.
     """
     names = {_folded(name): name for name in known}
-    if near := _near(_folded(word), names):
+    typed = word if isinstance(word, str) else shown(word)
+    if near := _near(_folded(typed), names):
         return f"; did you mean {names[near]}?"
     told = [*(names.values() if listed is None else listed)]
     return f"; {called} {', '.join(told)}" if 0 < len(told) <= _MOST_TOLD else ""

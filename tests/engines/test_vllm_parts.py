@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 import psutil
 import pydantic
 import pytest
@@ -144,6 +145,7 @@ def test_a_ceiling_is_a_whole_number_that_the_knob_may_reach(value: object) -> N
         ({"model": 5}, "model is a name or a folder, not 5"),
         ({"speculative_config": "ngram"}, "speculative_config is a dict .* not 'ngram'"),
         ({"additional_config": ["x"]}, "additional_config is a dict"),
+        ({"max_model_len": 10**5000}, "max_model_len must be within .* not a number of thousands"),
     ],
 )
 def test_a_value_that_vllm_would_stumble_over_is_refused(
@@ -151,6 +153,11 @@ def test_a_value_that_vllm_would_stumble_over_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=says):
         parse(options, {*KNOWN, "speculative_config", "additional_config"}, on_cpu=True)
+
+
+def test_numpys_numbers_reach_vllm_as_pythons_own() -> None:
+    args = parse({"max_model_len": np.int64(128)}, KNOWN, on_cpu=True).engine_args
+    assert type(args["max_model_len"]) is int
 
 
 class Config(pydantic.BaseModel):

@@ -6,7 +6,8 @@ from llmserve.bounded import whole
 from llmserve.knobs import SPECS
 
 MOST_TOKENS = 100_000_000
-SEEDS = (-(2**63), 2**64 - 1)
+ANY_WHOLE = (-(2**63), 2**64 - 1)
+"""What a message to another process can hold."""
 
 
 def ceiling(name: str, value: object) -> int:

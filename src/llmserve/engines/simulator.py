@@ -17,7 +17,7 @@ from llmserve.bounded import real, whole
 from llmserve.clock import Clock
 from llmserve.core import Chunk, FinishReason, Request, TokenLogprob
 from llmserve.engines import Deliver, EngineError, EngineInfo, StepSink
-from llmserve.engines.bounds import MOST_TOKENS, SEEDS, ceiling
+from llmserve.engines.bounds import ANY_WHOLE, MOST_TOKENS, ceiling
 from llmserve.engines.ceilings import clamp
 from llmserve.engines.costs import MOST_MS, StepCost
 from llmserve.engines.delivery import Delivery
@@ -71,7 +71,7 @@ class SimulatorEngine:
             decode_token_ms=real("decode_token_ms", decode_token_ms, 0, MOST_MS, "ms"),
         )
         self._jitter = real("jitter", jitter, 0, 1)
-        self._seed = whole("seed", seed, *SEEDS)
+        self._seed = whole("seed", seed, *ANY_WHOLE)
         self._block_size = whole("block_size", block_size, 1, MOST_TOKENS, "tokens")
         room = whole("kv_capacity_tokens", kv_capacity_tokens, self._block_size, MOST_TOKENS)
         self._kv_blocks = room // self._block_size

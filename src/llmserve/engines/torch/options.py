@@ -10,7 +10,7 @@ import msgspec
 
 from llmserve.bounded import whole
 from llmserve.engines import no_option
-from llmserve.engines.bounds import MOST_TOKENS, SEEDS, ceiling
+from llmserve.engines.bounds import ANY_WHOLE, MOST_TOKENS, ceiling
 from llmserve.mistakes import shown
 from llmserve.models import bundled_path
 
@@ -19,7 +19,7 @@ SPINS = {"brief": 2000, "active": 20_000}
 
 _BOUNDS = {
     "max_model_len": (1, MOST_TOKENS),
-    "seed": SEEDS,
+    "seed": ANY_WHOLE,
     "block_size": (1, MOST_TOKENS),
     "kv_cache_memory_bytes": (1, 1 << 50),
     "kv_capacity_tokens": (1, MOST_TOKENS),

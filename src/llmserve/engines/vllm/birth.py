@@ -85,8 +85,8 @@ def check_api(api_args: Mapping[str, Any]) -> None:
     if parser is not None and parser not in known:
         if plugin:  # vLLM only logs what is wrong with it
             raise OptionRefused(f"tool_call_parser: {plugin} does not import, or has no {parser!r}")
-        hint = meant(str(parser), known)
-        raise OptionRefused(f"tool_call_parser: there is no {parser!r}{hint}")
+        hint = meant(parser, known, called="there are")
+        raise OptionRefused(f"tool_call_parser: there is no {shown(parser)}{hint}")
     if api_args.get("enable_auto_tool_choice") and parser is None:
         told = "enable_auto_tool_choice needs a tool_call_parser"
         raise OptionRefused(f"{told}: one of {', '.join(known)}")

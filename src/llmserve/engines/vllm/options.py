@@ -7,11 +7,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from llmserve.bounded import whole
 from llmserve.engines import no_option
-from llmserve.engines.bounds import ceiling
+from llmserve.engines.bounds import ANY_WHOLE, ceiling
 from llmserve.engines.vllm.gate import API_OPTIONS
 from llmserve.mistakes import shown
 from llmserve.models import bundled_path
+from llmserve.plain import plain
 
 OURS = ("max_num_seqs_ceiling", "max_num_batched_tokens_ceiling")
 CPU_WORKER = "llmserve.engines.vllm.cpu_worker.SeedWorker"
@@ -66,12 +68,14 @@ class VllmOptions:
 def parse(options: Mapping[str, object], known: set[str], *, on_cpu: bool) -> VllmOptions:
     """`known`: the fields of vLLM's AsyncEngineArgs. TypeError names an unknown option,
     ValueError a wrong value of ours; vLLM checks its own at start."""
-    args = dict(options)
+    args = {name: plain(value) for name, value in options.items()}
     for name in args:
         if name in KNOBS:
             raise TypeError(f"{name} is no start-up option here: {KNOBS[name]}")
         if name not in known and name not in OURS:
             raise no_option("vllm", name, [*sorted(known), *OURS])
+        if type(args[name]) is int:  # of a larger one vLLM's check fails, or none is made
+            whole(name, args[name], *ANY_WHOLE)
     api_args = {name: args.pop(name) for name in list(args) if name in API_OPTIONS}
     ours = {
         name: ceiling(name.removesuffix("_ceiling"), args.pop(name))
