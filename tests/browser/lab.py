@@ -6,13 +6,12 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -21,6 +20,13 @@ from playwright.sync_api import Locator, Page, sync_playwright
 from support.kernels import SRC
 from ui.browser import CHROMIUM, FLAGS
 
+PATIENCE_S = 60.0
+"""How long a test waits for what must come; nothing is asserted of how soon it comes."""
+BUSY = """# a busy cell
+import pathlib
+pathlib.Path("busy").touch()
+while not pathlib.Path("enough").exists():
+    sum(i * i for i in range(1000))"""
 ARTIFACTS = Path(__file__).parents[1] / "artifacts"
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # every cell is in the page
@@ -35,6 +41,9 @@ class Lab:
 
     def __init__(self, page: Page) -> None:
         self.page = page
+        page.set_default_timeout(PATIENCE_S * 1e3)
+        chosen = page.locator(".jp-Dialog button.jp-mod-accept", has_text="Select")
+        page.add_locator_handler(chosen, lambda button: button.click())
 
     def run_all_above(self, text: str, first: str) -> None:
         """Return once the cell `first` has begun. On a loaded machine a page may send nothing to
@@ -44,19 +53,13 @@ class Lab:
             self.page.locator(".lm-MenuBar-item", has_text="Run").first.click()
             self.page.locator(".lm-Menu-item", has_text="Run All Above").click()
             try:
-                self.wait_until(lambda: self._begun(first), 20)
+                self.wait_until(lambda: self.prompt(first).strip() != "[ ]:", 20)
                 return
             except TimeoutError:
                 self.screenshot(f"cells-not-started-{attempt}")
         raise TimeoutError("no cell was started")
 
-    def _begun(self, first: str) -> bool:
-        select = self.page.locator(".jp-Dialog button.jp-mod-accept", has_text="Select")
-        if select.count():
-            select.click()
-        return self.prompt(first).strip() != "[ ]:"
-
-    def wait_until(self, what: Callable[[], bool], timeout: float = 20) -> None:
+    def wait_until(self, what: Callable[[], bool], timeout: float = PATIENCE_S) -> None:
         until = time.monotonic() + timeout
         while not what():
             if time.monotonic() > until:
@@ -69,6 +72,20 @@ class Lab:
     def run_cell(self, text: str) -> None:
         self.cell(text).locator(".cm-content").click()
         self.page.keyboard.press("Shift+Enter")
+
+    def ended(self, text: str) -> bool:
+        """Whether the cell has been run to its end."""
+        return self.prompt(text).strip() not in ("[ ]:", "[*]:")
+
+    @contextmanager
+    def busy(self, folder: Path) -> Iterator[None]:
+        """While the block runs, the notebook's cell BUSY computes."""
+        self.run_cell("# a busy cell")
+        self.wait_until((folder / "busy").exists)
+        yield
+        assert not self.ended("# a busy cell"), "it computed no more"
+        (folder / "enough").touch()
+        self.wait_until(lambda: self.ended("# a busy cell"))
 
     def prompt(self, text: str) -> str:
         """`[*]:` while the cell runs, `[7]:` when it has."""
@@ -141,15 +158,15 @@ def lab(notebook: Path, application: str = "jupyterlab") -> Iterator[Lab]:
     with server(notebook.parent, token, application) as url, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1640, "height": 1500})
+        opened = Lab(page)
         try:
             page.goto(f"{url}/{PATHS[application]}/{notebook.name}?token={token}", timeout=120_000)
-            opened = Lab(page)
             opened.wait_until(lambda: _kernel_is_idle(f"{url}/api/sessions?token={token}"), 120)
             if application == "jupyterlab":
                 page.keyboard.press("Control+b")  # the side bar is in the way of the charts
             yield opened
         except BaseException:
-            Lab(page).screenshot("failed")
+            opened.screenshot("failed")
             raise
         finally:
             browser.close()
@@ -157,9 +174,6 @@ def lab(notebook: Path, application: str = "jupyterlab") -> Iterator[Lab]:
 
 @contextmanager
 def server(folder: Path, token: str, application: str = "jupyterlab") -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     home = folder / ".jupyter"
     for name, settings in SETTINGS.items():
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -177,38 +191,36 @@ def server(folder: Path, token: str, application: str = "jupyterlab") -> Iterato
         server = subprocess.Popen(
             [
                 sys.executable, "-m", application, "--no-browser", "--allow-root",
-                f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
+                "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0",
                 f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}",
             ],
             env=environment, stdout=log, stderr=log, cwd=folder,
         )
-    url = f"http://127.0.0.1:{port}"
     try:
-        _wait(f"{url}/api?token={token}", server, home / "log")
-        yield url
+        yield _address(server, home)
     finally:
         server.send_signal(signal.SIGTERM)
         try:
-            server.wait(30)
+            server.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
 
 
-def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + 90
+def _address(server: subprocess.Popen[bytes], home: Path) -> str:
+    """Where it serves, as it tells once it does."""
+    told = home / "runtime" / f"jpserver-{server.pid}.json"
+    until = time.monotonic() + 2 * PATIENCE_S
     while time.monotonic() < until and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)  # the server is starting
-    raise RuntimeError(f"Jupyter did not start:\n{log.read_text()[-2000:]}")
+        with suppress(OSError, ValueError):  # it is starting, or just writing
+            return f"http://127.0.0.1:{json.loads(told.read_text())['port']}"
+        time.sleep(0.2)
+    raise RuntimeError(f"Jupyter did not start:\n{(home / 'log').read_text()[-2000:]}")
 
 
 def _kernel_is_idle(sessions: str) -> bool:
     """Whether the page has started its kernel and is connected to it."""
-    with urllib.request.urlopen(sessions, timeout=10) as answer:
+    with urllib.request.urlopen(sessions, timeout=PATIENCE_S) as answer:
         kernels = [session["kernel"] for session in json.load(answer)]
     return any(k["execution_state"] == "idle" and k["connections"] for k in kernels)
 
