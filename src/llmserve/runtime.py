@@ -30,7 +30,11 @@ class Runtime:
         self._lock = threading.RLock()  # the collector may submit in the midst of a submit
         self._stopped = self._ended = False
         self._thread = threading.Thread(target=self._main, name="llmserve", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # an interrupt: nobody will hold it, and so nobody would close it
+            self._stop()
+            raise
 
     @property
     def alive(self) -> bool:
@@ -84,11 +88,14 @@ class Runtime:
     def close(self) -> None:
         """Cancel what still runs, end the loop and the thread. Safe to call twice."""
         if self._thread.is_alive():
-            with self._lock:
-                if not self._stopped:  # a second stop would cut short what `_main` does behind it
-                    self._stopped = True
-                    self.loop.call_soon_threadsafe(self.loop.stop)
+            self._stop()
             self._thread.join(10)
+
+    def _stop(self) -> None:
+        with self._lock:
+            if not self._stopped:  # a second stop would cut short what `_main` does behind it
+                self._stopped = True
+                self.loop.call_soon_threadsafe(self.loop.stop)
 
     def _main(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -96,7 +103,7 @@ class Runtime:
             self.loop.run_forever()
         finally:
             with self._lock:
-                self._ended = True
+                self._stopped = self._ended = True
             self.loop.run_until_complete(_cancel_all())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.run_until_complete(self.loop.shutdown_default_executor())

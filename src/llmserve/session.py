@@ -88,10 +88,11 @@ class Session:
         app = build_app(self.service, self.telemetry, self._keyring, cache)
         sock = bind(*address)
         self.host, self.port = sock.getsockname()[:2]
+        server = Server(app, sock)
         self.runtime = Runtime()
-        house = House(self.runtime, self.service, Server(app, sock), self.bus, self.clock, switches)
-        self._house = house
+        house = House(self.runtime, self.service, server, self.bus, self.clock, switches)
         self._closer = weakref.finalize(self, house.close)
+        self._house = house
         try:
             if log is not None:
                 lifecycle = LifecycleLog(log, partial(prompt_text, self.service))

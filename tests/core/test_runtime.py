@@ -110,6 +110,21 @@ def test_what_is_submitted_as_the_loop_stops_has_an_end_too() -> None:
     assert not concurrent.futures.wait(late, 60).not_done
 
 
+def test_an_interrupt_while_it_begins_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, begun = threading.Thread.start, list[threading.Thread]()
+
+    def interrupted(thread: threading.Thread) -> None:
+        begun.append(thread)
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Runtime()
+    begun[0].join(60)
+    assert not begun[0].is_alive()
+
+
 @pytest.mark.parametrize("turn", range(10))
 def test_who_calls_while_other_threads_close_is_answered_or_told(turn: int) -> None:
     runtime, called = Runtime(), threading.Event()
