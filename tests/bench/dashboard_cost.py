@@ -29,7 +29,7 @@ from llmserve.ui import Dashboards
 from llmserve.ui.link import PATIENCE_S
 from llmserve.ui.series import CAPACITY
 from llmserve.ui.tape import STEPS
-from ui.browser import Screen, screen
+from ui.browser import Screen, chromium, screen
 from ui.parts import Desk, Wire
 from ui.story import tell
 
@@ -137,7 +137,7 @@ def frames(seconds: float = 20.0) -> None:
     for _ in range(CAPACITY):  # the rest at rest: what is drawn is the same either way
         desk.parts.clock.advance(0.2)
         desk.recorder.sample()
-    with screen(desk, 1280, 1300) as shown:
+    with chromium() as browser, screen(browser, desk, 1280, 1300) as shown:
         shown.start()
         shown.page.locator("[data-llmserve=window]").select_option("600")
         stream: list[list[tuple[dict[str, Any], list[bytes]]]] = []
@@ -174,7 +174,7 @@ def tape(frames: int = 300) -> None:
             kv_used_tokens=1, kv_capacity_tokens=2, max_num_seqs=256, max_num_batched_tokens=512,
         )
         desk.recorder.tape(StepRecorded(t=1000 + 0.01 * i, record=record))
-    with screen(desk, 1280, 1300) as shown:
+    with chromium() as browser, screen(browser, desk, 1280, 1300) as shown:
         shown.start()
         canvas = shown.page.locator("[data-llmserve=tape-canvas]")
         canvas.scroll_into_view_if_needed()

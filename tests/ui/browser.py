@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from llmserve.ui.charts import Charts
 from llmserve.ui.controls import Controls
@@ -171,15 +171,22 @@ class Screen(Generic[D]):
 
 
 @contextmanager
-def screen(desk: D, width: int = 1280, height: int = 1300) -> Iterator[Screen[D]]:
+def chromium() -> Iterator[Browser]:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
-            page = browser.new_page(viewport={"width": width, "height": height})
-            page.set_default_timeout(PATIENCE_S * 1e3)
-            errors: list[str] = []
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            yield Screen(page, desk)
-            assert errors == []
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def screen(
+    browser: Browser, desk: D, width: int = 1280, height: int = 1300
+) -> Iterator[Screen[D]]:
+    with browser.new_page(viewport={"width": width, "height": height}) as page:
+        page.set_default_timeout(PATIENCE_S * 1e3)
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        yield Screen(page, desk)
+        assert errors == []

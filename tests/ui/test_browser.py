@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser
 
 from ui.browser import PATIENCE_S, Screen, screen
 from ui.parts import Desk
@@ -19,8 +20,8 @@ PANELS = (
 
 
 @pytest.fixture
-def shown() -> Iterator[Shown]:
-    with screen(Desk.lay()) as page:
+def shown(browser: Browser) -> Iterator[Shown]:
+    with screen(browser, Desk.lay()) as page:
         page.start()
         yield page
 
@@ -149,8 +150,10 @@ def test_the_page_draws_the_picture_that_stays_in_the_notebook(shown: Shown) -> 
 
 @pytest.mark.parametrize("width", [800, 1280, 1920])
 @pytest.mark.parametrize("dark", [False, True])
-def test_panels_fill_the_width_without_overlap_in_both_themes(width: int, dark: bool) -> None:
-    with screen(Desk.lay(), width) as shown:
+def test_panels_fill_the_width_without_overlap_in_both_themes(
+    browser: Browser, width: int, dark: bool
+) -> None:
+    with screen(browser, Desk.lay(), width) as shown:
         shown.theme(dark)
         shown.start()
         play(shown, 3)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser
 
 import llmserve
 from llmserve.ui.charts import Charts
@@ -35,11 +36,11 @@ Shown = Screen[Live]
 
 
 @contextmanager
-def playing(width: int = 1280, **options: Any) -> Iterator[tuple[Shown, llmserve.Session]]:
+def playing(browser: Browser, **options: Any) -> Iterator[tuple[Shown, llmserve.Session]]:
     with llmserve.serve(engine="simulator", prefill_ms=5, **options) as session:
         view: DashboardView = session.dashboard()
         desk = Live(session, view.charts, view.controls, Wire(view.charts))
-        with screen(desk, width, 1500) as shown:
+        with screen(browser, desk, 1280, 1500) as shown:
             shown.start()
             shown.page.locator("[data-llmserve=playground]").wait_for()
             yield shown, session
@@ -67,8 +68,8 @@ def here(session: llmserve.Session) -> int:
     return snapshot.running + snapshot.waiting
 
 
-def test_a_prompt_is_answered_on_the_page_with_its_own_figures() -> None:
-    with playing(decode_ms=5) as (shown, session):
+def test_a_prompt_is_answered_on_the_page_with_its_own_figures(browser: Browser) -> None:
+    with playing(browser, decode_ms=5) as (shown, session):
         ask(shown, "a story about a lighthouse", copies=4, tokens=30)
         shows(shown, "play-words", "4 of 4 have ended")
         replies = shown.page.locator(part(shown, "reply"))
@@ -81,8 +82,8 @@ def test_a_prompt_is_answered_on_the_page_with_its_own_figures() -> None:
         assert session.stats().finished == {"length": 4}
 
 
-def test_a_reply_grows_while_it_is_written_and_stop_cancels_it() -> None:
-    with playing(decode_ms=50) as (shown, session):
+def test_a_reply_grows_while_it_is_written_and_stop_cancels_it(browser: Browser) -> None:
+    with playing(browser, decode_ms=50) as (shown, session):
         ask(shown, "a long story", tokens=1000)
         length = "s => document.querySelector(s)?.textContent.length > {}"
         shown.wait(length.format(0), part(shown, "reply-text"))
@@ -95,8 +96,8 @@ def test_a_reply_grows_while_it_is_written_and_stop_cancels_it() -> None:
         assert session.stats().finished == {"abort": 1}
 
 
-def test_the_load_button_starts_and_stops_a_load_at_the_chosen_rate() -> None:
-    with playing(decode_ms=5) as (shown, session):
+def test_the_load_button_starts_and_stops_a_load_at_the_chosen_rate(browser: Browser) -> None:
+    with playing(browser, decode_ms=5) as (shown, session):
         shown.page.locator(part(shown, "load-rate")).fill("50")
         shown.page.locator(part(shown, "load")).click()
         shows(shown, "load-words", "50 requests/s on average")
@@ -108,8 +109,8 @@ def test_the_load_button_starts_and_stops_a_load_at_the_chosen_rate() -> None:
         assert set(session.requests()["tenant"]) == {"load"}
 
 
-def test_a_page_that_closes_ends_its_reply_and_its_load() -> None:
-    with playing(decode_ms=50) as (shown, session):
+def test_a_page_that_closes_ends_its_reply_and_its_load(browser: Browser) -> None:
+    with playing(browser, decode_ms=50) as (shown, session):
         shown.page.locator(part(shown, "load")).click()
         ask(shown, "a long story", tokens=1000)
         shown.until_true(lambda: here(session) > 1)
@@ -121,8 +122,8 @@ def test_a_page_that_closes_ends_its_reply_and_its_load() -> None:
         assert len(session.requests()) == sent
 
 
-def test_keys_send_a_prompt_and_reach_no_notebook() -> None:
-    with playing(decode_ms=5) as (shown, _):
+def test_keys_send_a_prompt_and_reach_no_notebook(browser: Browser) -> None:
+    with playing(browser, decode_ms=5) as (shown, _):
         shown.page.evaluate(
             "() => { window.leaked = 0; document.addEventListener('keydown', () => leaked++); }"
         )
@@ -133,8 +134,10 @@ def test_keys_send_a_prompt_and_reach_no_notebook() -> None:
         assert shown.page.evaluate("() => window.leaked") == 0
 
 
-def test_a_wrong_wish_is_answered_in_words_and_an_ended_session_offers_nothing() -> None:
-    with playing(decode_ms=5, max_model_len=64) as (shown, session):
+def test_a_wrong_wish_is_answered_in_words_and_an_ended_session_offers_nothing(
+    browser: Browser,
+) -> None:
+    with playing(browser, decode_ms=5, max_model_len=64) as (shown, session):
         ask(shown, "word " * 100)
         shows(shown, "reply-figures", "leave no room to answer")
         session.close()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 
 from llmserve.ui.report import to_html
 from llmserve.ui.view import DashboardView
-from ui.browser import CHROMIUM, FLAGS
+from ui.browser import PATIENCE_S
 from ui.parts import Desk
 from ui.story import burst
 
@@ -23,13 +23,12 @@ def view() -> DashboardView:
 
 @pytest.mark.browser
 def test_a_saved_report_shows_panels_tape_and_why_offline(
-    view: DashboardView, tmp_path: Path
+    browser: Browser, view: DashboardView, tmp_path: Path
 ) -> None:
     path = view.save(tmp_path / "report.html")
     asked: list[str] = []
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_context(offline=True).new_page()
+    with browser.new_page(offline=True) as page:
+        page.set_default_timeout(PATIENCE_S * 1e3)
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
@@ -43,7 +42,6 @@ def test_a_saved_report_shows_panels_tape_and_why_offline(
         page.locator("tr[data-request]").first.click()
         assert "decode" in page.locator("[data-llmserve=waterfall]").inner_text()
         assert errors == []
-        browser.close()
     assert [url for url in asked if not url.startswith(("file:", "blob:", "data:"))] == []
 
 

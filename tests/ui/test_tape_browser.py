@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser
 
 from llmserve.core import StepRecord, StepRow
 from llmserve.events import StepRecorded
@@ -25,8 +26,8 @@ def told() -> Desk:
 
 
 @pytest.fixture
-def shown(told: Desk) -> Iterator[Shown]:
-    with screen(told, 1280, 1400) as page:
+def shown(browser: Browser, told: Desk) -> Iterator[Shown]:
+    with screen(browser, told, 1280, 1400) as page:
         page.start()
         page.page.wait_for_selector("[data-llmserve=tape-canvas][data-steps]")
         yield page
@@ -151,9 +152,9 @@ def test_the_table_is_one_stop_of_the_tab_key_and_keeps_the_focus_while_it_chang
     shown.page.wait_for_selector("tr.selected", state="detached")
 
 
-def test_a_lost_part_of_the_tape_is_noticed_and_the_whole_heals_it() -> None:
+def test_a_lost_part_of_the_tape_is_noticed_and_the_whole_heals_it(browser: Browser) -> None:
     desk = Desk.lay()
-    with screen(desk) as shown:
+    with screen(browser, desk) as shown:
         shown.start()
         for lost in (False, True, False):
             desk.parts.play(0.2, ttft_s=0.1)
@@ -168,7 +169,7 @@ def test_a_lost_part_of_the_tape_is_noticed_and_the_whole_heals_it() -> None:
         shown.page.wait_for_selector("[data-llmserve=tape-canvas][data-steps='30']")
 
 
-def test_ten_thousand_steps_of_256_requests_are_drawn() -> None:
+def test_ten_thousand_steps_of_256_requests_are_drawn(browser: Browser) -> None:
     desk = Desk.lay()
     for i in range(10_000):
         rows = tuple(StepRow(f"r{i // 40 + k}", "decode", 1) for k in range(256))
@@ -177,7 +178,7 @@ def test_ten_thousand_steps_of_256_requests_are_drawn() -> None:
             kv_used_tokens=1, kv_capacity_tokens=2, max_num_seqs=256, max_num_batched_tokens=512,
         )
         desk.recorder.tape(StepRecorded(t=1000 + 0.01 * i, record=record))
-    with screen(desk) as shown:
+    with screen(browser, desk) as shown:
         shown.start()
         place = shown.page.locator("[data-llmserve=tape-canvas]")
         place.focus()
@@ -190,8 +191,8 @@ def test_ten_thousand_steps_of_256_requests_are_drawn() -> None:
 
 
 @pytest.mark.parametrize("width", [800, 1280, 1920])
-def test_no_section_is_wider_than_the_page(told: Desk, width: int) -> None:
-    with screen(told, width) as shown:
+def test_no_section_is_wider_than_the_page(browser: Browser, told: Desk, width: int) -> None:
+    with screen(browser, told, width) as shown:
         shown.start()
         wide = shown.page.evaluate("() => document.documentElement.scrollWidth")
         assert wide <= width
