@@ -203,11 +203,13 @@ def test_two_sessions_live_side_by_side_and_close_alone(session: Session) -> Non
 
 
 def test_a_session_nobody_holds_closes_itself() -> None:
+    before = ours()
     session = llmserve.serve(engine="simulator")
     runtime = session.runtime
     del session
     gc.collect()
     until(lambda: not runtime.alive)
+    until(lambda: ours() <= before)
 
 
 def test_closing_while_requests_run_ends_them_with_a_word() -> None:
