@@ -39,7 +39,7 @@ async def collect_all(session: Session, requests: list[Request]) -> list[Outcome
 
 
 class Watcher:
-    """Everything published while it is attached; `when` waits for the newest step to be so."""
+    """Everything published while it is attached."""
 
     def __init__(self, session: Session) -> None:
         self.events: list[Event] = []
@@ -57,15 +57,25 @@ class Watcher:
     def __exit__(self, *_: object) -> None:
         self._bus.detach(self._hear)
 
-    async def when(self, condition: Callable[[StepRecord], bool]) -> StepRecord:
+    async def when(
+        self, condition: Callable[[StepRecord], bool], since: int | None = None
+    ) -> StepRecord:
+        """The first step that is so, of those to come or of all from index `since` on."""
+        told = [step for step in self.steps if since is not None and step.index >= since]
+        for step in filter(condition, told):
+            return step
         future: asyncio.Future[StepRecord] = asyncio.get_running_loop().create_future()
         self._waiters.append((condition, future))
         return await asyncio.wait_for(future, 60)
 
-    async def until_step(self, index: int) -> None:
-        """Until that step has been told; an engine takes one more after the last request."""
-        if not any(step.index >= index for step in self.steps):
-            await self.when(lambda step: step.index >= index)
+    async def until_idle(self) -> None:
+        """Until the empty step has been told that vLLM takes behind the last request's."""
+
+        def empty(step: StepRecord) -> bool:
+            return not step.rows and step.running == step.waiting == 0
+
+        if not (self.steps and empty(self.steps[-1])):
+            await self.when(empty)
 
     def _hear(self, event: Event) -> None:
         self.events.append(event)

@@ -25,7 +25,8 @@ TOOL = {
     "function": {"name": "paint", "description": "Paint it.", "parameters": SCHEMA},
 }
 TALK: list[Any] = [{"role": "user", "content": "Tell me a story."}]
-LONG = {"messages": TALK, "max_tokens": 400, "ignore_eos": True}
+LONG = {"messages": TALK, "max_tokens": 2000, "ignore_eos": True}
+"""For seconds: whatever a test does meanwhile, it goes on."""
 
 
 @pytest.fixture
@@ -237,7 +238,7 @@ def test_a_client_that_leaves_frees_its_place(session: Session, http: httpx.Clie
         session.generate("go", max_tokens=400, ignore_eos=True)
     ends = [event for event in watcher.events if isinstance(event, Finished)]
     assert [end.reason for end in ends] == ["abort", "length"]
-    assert ends[0].completion_tokens < 400
+    assert ends[0].completion_tokens < 2000
 
 
 def test_a_wrong_body_is_a_400_and_a_wrong_key_a_401(session: Session, http: httpx.Client) -> None:
