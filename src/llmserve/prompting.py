@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from llmserve.core import Outcome, ParamError, Request, SamplingParams
+from llmserve.endpoint.prompts import tokenised
 from llmserve.plain import plain
 from llmserve.tenants import NAMES, is_name
 
@@ -91,7 +92,8 @@ def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -
 
 async def ask(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> Stream:
     """Raises as `make_request` and `Service.submit` do."""
-    request = make_request(service, prompt, options)
+    length = len(prompt if isinstance(prompt, str) else repr(prompt))
+    request = await tokenised(length, lambda text: make_request(service, text, options), prompt)
     await service.check_form(request.sampling)
     return service.submit(request)
 

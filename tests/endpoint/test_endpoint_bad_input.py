@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmserve.endpoint import answers
-from llmserve.endpoint.answers import MAX_BODY_BYTES
+from llmserve.endpoint.answers import MAX_BODY_BYTES, MAX_VALUES
 from support.serving import KEY, MESSAGES, PATIENCE_S, Serving
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -231,6 +231,28 @@ def test_a_body_over_the_bound_is_413(http: httpx.Client) -> None:
 def test_a_body_of_unknown_length_over_the_bound_is_413(http: httpx.Client) -> None:
     pieces = (b" " * 2**20 for _ in range(MAX_BODY_BYTES // 2**20 + 1))
     assert http.post(CHAT, content=pieces).status_code == 413
+
+
+@pytest.mark.parametrize("piece", [b"0,", b"[", b"{"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_body_of_more_values_than_the_bound_is_413(
+    http: httpx.Client, server: Serving, route: str, piece: bytes
+) -> None:
+    most = MAX_VALUES + server.info.max_model_len
+    answer = http.post(
+        route, content=b'{"x": ' + piece * (most + 1), headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 413
+    error = error_of(answer)
+    assert error["code"] == "request_too_large"
+    assert f"more than {most} commas" in error["message"]
+
+
+def test_as_many_values_as_the_bound_are_read(http: httpx.Client, server: Serving) -> None:
+    most = MAX_VALUES + server.info.max_model_len
+    body = json.dumps({"prompt": "The sea", "max_tokens": 1, "x": [0] * (most - 3)})
+    assert sum(body.count(each) for each in ",[{") == most
+    assert http.post(COMPLETIONS, content=body).status_code == 200
 
 
 HEAD = (

@@ -126,6 +126,13 @@ def test_a_long_text_is_tokenised_beside_the_loop_with_the_same_result() -> None
     assert Letters().decode(ids) == text
 
 
+def test_more_messages_than_tokens_are_too_long_unread() -> None:
+    messages = [openai.Message("user", "")] * (INFO.max_model_len + 1)
+    with pytest.raises(ApiError, match="101 messages") as caught:
+        asyncio.run(prompts.chat_ids(Letters(), INFO, messages))
+    assert caught.value.code == "context_length_exceeded"
+
+
 def test_messages_without_text_are_counted_by_what_the_template_makes_of_them() -> None:
     class NeverAsked(Letters):
         def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:

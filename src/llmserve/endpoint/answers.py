@@ -14,6 +14,11 @@ from llmserve.endpoint.errors import ApiError, ClientGone
 
 MAX_BODY_BYTES = 8 * 2**20
 """The longest request body taken; a longer one is 413."""
+MAX_VALUES = 2**17
+"""The most values in a body, besides one for each token of the context; with more it is 413. In a
+million of them no stream went on for a second, nor would one beside a thread that parses them, for
+it keeps the interpreter to itself. They are counted by the commas and brackets, in texts as well:
+of those a text has fewer than tokens."""
 BODY_TIMEOUT_S = 60.0
 """How long a client may take to send its body; then 408."""
 
@@ -27,8 +32,11 @@ SSE_HEADERS = [
 ]
 
 
-async def read_json(scope: Scope, receive: Receive) -> bytes:
-    """The whole body of a request that says it is JSON. ApiError, or ClientGone."""
+async def read_json(scope: Scope, receive: Receive, context: int = 0) -> bytes:
+    """The whole body of a request that says it is JSON. ApiError, or ClientGone.
+
+    context: of the model that is to read it, in tokens.
+    """
     headers = dict(scope["headers"])
     kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
     if kind != b"application/json":
@@ -38,20 +46,24 @@ async def read_json(scope: Scope, receive: Receive) -> bytes:
         raise _too_large()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await _read(receive)
+            return await _read(receive, MAX_VALUES + context)
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
 
 
-async def _read(receive: Receive) -> bytes:
-    body = bytearray()
+async def _read(receive: Receive, most_values: int) -> bytes:
+    body, values = bytearray(), 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        body += message.get("body", b"")
+        more = message.get("body", b"")
+        body += more
+        values += sum(map(more.count, (b",", b"[", b"{")))
         if len(body) > MAX_BODY_BYTES:
             raise _too_large()
+        if values > most_values:
+            raise _too_many(most_values)
         if not message.get("more_body", False):
             return bytes(body)
 
@@ -59,6 +71,15 @@ async def _read(receive: Receive) -> bytes:
 def _too_large() -> ApiError:
     return ApiError(
         413, f"the body is longer than {MAX_BODY_BYTES} bytes", code="request_too_large"
+    )
+
+
+def _too_many(most: int) -> ApiError:
+    return ApiError(
+        413,
+        f"the body has more than {most} commas and brackets: too many values to read at once; send "
+        "fewer prompts or messages at a time, and prompts as text rather than as token ids",
+        code="request_too_large",
     )
 
 

@@ -78,7 +78,7 @@ class Generation:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = Answer(send)
         try:
-            raw = await read_json(scope, receive)
+            raw = await read_json(scope, receive, self._served.context)
             await unless_gone(receive, self._answer(scope, raw, answer))
         except ClientGone:
             return

@@ -39,7 +39,7 @@ class _Model:
         return json_response(self._card())
 
     async def tokenize(self, request: Request) -> Response:
-        body = openai.decode(await read_json(request.scope, request.receive), TokenizeBody)
+        body = openai.decode(await self._read(request), TokenizeBody)
         info, tokenizer = self._served.check_model(body.model), self._served.tokenizer
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "send either prompt or messages", param="prompt")
@@ -58,7 +58,7 @@ class _Model:
         )
 
     async def detokenize(self, request: Request) -> Response:
-        body = openai.decode(await read_json(request.scope, request.receive), DetokenizeBody)
+        body = openai.decode(await self._read(request), DetokenizeBody)
         info = self._served.check_model(body.model)
         ids = prompts.token_list(body.tokens, info, "tokens")
         try:
@@ -66,6 +66,9 @@ class _Model:
             return json_response({"prompt": await prompts.tokenised(len(ids), decode, ids)})
         except (ValueError, OverflowError) as error:
             raise ApiError(400, str(error), param="tokens", code="invalid_value") from None
+
+    async def _read(self, request: Request) -> bytes:
+        return await read_json(request.scope, request.receive, self._served.context)
 
     def _card(self) -> dict[str, Any]:
         info = self._served.info

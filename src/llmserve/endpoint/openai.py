@@ -163,23 +163,29 @@ _NOT_HERE: dict[str, tuple[object, ...]] = {
 }
 """Fields that would change the answer and are not implemented, with the values that ask for
 nothing; null is one for all of them."""
+_NotHere = msgspec.defstruct("_NotHere", [(name, Any, None) for name in ("n", *_NOT_HERE)])
 
 
 def decode(raw: bytes, kind: type[Body]) -> Body:
     """The body as `kind`, or ApiError 400 that names the field."""
+    unheard = _read(raw, _NotHere)
+    for name in _NOT_HERE:
+        _refuse_unless_neutral(name, unheard)
+    return _read(raw, kind)
+
+
+def _read(raw: bytes, kind: type[Body]) -> Body:
+    """Builds the fields of `kind` alone: others may hold a million values."""
     try:
-        fields = msgspec.json.decode(raw)
+        return msgspec.json.decode(raw, type=kind)
     except RecursionError:
         raise ApiError(400, "the JSON body is nested too deeply", code="invalid_json") from None
+    except msgspec.ValidationError as error:
+        raise _mistyped(error) from None
     except ValueError as error:  # msgspec's own, and bytes that are not UTF-8
         raise ApiError(
             400, f"the body is not valid JSON: {error}", code="invalid_json"
         ) from None
-    if not isinstance(fields, dict):
-        raise ApiError(400, "the body must be a JSON object", code="invalid_type")
-    for name in _NOT_HERE.keys() & fields.keys():
-        _refuse_unless_neutral(name, fields)
-    return understood(fields, kind)
 
 
 def understood(fields: dict[str, Any], kind: type[Body]) -> Body:
@@ -187,14 +193,18 @@ def understood(fields: dict[str, Any], kind: type[Body]) -> Body:
     try:
         return msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
-        raise ApiError(400, str(error), param=_param(str(error)), code="invalid_type") from None
+        raise _mistyped(error) from None
 
 
-def _refuse_unless_neutral(name: str, fields: dict[str, Any]) -> None:
-    value = fields[name]
+def _mistyped(error: msgspec.ValidationError) -> ApiError:
+    return ApiError(400, str(error), param=_param(str(error)), code="invalid_type")
+
+
+def _refuse_unless_neutral(name: str, given: Any) -> None:
+    value = getattr(given, name)
     if value is None or value in _NOT_HERE[name]:
         return
-    if name == "best_of" and value == fields.get("n"):
+    if name == "best_of" and value == given.n:
         return
     raise ApiError(
         400, f"{name} is not supported by this server", param=name, code="unsupported_parameter"

@@ -71,13 +71,14 @@ class OwnApi:
         if self._service.keeper.state == "new":
             raise not_ready()
         posted = scope["method"] == "POST"
-        body = await read_json(scope, receive) if posted else b""
+        context = self._service.engine.info.max_model_len
+        body = await read_json(scope, receive, context) if posted else b""
         fields = _fields(body) if posted else {}
         choices = _choices(fields)
         who = sender(scope, understood(fields, Claims))
         own_id = any(name == b"x-request-id" for name, _ in scope["headers"])
         app = await self._application(receive)
-        call = Call(scope["path"], fields, self._service.engine.info.max_model_len, choices)
+        call = Call(scope["path"], fields, context, choices)
         held = Held(send, call)
         # vLLM reads a call of a tool out of a stream piece by piece, and a kept reply is one piece
         anew = asks_anew(scope) or bool(fields.get("tools") and fields.get("stream"))

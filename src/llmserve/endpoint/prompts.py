@@ -23,6 +23,7 @@ async def chat_ids(tokenizer: Tokenizer, info: EngineInfo, messages: Sequence[Me
     """The conversation through the model's chat template; ApiError 400 where it refuses."""
     if not messages:
         raise _wrong("messages", "messages must hold at least one message")
+    _check_length(len(messages), "messages", info.max_model_len, info, "messages")
     turns = [{"role": _role(message), "content": _text(message)} for message in messages]
     length = sum(len(turn["role"]) + len(turn["content"]) for turn in turns)
     _check_text(length, info, "messages")
@@ -124,11 +125,13 @@ async def tokenised(length: int, tokenise: Callable[[Any], T], text: Any) -> T:
 
 
 def _check_text(length: int, info: EngineInfo, param: str) -> None:
-    if length > info.max_model_len * _CHARACTERS_PER_TOKEN:
-        raise _too_long(
-            f"{length} characters cannot fit the model's context of {info.max_model_len} tokens",
-            param,
-        )
+    _check_length(length, "characters", info.max_model_len * _CHARACTERS_PER_TOKEN, info, param)
+
+
+def _check_length(length: int, of: str, most: int, info: EngineInfo, param: str) -> None:
+    if length > most:
+        context = info.max_model_len
+        raise _too_long(f"{length} {of} cannot fit the model's context of {context} tokens", param)
 
 
 def _too_long(message: str, param: str) -> ApiError:

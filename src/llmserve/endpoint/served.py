@@ -25,6 +25,11 @@ class Served:
         return self.service.engine.info
 
     @property
+    def context(self) -> int:
+        """Its length in tokens; 0 before there is a model."""
+        return 0 if self.service.keeper.state == "new" else self.service.engine.info.max_model_len
+
+    @property
     def tokenizer(self) -> Tokenizer:
         return self.service.engine.tokenizer
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,59 @@ def variant(folder: Path, into: Path, template: str, **settings: Any) -> Path:
     (into / "tokenizer_config.json").write_text(json.dumps(before | settings))
     (into / "chat_template.jinja").write_text(template)
     return into
+
+
+LONG = "Zażółć, the lighthouse keeper! <|im_end|>\n" * 4000
+
+
+def test_a_long_texts_ids_are_those_of_a_short_one(llama: Path) -> None:
+    ours, theirs = open_tokenizer(llama), auto(llama)
+    ids = ours.encode(LONG)
+    assert ids == theirs(LONG)["input_ids"]
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    told = [{"role": "user", "content": LONG}]
+    assert ours.chat(told) == theirs.apply_chat_template(
+        told, add_generation_prompt=True, return_dict=False
+    )
+
+
+@pytest.fixture
+def no_turns() -> Iterator[None]:
+    """A thread keeps the interpreter until it lets go of it by itself."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("no_turns")
+@pytest.mark.parametrize("kind", ["text", "chat", "ids"])
+def test_others_go_on_while_a_long_text_is_read(llama: Path, kind: str) -> None:
+    ours, turns, over = open_tokenizer(llama), [0], threading.Event()
+    ids = ours.encode(LONG)
+    works: dict[str, Callable[[], object]] = {
+        "text": lambda: ours.encode(LONG),
+        "chat": lambda: ours.chat([{"role": "user", "content": LONG}]),
+        "ids": lambda: ours.decode(ids),
+    }
+
+    def other() -> None:
+        while not over.is_set():
+            turns[0] += 1
+            time.sleep(0)
+
+    def had_a_turn() -> bool:
+        before = turns[0]
+        works[kind]()
+        return turns[0] > before
+
+    beside = threading.Thread(target=other)
+    beside.start()
+    try:
+        assert any(had_a_turn() for _ in range(20))
+    finally:
+        over.set()
+        beside.join()
 
 
 def test_a_plain_folder_needs_no_transformers(llama: Path) -> None:
