@@ -203,7 +203,7 @@ def test_a_load_sends_at_its_rate_until_it_is_stopped() -> None:
         for _ in range(100):  # 20 s
             await room.tick()
         load = room.messages[-1]["load"]
-        assert load["sent"] == pytest.approx(400, rel=0.2)
+        assert load["sent"] == pytest.approx(400, rel=0.3)  # six times the deviation of chance
         assert (load["failed"], load["left_s"]) == (0, LIMITS["load_s"] - 20)
         assert room.desk.recorder._flow.tenants == [LOAD_TENANT]
         room.say(act="unload")
@@ -221,11 +221,11 @@ def test_a_load_sends_at_its_rate_until_it_is_stopped() -> None:
 def test_another_rate_takes_the_place_of_the_one_before() -> None:
     async def script(room: Play) -> None:
         room.say(act="load", rate=50)
-        await room.tick()
-        room.say(act="load", rate=1)
+        await room.until(lambda: room.here > 2)
+        room.say(act="load", rate=0.01)
         await room.clock.sleep_until(room.clock.now() + 0.05)
         assert room.here <= 1
-        assert room.messages[-1]["load"]["rate"] == 1
+        assert room.messages[-1]["load"]["rate"] == 0.01
 
     play(script)
 
