@@ -37,7 +37,11 @@ async def ask(name):
     streams = [session.service.submit(request) for request in requests]
     return [(await stream.collect()).token_ids for stream in streams]
 """
-STREAM = "for piece in session.stream('go', max_tokens=400, ignore_eos=True): print('>')"
+STREAM = """
+while True:
+    for piece in session.stream('go', max_tokens=400, ignore_eos=True):
+        print('>')
+"""
 DRAFTED = DRAFT | {"model": OPTIONS["model"] or str(bundled_path())}
 GUESS = """
 import json
@@ -76,8 +80,8 @@ def test_interrupts_lose_no_token_and_a_restart_leaves_no_process(live: Kernel) 
         live.wait_for_output(cell, ">")
         live.interrupt()
         assert live.finish(cell).raised == "KeyboardInterrupt"
-    assert "True" in live.ok("pending.result(120) == calm, [len(ids) for ids in calm]").text
-    assert "400" in live.ok("[len(ids) for ids in calm]").text
+    told = live.ok("print(pending.result(120) == calm, {len(ids) for ids in calm})", 150)
+    assert told.stdout == "True {400}\n"
     family, pid = live.family() - {live.pid}, live.pid
     live.restart()
     assert gone(family) == set()
@@ -116,7 +120,7 @@ def test_a_start_that_fails_shows_the_engines_own_last_error(shared: Session) ->
     before = children()
     with pytest.raises(EngineError, match="No available memory for the cache blocks"):
         llmserve.serve(engine="vllm", **options)
-    assert children() == before
+    assert children() <= before
 
 
 def test_a_model_that_is_not_there_is_said_in_the_cell() -> None:

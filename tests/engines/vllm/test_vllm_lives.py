@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import psutil
@@ -122,9 +123,10 @@ def leave_the_gate(session: Session) -> None:
 def test_a_killed_engine_ends_what_ran_and_comes_back_for_what_waits(cramped: Session) -> None:
     """Six are in the engine when it dies (max_num_seqs + 2), one of them over HTTP; the others wait
     in front, and three more come over HTTP while there is no engine."""
-    cramped.set(max_num_seqs=4)
+    cramped.set(max_num_seqs=4, queue_timeout_s=600)  # its next start may take long
     requests = crowd(cramped, 12, tag="killed")
     dead = psutil.Process(cramped.info.pids[0])
+    engine: Any = cramped.service.engine
 
     async def one(request: Request) -> Outcome | EngineError:
         try:
@@ -135,10 +137,12 @@ def test_a_killed_engine_ends_what_ran_and_comes_back_for_what_waits(cramped: Se
     async def kill() -> list[Outcome | EngineError]:
         with Watcher(cramped) as watcher:
             tasks = [asyncio.create_task(one(request)) for request in requests]
+            await engine.resume()
             await watcher.when(lambda step: sum(row.kind == "decode" for row in step.rows) >= 4)
             dead.kill()
             return list(await asyncio.gather(*tasks))
 
+    cramped.pause()  # or the first may have ended when the others come
     first = ask_over_http(cramped, 1, max_tokens=450)
     wait_until(lambda: cramped.stats().running == 1, "the first request never ran")
     told = cramped.runtime.submit(kill())
