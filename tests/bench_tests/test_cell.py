@@ -13,7 +13,9 @@ import pytest
 
 from llmserve.announcer import publish_step
 from llmserve.bench.cell import bench, run_job
+from llmserve.bench.driver import ServiceTarget
 from llmserve.bench.job import Job, State
+from llmserve.bench.repeats import Repeats
 from llmserve.bench.workload import Workload
 from llmserve.clock import MonotonicClock
 from llmserve.engines.simulator import SimulatorEngine
@@ -104,6 +106,20 @@ def test_an_interrupt_before_anything_is_shown_stops_the_job_too(serving: Servin
     job = Endless()
     assert run_job(serving[0], job) == "what was measured"
     assert job.stopped
+
+
+def test_an_interrupt_while_the_last_figure_is_drawn_loses_nothing(serving: Serving) -> None:
+    load = Workload(concurrency=1, requests=1, prompt_tokens=10, max_tokens=3)
+    job = Repeats(ServiceTarget(serving[1], serving[2]), load, **ONE)
+
+    interrupts = [signal.SIGINT]
+
+    def drawing() -> None:
+        while interrupts and job.state.runs_done:
+            signal.raise_signal(interrupts.pop())
+
+    assert run_job(serving[0], job, watch=drawing).n == 1
+    assert not interrupts
 
 
 def test_three_runs_after_a_warm_up_that_does_not_count(serving: Serving) -> None:

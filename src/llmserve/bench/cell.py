@@ -132,10 +132,10 @@ def run_job(
         if future is None:  # it came before there was anything to wait for
             raise
         is_done(future, _STOP_TIMEOUT_S)
+        watch()  # what came last
     finally:
         if future is not None:
             future.cancel()  # does nothing to one that is done
-    watch()  # what came last
     return future.result() if future.done() and not future.cancelled() else job.result()
 
 
@@ -147,6 +147,7 @@ def _follow(
         while not is_done(future, _POLL_S):
             _draw(bar, job.state)
             watch()
+        watch()  # what came last
     finally:
         bar.close()
 
