@@ -50,10 +50,10 @@ class Kernel:
     def pid(self) -> int:
         return int(self.manager.provisioner.pid)
 
-    def run(self, code: str, timeout: float = 60) -> Cell:
+    def run(self, code: str, timeout: float = 120) -> Cell:
         return self.finish(self.start(code), timeout)
 
-    def ok(self, code: str, timeout: float = 60) -> Cell:
+    def ok(self, code: str, timeout: float = 120) -> Cell:
         cell = self.run(code, timeout)
         assert cell.status == "ok", cell.error[-600:]
         return cell
@@ -61,7 +61,7 @@ class Kernel:
     def start(self, code: str) -> str:
         return str(self._client.execute(code))
 
-    def wait_for_output(self, started: str, text: str, timeout: float = 60) -> None:
+    def wait_for_output(self, started: str, text: str, timeout: float = 120) -> None:
         """Return once the running cell has shown `text`; what comes before stays for nobody."""
         until = monotonic() + timeout
         while True:
@@ -70,13 +70,13 @@ class Kernel:
             if message["msg_type"] != "execute_input" and text in str(message["content"]):
                 return
 
-    def wait_for_update(self, started: str, timeout: float = 60) -> None:
+    def wait_for_update(self, started: str, timeout: float = 120) -> None:
         """Return once the running cell has redrawn something it displayed."""
         until = monotonic() + timeout
         while self._message(started, until)["msg_type"] != "update_display_data":
             pass
 
-    def finish(self, started: str, timeout: float = 60) -> Cell:
+    def finish(self, started: str, timeout: float = 120) -> Cell:
         until = monotonic() + timeout
         cell = Cell("")
         while True:
