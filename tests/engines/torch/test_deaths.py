@@ -177,7 +177,7 @@ def test_a_killed_parent_leaves_no_child(llama: Path, when: str, how: str) -> No
         holder = psutil.Process(int(parent.stdout.readline())) if how == "forked" else None
         assert child.is_running()
         parent.kill()
-        _gone, alive = psutil.wait_procs([child], timeout=30)
+        _gone, alive = psutil.wait_procs([child], timeout=60)
         if holder is not None:
             holder.kill()
         assert alive == []
