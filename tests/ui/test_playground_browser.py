@@ -50,11 +50,18 @@ def part(shown: Shown, name: str) -> str:
     return f"[data-llmserve=playground] [data-llmserve={name}]"
 
 
+def press(shown: Shown, name: str) -> None:
+    """Once the page offers it: one that was slow offers nothing until the kernel is heard."""
+    button = shown.page.locator(part(shown, name))
+    shown.until_true(button.is_enabled)
+    button.click()
+
+
 def ask(shown: Shown, text: str, copies: int = 1, tokens: int = 20) -> None:
     shown.page.locator(part(shown, "copies")).select_option(str(copies))
     shown.page.locator(part(shown, "reply-tokens")).fill(str(tokens))
     shown.page.locator(part(shown, "prompt")).fill(text)
-    shown.page.locator(part(shown, "send")).click()
+    press(shown, "send")
 
 
 def shows(shown: Shown, name: str, text: str) -> None:
@@ -89,7 +96,7 @@ def test_a_reply_grows_while_it_is_written_and_stop_cancels_it(browser: Browser)
         shown.wait(length.format(0), part(shown, "reply-text"))
         before = shown.page.locator(part(shown, "reply-text")).inner_text()
         shown.wait(length.format(len(before)), part(shown, "reply-text"))
-        shown.page.locator(part(shown, "stop")).click()
+        press(shown, "stop")
         shows(shown, "reply-figures", "stopped")
         shown.until_true(lambda: here(session) == 0)
         assert shown.page.locator(part(shown, "stop")).is_disabled()
@@ -98,12 +105,14 @@ def test_a_reply_grows_while_it_is_written_and_stop_cancels_it(browser: Browser)
 
 def test_the_load_button_starts_and_stops_a_load_at_the_chosen_rate(browser: Browser) -> None:
     with playing(browser, decode_ms=5) as (shown, session):
-        shown.page.locator(part(shown, "load-rate")).fill("50")
-        shown.page.locator(part(shown, "load")).click()
+        rate = shown.page.locator(part(shown, "load-rate"))
+        shown.until_true(rate.is_enabled)
+        rate.fill("50")
+        press(shown, "load")
         shows(shown, "load-words", "50 requests/s on average")
         shown.until_true(lambda: session.stats().finished.get("length", 0) > 10)
         assert shown.page.locator(part(shown, "load")).inner_text() == "Stop load"
-        shown.page.locator(part(shown, "load")).click()
+        press(shown, "load")
         shows(shown, "load", "Start load")
         shown.until_true(lambda: here(session) == 0)
         assert set(session.requests()["tenant"]) == {"load"}
@@ -111,7 +120,7 @@ def test_the_load_button_starts_and_stops_a_load_at_the_chosen_rate(browser: Bro
 
 def test_a_page_that_closes_ends_its_reply_and_its_load(browser: Browser) -> None:
     with playing(browser, decode_ms=50) as (shown, session):
-        shown.page.locator(part(shown, "load")).click()
+        press(shown, "load")
         ask(shown, "a long story", tokens=1000)
         shown.until_true(lambda: here(session) > 1)
         shown.page.evaluate("() => window.harness.leave()")

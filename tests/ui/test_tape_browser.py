@@ -163,10 +163,12 @@ def test_a_lost_part_of_the_tape_is_noticed_and_the_whole_heals_it(browser: Brow
                 sent = [m for m in desk.wire.take_all() if m[0]["kind"] != "tape"]
                 desk.wire.sent.extend(sent)
             shown.pump()
-        shown.until("tape")
-        desk.update()
-        shown.pump()
-        shown.page.wait_for_selector("[data-llmserve=tape-canvas][data-steps='30']")
+
+        def whole() -> bool:
+            desk.update()
+            return canvas(shown, "steps") == 30
+
+        shown.until_true(whole)
 
 
 def test_ten_thousand_steps_of_256_requests_are_drawn(browser: Browser) -> None:
