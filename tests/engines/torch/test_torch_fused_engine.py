@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import weakref
 from functools import partial
 from math import inf
@@ -36,7 +35,7 @@ from llmserve.engines.torch.linears import Plain
 from llmserve.engines.torch.messages import Busy
 from llmserve.engines.torch.model import FlatModel
 from llmserve.engines.torch.options import parse
-from llmserve.engines.torch.ways import load, telling_late
+from llmserve.engines.torch.ways import load
 from llmserve.engines.torch.weights import Weights
 from support.tiny_models import SHAPE, VOCAB, Drive, Driven, save_model
 
@@ -297,47 +296,6 @@ def test_a_model_of_float32_starts_without_numba() -> None:
         assert "numba" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
-
-
-def test_a_long_start_tells_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ways, "LATE_S", 0.0)
-    told: list[str] = []
-    first = asyncio.Event()
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-
-        def tell(what: str) -> None:
-            told.append(what)
-            loop.call_soon_threadsafe(first.set)
-
-        with telling_late(tell, "compiling"):
-            await first.wait()
-
-    asyncio.run(asyncio.wait_for(main(), 10))
-    monkeypatch.setattr(ways, "LATE_S", 60.0)
-    with telling_late(told.append, "nothing long"):
-        pass
-    assert told == ["compiling", ""]
-
-
-def test_a_stage_that_ends_as_it_is_told_is_told_to_be_over_last(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(ways, "LATE_S", 0.0)
-    told: list[str] = []
-    begun = threading.Event()
-
-    def tell(what: str) -> None:
-        begun.set()
-        if what:
-            left.wait(0.2)  # nobody sets it: who leaves does not get here first
-        told.append(what)
-
-    left = threading.Event()
-    with telling_late(tell, "compiling"):
-        begun.wait()
-    assert told == ["compiling", ""]
 
 
 def test_kernels_that_fail_in_a_step_end_its_requests_and_no_later_ones(
