@@ -11,22 +11,29 @@ from llmserve.plain import plain
 
 def whole(name: str, value: object, low: float, high: float, unit: str = "") -> int:
     """ValueError in a sentence where it is no whole number, or out of bounds."""
-    number = _number(name, value, "a whole number")
-    _check(name, number, value, low, high, unit)
+    own = plain(value)
+    number = _within(name, own, "a whole number", low, high, unit)
     if number != int(number):
-        raise ValueError(f"{name} takes a whole number, not {shown(value)}")
+        raise ValueError(f"{name} takes a whole number, not {shown(own)}")
     return int(number)
 
 
 def real(name: str, value: object, low: float, high: float, unit: str = "") -> float:
     """As `whole`, of any number."""
-    number = _number(name, value, "a number")
-    _check(name, number, value, low, high, unit)
-    return float(number)
+    return float(_within(name, plain(value), "a number", low, high, unit))
 
 
-def _number(name: str, value: object, kind: str) -> int | float:
-    own = plain(value)
+def _within(
+    name: str, own: object, kind: str, low: float, high: float, unit: str
+) -> int | float:
+    number = _number(name, own, kind)
+    if not low <= number <= high:
+        bounds = f"within {low:,} and {high:,} {unit}".rstrip()
+        raise ValueError(f"{name} must be {bounds}, not {shown(own)}")
+    return number
+
+
+def _number(name: str, own: object, kind: str) -> int | float:
     try:
         if isinstance(own, bool) or not isinstance(own, Real | str):
             raise ValueError
@@ -38,11 +45,3 @@ def _number(name: str, value: object, kind: str) -> int | float:
     except ValueError:
         raise ValueError(f"{name} takes {kind}, not {shown(own)}") from None
     return number
-
-
-def _check(
-    name: str, number: int | float, value: object, low: float, high: float, unit: str
-) -> None:
-    if not low <= number <= high:
-        bounds = f"within {low:,} and {high:,} {unit}".rstrip()
-        raise ValueError(f"{name} must be {bounds}, not {shown(plain(value))}")

@@ -33,7 +33,7 @@ def path(points: Sequence[tuple[float, float]], ink: str, width: float = 1, dash
 
 
 def dots(points: Sequence[tuple[float, float]], ink: str) -> list[str]:
-    """Of a line that has `FEW` points."""
+    """Of a line that has fewer than `FEW` points."""
     if len(points) >= FEW:
         return []
     return [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.5" fill="{ink}"/>' for px, py in points]

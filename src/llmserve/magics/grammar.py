@@ -259,6 +259,5 @@ def help_text(parsers: Mapping[str, Parser], subcommand: str | None = None) -> s
     )
 
 
-
 def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
