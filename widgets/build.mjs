@@ -2,7 +2,7 @@
 // in the widget's saved state, and the dashboard itself, which the loader asks the kernel for.
 import { build } from "esbuild";
 
-const outdir = process.argv[2] ?? "../src/llmserve/ui/static";
+const outdir = process.argv[2] ?? "../src/llmserve/dashboard/static";
 
 await build({
   entryPoints: ["src/dashboard.ts", "src/loader.ts"],

@@ -31,7 +31,7 @@ class BundleHook(BuildHookInterface[Any]):
 
 
 def build(widgets: Path) -> bool:
-    """Make src/llmserve/ui/static, unless it was made from these sources; True where it was made.
+    """Make src/llmserve/dashboard/static, unless it was made from these sources; True where made.
 
     Raises RuntimeError with npm's or esbuild's own words where it cannot be made.
     """

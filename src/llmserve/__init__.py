@@ -14,11 +14,11 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmserve.entrypoints.magics import load_ipython_extension, unload_ipython_extension
+    from llmserve.entrypoints.nested import allow_nested
+    from llmserve.entrypoints.session.serve import serve
+    from llmserve.entrypoints.session.session import Session
     from llmserve.lab.remote import connect
-    from llmserve.magics import load_ipython_extension, unload_ipython_extension
-    from llmserve.nested import allow_nested
-    from llmserve.opening import serve
-    from llmserve.session import Session
 
 # Without any handler Python prints warnings to stderr, which is whatever cell is running.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -34,12 +34,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Session": "llmserve.session",
-    "serve": "llmserve.opening",
+    "Session": "llmserve.entrypoints.session.session",
+    "serve": "llmserve.entrypoints.session.serve",
     "connect": "llmserve.lab.remote",
-    "allow_nested": "llmserve.nested",
-    "load_ipython_extension": "llmserve.magics",
-    "unload_ipython_extension": "llmserve.magics",
+    "allow_nested": "llmserve.entrypoints.nested",
+    "load_ipython_extension": "llmserve.entrypoints.magics",
+    "unload_ipython_extension": "llmserve.entrypoints.magics",
 }
 
 

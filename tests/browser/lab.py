@@ -17,8 +17,8 @@ from pathlib import Path
 import nbformat
 from playwright.sync_api import Locator, Page, sync_playwright
 
+from dashboard.browser import CHROMIUM, FLAGS
 from support.kernels import SRC
-from ui.browser import CHROMIUM, FLAGS
 
 PATIENCE_S = 60.0
 """How long a test waits for what must come; nothing is asserted of how soon it comes."""

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from llmserve.clock import MonotonicClock, VirtualClock
+from llmserve.core.clock import MonotonicClock, VirtualClock
 
 
 def test_an_hour_of_virtual_sleep_ends_exactly_then() -> None:

@@ -7,10 +7,10 @@ import pickle
 
 import pytest
 
-from llmserve.admission import Rejected
-from llmserve.core import ParamError
-from llmserve.knobs import KnobError
-from llmserve.stream import Refused
+from llmserve.core.knobs import KnobError
+from llmserve.core.types import ParamError
+from llmserve.scheduling.admission import Rejected
+from llmserve.serving.stream import Refused
 
 ERRORS = [
     ParamError("seed", "seed is too large"),

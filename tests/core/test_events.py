@@ -5,8 +5,8 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from llmserve.core import StepRecord, StepRow
-from llmserve.events import Event, EventBus, Held, StepRecorded, TokensEmitted
+from llmserve.core.events import Event, EventBus, Held, StepRecorded, TokensEmitted
+from llmserve.core.types import StepRecord, StepRow
 
 
 def token(n: int) -> TokensEmitted:

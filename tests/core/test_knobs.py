@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.knobs import SPECS, Applied, Clamp, KnobBoard, KnobError, Knobs, coerce
-from llmserve.policies import POLICIES
+from llmserve.core.knobs import SPECS, Applied, Clamp, KnobBoard, KnobError, Knobs, coerce
+from llmserve.scheduling.policies import POLICIES
 
 
 def test_every_knob_has_help_a_layer_and_bounds_or_choices() -> None:

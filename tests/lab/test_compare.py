@@ -9,16 +9,16 @@ import msgspec
 import pytest
 
 from lab.worlds import nothing, side, simulated
-from llmserve.bench.driver import ServiceTarget
-from llmserve.bench.report import Report
-from llmserve.bench.slo import Slo
-from llmserve.bench.workload import Workload
-from llmserve.clock import VirtualClock
-from llmserve.events import Event, KnobsChanged, Submitted
-from llmserve.knobs import KnobError
+from llmserve.bench.load.workload import Workload
+from llmserve.bench.results.report import Report
+from llmserve.bench.results.slo import Slo
+from llmserve.bench.run.driver import ServiceTarget
+from llmserve.core.clock import VirtualClock
+from llmserve.core.events import Event, KnobsChanged, Submitted
+from llmserve.core.knobs import KnobError
 from llmserve.lab.compare import Comparing
-from llmserve.lab.sides import NeedsRestart, ServicePanel, Side, Switch
-from llmserve.lab.verdict import CONFIDENCE, Comparison
+from llmserve.lab.comparison import CONFIDENCE, Comparison
+from llmserve.lab.settings import NeedsRestart, ServicePanel, Side, Switch
 
 SMALL = Workload(rate=40, requests=8, prompt_tokens=4, max_tokens=4)
 BUSY = Workload(concurrency=4, requests=16, prompt_tokens=4, max_tokens=8)

@@ -9,23 +9,23 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench_tests.world import World
+from bench.world import World
 from lab.worlds import nothing, side, simulated
-from llmserve.bench.driver import ServiceTarget
-from llmserve.bench.repeats import Repeats
-from llmserve.bench.report import Report
-from llmserve.bench.result import Result
-from llmserve.bench.workload import Workload
-from llmserve.clock import VirtualClock
-from llmserve.core import Request
-from llmserve.engines import EngineError
-from llmserve.knobs import Clamp
+from llmserve.bench.load.workload import Workload
+from llmserve.bench.results.report import Report
+from llmserve.bench.results.result import Result
+from llmserve.bench.run.driver import ServiceTarget
+from llmserve.bench.run.repeats import Repeats
+from llmserve.core.clock import VirtualClock
+from llmserve.core.knobs import Clamp
+from llmserve.core.types import Request
+from llmserve.engines.base import EngineError
 from llmserve.lab.compare import Comparing
-from llmserve.lab.points import Sweep
-from llmserve.lab.sides import ServicePanel, Side, Stage, Switch
+from llmserve.lab.comparison import Comparison
+from llmserve.lab.settings import ServicePanel, Side, Stage, Switch
 from llmserve.lab.sweep import Sweeping
-from llmserve.lab.verdict import Comparison
-from llmserve.service import Service
+from llmserve.lab.sweep_result import Sweep
+from llmserve.serving.service import Service
 from support.scripted import ScriptedEngine
 
 LOAD = Workload(concurrency=2, requests=4, prompt_tokens=4, max_tokens=3)

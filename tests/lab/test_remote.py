@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import llmserve
-from llmserve.events import KnobsChanged, Submitted
-from llmserve.knobs import KnobError
+from llmserve.core.events import KnobsChanged, Submitted
+from llmserve.core.knobs import KnobError
 from llmserve.lab.remote import Remote, RemoteError
 from support.foreign import foreign
 from support.scripted import ByteTokenizer

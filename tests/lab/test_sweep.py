@@ -11,17 +11,17 @@ import msgspec
 import pytest
 
 from lab.worlds import simulated
-from llmserve.bench.report import Report
-from llmserve.bench.workload import Workload
-from llmserve.clock import VirtualClock
-from llmserve.events import Event, EventBus, KnobsChanged, Submitted
-from llmserve.knobs import KnobError
-from llmserve.lab.points import Sweep, combinations
-from llmserve.lab.sides import here
+from llmserve.bench.load.workload import Workload
+from llmserve.bench.results.report import Report
+from llmserve.core.clock import VirtualClock
+from llmserve.core.events import Event, EventBus, KnobsChanged, Submitted
+from llmserve.core.knobs import KnobError
+from llmserve.lab.settings import here
 from llmserve.lab.sweep import Sweeping, redrawing
-from llmserve.observe.samples import Summary
-from llmserve.service import Service
-from llmserve.sketch import Sketch
+from llmserve.lab.sweep_result import Sweep, combinations
+from llmserve.observe.window import Summary
+from llmserve.plots.live_figure import Sketch
+from llmserve.serving.service import Service
 
 LOAD = Workload(concurrency=8, requests=16, prompt_tokens=4, max_tokens=8)
 

@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 
-from llmserve.bench.workload import Workload
-from llmserve.core import Request
-from llmserve.engines.costs import StepCost
-from llmserve.knobs import KnobError, Knobs
-from llmserve.lab.whatif import Run, run_virtual, sweep
-from llmserve.user_policy import Choice, LedgerView, PolicyError
+from llmserve.bench.load.workload import Workload
+from llmserve.core.knobs import KnobError, Knobs
+from llmserve.core.types import Request
+from llmserve.engines.simulator.costs import StepCost
+from llmserve.lab.simulate import Run, run_virtual, sweep
+from llmserve.scheduling.user_policy import Choice, LedgerView, PolicyError
 
 CLASSIC = Workload(concurrency=64, requests=64, prompt_tokens=16, max_tokens=32)
 """64 equal requests arriving together."""

@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from llmserve.announcer import publish_step
-from llmserve.bench.driver import ServiceTarget
-from llmserve.clock import VirtualClock
-from llmserve.engines.simulator import SimulatorEngine
-from llmserve.events import EventBus
-from llmserve.knobs import KnobBoard, Knobs
-from llmserve.lab.sides import Side
-from llmserve.service import Service
+from llmserve.bench.run.driver import ServiceTarget
+from llmserve.core.clock import VirtualClock
+from llmserve.core.events import EventBus
+from llmserve.core.knobs import KnobBoard, Knobs
+from llmserve.engines.simulator.engine import SimulatorEngine
+from llmserve.lab.settings import Side
+from llmserve.serving.publisher import publish_step
+from llmserve.serving.service import Service
 
 
 async def nothing() -> None:

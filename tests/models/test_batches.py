@@ -5,9 +5,9 @@ import random
 import pytest
 from tokenizers import Tokenizer
 
-from llmserve.models.batches import END_ID, ROW_TOKENS, encode, group, steps
-from llmserve.models.corpus import Document, documents
-from llmserve.models.export import CONTEXT, train_tokenizer
+from llmserve.models.training.batches import END_ID, ROW_TOKENS, encode, group, steps
+from llmserve.models.training.corpus import Document, documents
+from llmserve.models.training.export import CONTEXT, train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from llmserve.models import bundled_path, evaluate
-from llmserve.models.export import CHAT_TEMPLATE, llama_config
-from llmserve.models.network import Llama
+from llmserve.models import bundled_path
+from llmserve.models.training import evaluate
+from llmserve.models.training.export import CHAT_TEMPLATE, llama_config
+from llmserve.models.training.network import Llama
 
 
 @pytest.fixture(scope="module")

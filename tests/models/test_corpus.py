@@ -6,9 +6,9 @@ from itertools import islice
 
 import pytest
 
-from llmserve.models import evaluate
-from llmserve.models.corpus import Document, documents
-from llmserve.models.words import HELD_NOUNS, LEFT, NOUNS, RIGHT, Nouns, held_sum, made_up
+from llmserve.models.training import evaluate
+from llmserve.models.training.corpus import Document, documents
+from llmserve.models.training.words import HELD_NOUNS, LEFT, NOUNS, RIGHT, Nouns, held_sum, made_up
 
 SUM = re.compile(r"\b(\d+) ?(?:\+|and|plus) ?(\d+)\b")
 GAINS = re.compile(r"has (\d+) apples and gets (\d+) more")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from llmserve.core import FinishReason, StepRecord, StepRow
-from llmserve.events import (
+from llmserve.core.events import (
     Dispatched,
     Event,
     Finished,
@@ -14,6 +13,7 @@ from llmserve.events import (
     Submitted,
     TokensEmitted,
 )
+from llmserve.core.types import FinishReason, StepRecord, StepRow
 
 
 def submitted(t: float, id: str = "a", *, prompt: int = 10, tenant: str = "default") -> Event:

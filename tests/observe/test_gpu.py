@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from llmserve.clock import VirtualClock
+from llmserve.core.clock import VirtualClock
 from llmserve.observe.gpu import DeviceSampler
 
 NO_CGROUP = Path("/nowhere")

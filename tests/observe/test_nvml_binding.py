@@ -12,10 +12,10 @@ import pynvml
 import pytest
 
 import llmserve
-from llmserve.clock import VirtualClock
-from llmserve.engines import has_gpu
+from llmserve.core.clock import VirtualClock
+from llmserve.engines.registry import has_gpu
 from llmserve.observe.gpu import DeviceSampler
-from llmserve.observe.holdings import Scales
+from llmserve.observe.process_memory import Scales
 
 GIB = 2**30
 NOT_TOLD = pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from llmserve.events import CacheLooked, DeviceSampled, Event, FairnessSampled, KnobsChanged
+from llmserve.core.events import CacheLooked, DeviceSampled, Event, FairnessSampled, KnobsChanged
 from llmserve.observe import PrometheusExporter
 from observe.tape import dispatched, finished, first, one_request, refused, step, submitted
 

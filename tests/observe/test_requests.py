@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmserve.events import Event, Finished, Held
+from llmserve.core.events import Event, Finished, Held
 from llmserve.observe import RequestLog
 from observe.tape import dispatched, finished, first, one_request, refused, step, submitted, tokens
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.core import StepRecord
-from llmserve.events import CacheLooked, DeviceSampled, Event, FairnessSampled, StepRecorded
+from llmserve.core.events import CacheLooked, DeviceSampled, Event, FairnessSampled, StepRecorded
+from llmserve.core.types import StepRecord
 from llmserve.observe import LiveStats, Snapshot, Summary
 from llmserve.observe import stats as stats_module
 from observe.tape import (

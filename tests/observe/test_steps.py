@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from llmserve.core import StepRecord
-from llmserve.events import Event, StepRecorded
+from llmserve.core.events import Event, StepRecorded
+from llmserve.core.types import StepRecord
 from llmserve.observe import StepLog
 from observe.tape import one_request, step
 

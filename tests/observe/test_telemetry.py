@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from llmserve.clock import VirtualClock
-from llmserve.events import EventBus
+from llmserve.core.clock import VirtualClock
+from llmserve.core.events import EventBus
 from llmserve.observe import Telemetry
 from observe.tape import one_request, step, submitted
 

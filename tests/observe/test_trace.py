@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.clock import VirtualClock
-from llmserve.events import DeviceSampled, Event, EventBus, Held, KnobsChanged, KnobsSatisfied
-from llmserve.knobs import Knobs
+from llmserve.core.clock import VirtualClock
+from llmserve.core.events import DeviceSampled, Event, EventBus, Held, KnobsChanged, KnobsSatisfied
+from llmserve.core.knobs import Knobs
 from llmserve.observe import LiveStats, PrometheusExporter, RequestLog, StepLog, Telemetry
 from llmserve.observe.trace import TraceError, TraceWriter, read_trace, replay
 from observe.tape import (

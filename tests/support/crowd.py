@@ -6,9 +6,9 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from llmserve.core import Outcome, Request, SamplingParams, StepRecord
-from llmserve.events import Event, StepRecorded
-from llmserve.session import Session
+from llmserve.core.events import Event, StepRecorded
+from llmserve.core.types import Outcome, Request, SamplingParams, StepRecord
+from llmserve.entrypoints.session.session import Session
 
 
 def crowd(session: Session, size: int, *, tag: str, longest_prompt: int = 40) -> list[Request]:

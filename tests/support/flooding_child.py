@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from llmserve.engines.child import ParentLink
+from llmserve.engines.process.child import ParentLink
 
 FRAMES = 3000
 SIZE = 1000

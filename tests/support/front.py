@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from llmserve.admission import Accepted
-from llmserve.core import Request
-from llmserve.engines.planner import StepPlanner
-from llmserve.knobs import Knobs
-from llmserve.ledger import OUTPUT_WEIGHT, PROMPT_WEIGHT, footprint
-from llmserve.scheduler import Scheduler
-from llmserve.tenants import NONE, Terms
-from llmserve.user_policy import UserPolicy
+from llmserve.core.knobs import Knobs
+from llmserve.core.tenants import NONE, Terms
+from llmserve.core.types import Request
+from llmserve.engines.batching.step_planner import StepPlanner
+from llmserve.scheduling.admission import Accepted
+from llmserve.scheduling.ledger import OUTPUT_WEIGHT, PROMPT_WEIGHT, footprint
+from llmserve.scheduling.scheduler import Scheduler
+from llmserve.scheduling.user_policy import UserPolicy
 
 BLOCKS, BLOCK_SIZE, MODEL_LEN = 12, 4, 40
 MOST_STEPS = 3_000

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmserve.engines.torch.fused.rows import Rows
-from llmserve.engines.torch.kv import Geometry, KvStore
-from llmserve.engines.torch.weights import Weights, take_apart
+from llmserve.engines.torch.cpu_kernels.kernel import Rows
+from llmserve.engines.torch.kv.store import Geometry, KvStore
+from llmserve.engines.torch.model.weights import Weights, take_apart
 
 MOST_ROWS, MOST_TOKENS, DIM = 128, 4096, 32
 SHAPE: dict[str, Any] = {

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from jupyter_client.manager import KernelManager
 
-from llmserve.engines.processes import has_ended
+from llmserve.engines.process.processes import has_ended
 
 SRC = Path(__file__).parents[2] / "src"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmserve.core import Request, SamplingParams
+from llmserve.core.types import Request, SamplingParams
 
 
 def request(

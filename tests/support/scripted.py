@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import msgspec
 
-from llmserve.core import Chunk, Request
-from llmserve.engines import Deliver, EngineError, EngineInfo
-from llmserve.knobs import Applied, Clamp, Knobs, differences
+from llmserve.core.knobs import Applied, Clamp, Knobs, differences
+from llmserve.core.types import Chunk, Request
+from llmserve.engines.base import Deliver, EngineError, EngineInfo
 
 
 class ByteTokenizer:

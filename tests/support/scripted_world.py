@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from llmserve.clock import VirtualClock
-from llmserve.events import Event, EventBus, Finished, Rejection
-from llmserve.knobs import KnobBoard, Knobs
-from llmserve.service import Service
-from llmserve.stream import Stream
+from llmserve.core.clock import VirtualClock
+from llmserve.core.events import Event, EventBus, Finished, Rejection
+from llmserve.core.knobs import KnobBoard, Knobs
+from llmserve.serving.service import Service
+from llmserve.serving.stream import Stream
 from support.requests import request
 from support.scripted import ScriptedEngine
 

@@ -14,19 +14,19 @@ from typing import Any, TypeVar
 import httpx
 import openai
 
-from llmserve import engines
-from llmserve.agreements import Agreement, Keyring, terms_of
-from llmserve.announcer import publish_step
-from llmserve.clock import MonotonicClock
-from llmserve.endpoint.app import build_app
-from llmserve.endpoint.cache import CacheOptions
-from llmserve.endpoint.server import Server, bind
-from llmserve.engines import Engine, EngineInfo
-from llmserve.events import Event, EventBus
-from llmserve.knobs import KnobBoard
+from llmserve.core.clock import MonotonicClock
+from llmserve.core.events import Event, EventBus
+from llmserve.core.knobs import KnobBoard
+from llmserve.engines import registry
+from llmserve.engines.base import Engine, EngineInfo
+from llmserve.entrypoints.http.app import build_app
+from llmserve.entrypoints.http.response_cache import CacheOptions
+from llmserve.entrypoints.http.server import Server, bind
 from llmserve.observe import Telemetry
-from llmserve.runtime import Runtime
-from llmserve.service import Service
+from llmserve.serving.api_keys import Agreement, Keyring, terms_of
+from llmserve.serving.publisher import publish_step
+from llmserve.serving.runtime import Runtime
+from llmserve.serving.service import Service
 
 KEY = "sk-test-4f1c"
 PATIENCE_S = 60.0
@@ -128,7 +128,7 @@ def serving(
 ) -> Iterator[Serving]:
     clock, bus = MonotonicClock(), EventBus()
     telemetry = Telemetry(bus, clock)
-    made: Engine = engines.create(engine, sink=partial(publish_step, bus), clock=clock, **options)
+    made: Engine = registry.create(engine, sink=partial(publish_step, bus), clock=clock, **options)
     service = Service(made, KnobBoard(), bus, clock, terms_of(agreements or {}))
     app = build_app(service, telemetry, Keyring(KEY, agreements or {}), cache)
     server = Server(app, bind("127.0.0.1", 0))

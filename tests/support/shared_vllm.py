@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import llmserve
-from llmserve.session import Session
+from llmserve.entrypoints.session.session import Session
 from support.serving import KEY
 from support.small_vllm import OPTIONS
 

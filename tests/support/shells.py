@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
@@ -71,3 +72,18 @@ def shell() -> Iterator[Shell]:
     finally:
         ip.run_cell("%llmserve stop")
         InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def ip() -> Iterator[Shell]:
+    """A shell with the extension loaded and nothing running."""
+    with shell() as one:
+        one.ok("%load_ext llmserve")
+        yield one
+
+
+@pytest.fixture
+def served(ip: Shell) -> Shell:
+    """A shell with a fast simulator running."""
+    ip.ok("%llmserve start --engine simulator prefill_ms=1 decode_ms=1")
+    return ip

@@ -6,10 +6,10 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmserve.clock import VirtualClock
-from llmserve.core import Chunk, Request, SamplingParams, StepRecord
-from llmserve.engines.simulator import SimulatorEngine
-from llmserve.knobs import Knobs
+from llmserve.core.clock import VirtualClock
+from llmserve.core.knobs import Knobs
+from llmserve.core.types import Chunk, Request, SamplingParams, StepRecord
+from llmserve.engines.simulator.engine import SimulatorEngine
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmserve.session import Session
+from llmserve.entrypoints.session.session import Session
 from support.crowd import Watcher, collect_all, crowd
 
 NGRAM: dict[str, Any] = {

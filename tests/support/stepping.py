@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from llmserve.core import HoldReason, Request
-from llmserve.engines.planner import StepPlanner
-from llmserve.engines.sequence import Plan, Sequence
-from llmserve.knobs import Knobs
+from llmserve.core.knobs import Knobs
+from llmserve.core.types import HoldReason, Request
+from llmserve.engines.batching.sequence import Plan, Sequence
+from llmserve.engines.batching.step_planner import StepPlanner
 from support.requests import request
 
 

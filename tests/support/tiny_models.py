@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from llmserve.core import SamplingParams
+from llmserve.core.knobs import Knobs
+from llmserve.core.types import SamplingParams
 from llmserve.engines.torch.messages import Abort, Delta, Retune, Stepped, Submit
-from llmserve.engines.torch.runner import Runner
-from llmserve.knobs import Knobs
+from llmserve.engines.torch.step_loop import Runner
 
 VOCAB = 320
 EOS = 2

@@ -1,4 +1,4 @@
-// The bytes of one chart update; the twin of src/llmserve/ui/codec.py, which describes them.
+// The bytes of one chart update; the twin of src/llmserve/dashboard/codec.py, which describes them.
 
 export interface Frame {
   seq: number;

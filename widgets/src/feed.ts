@@ -1,4 +1,4 @@
-// One page's end of the link (the kernel's is src/llmserve/ui/link.py). Pure: time comes in as an
+// One page's end of the link (the kernel's is src/llmserve/dashboard/page_link.py). Pure: time comes in as an
 // argument, and what is to be sent goes out as a value.
 
 import type { Delta, Snapshot, ToKernel } from "./messages.ts";

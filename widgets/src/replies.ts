@@ -1,4 +1,4 @@
-// What a page knows of its playground; the twin of src/llmserve/ui/replies.py. Pure.
+// What a page knows of its playground; the twin of src/llmserve/dashboard/replies.py. Pure.
 
 import type { CopyJson, LoadState, PlayLimits, RepliesMessage } from "./messages.ts";
 

@@ -1,4 +1,4 @@
-// What a page knows of the batch tape; the twin of src/llmserve/ui/tape.py. Pure.
+// What a page knows of the batch tape; the twin of src/llmserve/dashboard/batch_tape.py. Pure.
 
 import type { TapeMessage, TapeRowJson } from "./messages.ts";
 

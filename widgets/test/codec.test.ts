@@ -3,8 +3,8 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { decode } from "../src/codec.ts";
 
-// made by Python: tests/ui/test_codec.py holds the same figures and the same file together
-const file = readFileSync(new URL("../../tests/ui/frame.bin", import.meta.url));
+// made by Python: tests/dashboard/test_codec.py holds the same figures and the same file together
+const file = readFileSync(new URL("../../tests/dashboard/frame.bin", import.meta.url));
 const view = new DataView(file.buffer, file.byteOffset, file.byteLength);
 
 test("a frame made by Python reads back as the figures it was made from", () => {

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmserve.bench.cell import live, make_load, nothing, run_job
-from llmserve.bench.job import GONE, Job
-from llmserve.bench.report import Report
-from llmserve.bench.slo import Slo, parse_slo
-from llmserve.bench.workload import Load, Workload
-from llmserve.lab.sides import Setting, Side, Stage, Switch
-from llmserve.lab.verdict import Comparison
-from llmserve.runtime import Runtime
+from llmserve.bench.load.workload import Load, Workload
+from llmserve.bench.results.report import Report
+from llmserve.bench.results.slo import Slo, parse_slo
+from llmserve.bench.run.cell import live, make_load, nothing, run_job
+from llmserve.bench.run.job import GONE, Job
+from llmserve.lab.comparison import Comparison
+from llmserve.lab.settings import Setting, Side, Stage, Switch
+from llmserve.serving.runtime import Runtime
 
 PAIRS = 6
 

@@ -12,23 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llmserve.bench.cell import live, make_load, nothing, run_job
-from llmserve.bench.client import Client, ReplyError
-from llmserve.bench.http import HttpTarget
-from llmserve.bench.options import KEY
-from llmserve.bench.repeats import Repeats
-from llmserve.bench.slo import parse_slo
-from llmserve.clock import MonotonicClock
-from llmserve.knobs import Clamp, KnobError, Knobs
-from llmserve.lab.sides import Setting, Side, Stage
-from llmserve.runtime import Runtime
+from llmserve.bench.results.slo import parse_slo
+from llmserve.bench.run.cell import live, make_load, nothing, run_job
+from llmserve.bench.run.client import KEY, Client, ReplyError
+from llmserve.bench.run.http_target import HttpTarget
+from llmserve.bench.run.repeats import Repeats
+from llmserve.core.clock import MonotonicClock
+from llmserve.core.knobs import Clamp, KnobError, Knobs
+from llmserve.lab.settings import Setting, Side, Stage
+from llmserve.serving.runtime import Runtime
 
 if TYPE_CHECKING:
-    from llmserve.bench.result import Result
-    from llmserve.bench.workload import Load
-    from llmserve.engines import Tokenizer
-    from llmserve.lab.points import Sweep
-    from llmserve.lab.verdict import Comparison
+    from llmserve.bench.load.workload import Load
+    from llmserve.bench.results.result import Result
+    from llmserve.engines.base import Tokenizer
+    from llmserve.lab.comparison import Comparison
+    from llmserve.lab.sweep_result import Sweep
 
 class RemoteError(OSError):
     """Nobody answers at the address, or not as a server would."""

@@ -14,17 +14,17 @@ from typing import Any
 
 import msgspec
 
-from llmserve.bench.cell import make_load, nothing, run_job
-from llmserve.bench.job import GONE, Job
-from llmserve.bench.report import Report
-from llmserve.bench.slo import Slo, parse_slo
-from llmserve.bench.workload import Load, Workload
-from llmserve.knobs import SPECS, KnobError
-from llmserve.lab.points import Point, Sweep, combinations
-from llmserve.lab.sides import NeedsRestart, Stage, Switch
-from llmserve.plain import plain
-from llmserve.runtime import Runtime
-from llmserve.sketch import Sketch, shown
+from llmserve.bench.load.workload import Load, Workload
+from llmserve.bench.results.report import Report
+from llmserve.bench.results.slo import Slo, parse_slo
+from llmserve.bench.run.cell import make_load, nothing, run_job
+from llmserve.bench.run.job import GONE, Job
+from llmserve.core.knobs import SPECS, KnobError
+from llmserve.core.validation import plain
+from llmserve.lab.settings import NeedsRestart, Stage, Switch
+from llmserve.lab.sweep_result import Point, Sweep, combinations
+from llmserve.plots.live_figure import Sketch, shown
+from llmserve.serving.runtime import Runtime
 
 ROUNDS = 3
 _LOADS = frozenset(field.name for field in fields(Workload))

@@ -6,14 +6,15 @@ read from any thread.
 
 from __future__ import annotations
 
-from llmserve.clock import Clock
-from llmserve.events import EventBus
+from llmserve.core.clock import Clock
+from llmserve.core.events import EventBus
+from llmserve.observe.attribution import WhyFold
+from llmserve.observe.attribution_report import Why
 from llmserve.observe.prometheus import PrometheusExporter
 from llmserve.observe.requests import RequestLog, RequestRow
-from llmserve.observe.samples import Summary
 from llmserve.observe.stats import LiveStats, Snapshot
 from llmserve.observe.steps import StepLog
-from llmserve.observe.why import Why, WhyFold
+from llmserve.observe.window import Summary
 
 __all__ = [
     "LiveStats", "PrometheusExporter", "RequestLog", "RequestRow", "Snapshot", "StepLog",

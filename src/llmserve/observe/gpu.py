@@ -12,9 +12,9 @@ from typing import Any
 
 import psutil
 
-from llmserve.clock import Clock
-from llmserve.engines.processes import with_descendants
-from llmserve.events import DeviceSampled
+from llmserve.core.clock import Clock
+from llmserve.core.events import DeviceSampled
+from llmserve.engines.process.processes import with_descendants
 
 _CGROUP = Path("/sys/fs/cgroup")
 _FAMILY_S = 20.0

@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, assert_never
 
-from llmserve.core import StepRecord
-from llmserve.events import (
+from llmserve.core.events import (
     CacheLooked,
     DeviceSampled,
     Dispatched,
@@ -28,6 +27,7 @@ from llmserve.events import (
     Submitted,
     TokensEmitted,
 )
+from llmserve.core.types import StepRecord
 from llmserve.observe.histogram import (
     ITERATION_TOKEN_BUCKETS,
     LENGTH_BUCKETS,
@@ -36,7 +36,7 @@ from llmserve.observe.histogram import (
     TTFT_BUCKETS,
     Histogram,
 )
-from llmserve.observe.journey import Journeys
+from llmserve.observe.request_timeline import Journeys
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

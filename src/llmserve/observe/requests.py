@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
+from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, assert_never
 
 import msgspec
 
-from llmserve.core import FinishReason, HoldReason
-from llmserve.events import (
+from llmserve.core.events import (
     CacheLooked,
     DeviceSampled,
     Dispatched,
@@ -32,6 +32,7 @@ from llmserve.events import (
     Submitted,
     TokensEmitted,
 )
+from llmserve.core.types import FinishReason, HoldReason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +80,7 @@ class RequestLog:
 
     def to_frame(self, limit: int | None = None) -> pd.DataFrame:
         """`rows` as a DataFrame, indexed by request id."""
-        from llmserve.observe.frames import requests_frame
+
 
         return requests_frame(self.rows(limit))
 
@@ -162,3 +163,18 @@ class RequestLog:
     def _make_room(self) -> None:
         while len(self._rows) > self.capacity and self._ended:
             del self._rows[self._ended.popleft()]
+
+
+def requests_frame(rows: Sequence[RequestRow]) -> pd.DataFrame:
+    """One row per request, indexed by its id: where its time went as `queue_s` (arrival to the
+    engine), `prefill_s` (to the first token) and `decode_s` (to the end), in seconds."""
+    import pandas as pd
+
+    columns = list(RequestRow.__struct_fields__)
+    values = [msgspec.structs.astuple(row) for row in rows]
+    frame = pd.DataFrame.from_records(values, columns=columns).set_index("id")
+    times = frame[["queue_s", "ttft_s", "e2e_s"]].astype(float)
+    at = columns.index("ttft_s")  # the id is the index, so this is behind it
+    frame.insert(at, "prefill_s", times["ttft_s"] - times["queue_s"])
+    frame.insert(at + 1, "decode_s", times["e2e_s"] - times["ttft_s"])
+    return frame

@@ -14,8 +14,7 @@ from typing import assert_never
 
 import msgspec
 
-from llmserve.core import StepRecord
-from llmserve.events import (
+from llmserve.core.events import (
     CacheLooked,
     DeviceSampled,
     Dispatched,
@@ -31,8 +30,9 @@ from llmserve.events import (
     Submitted,
     TokensEmitted,
 )
-from llmserve.observe.journey import Journeys
-from llmserve.observe.samples import Samples, Summary
+from llmserve.core.types import StepRecord
+from llmserve.observe.request_timeline import Journeys
+from llmserve.observe.window import Samples, Summary
 
 DELIVERIES = 262_144
 SAMPLES = 65_536

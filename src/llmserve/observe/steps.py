@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from llmserve.core import StepRecord
-from llmserve.events import Event, StepRecorded
+from llmserve.core.events import Event, StepRecorded
+from llmserve.core.types import StepRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,12 +56,50 @@ class StepLog:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per step."""
-        from llmserve.observe.frames import steps_frame
+
 
         return steps_frame(self.records())
 
     def tape(self) -> pd.DataFrame:
         """One row per request per step: who was in the batch, and with how many tokens."""
-        from llmserve.observe.frames import tape_frame
+
 
         return tape_frame(self.records())
+
+
+_STEP_COLUMNS = (
+    "index", "start_s", "duration_s", "running", "waiting", "kv_used_tokens",
+    "kv_capacity_tokens", "max_num_seqs", "max_num_batched_tokens", "cached_tokens",
+    "draft_tokens", "accepted_tokens",
+)
+_STEP_COUNTS = ("rows", "prefill_tokens", "decode_tokens", "preempted", "held")
+_TAPE_COLUMNS = ("step", "start_s", "duration_s", "request_id", "kind", "tokens")
+
+
+def steps_frame(records: Iterable[StepRecord]) -> pd.DataFrame:
+    """One row per engine step. `held`: requests whose reason for waiting is another one from this
+    step on, each with that reason."""
+    import pandas as pd
+
+    values = [
+        (
+            *(getattr(record, name) for name in _STEP_COLUMNS),
+            len(record.rows), record.prefill_tokens, record.decode_tokens, len(record.preempted),
+            dict(record.held),
+        )
+        for record in records
+    ]
+    columns = [*_STEP_COLUMNS, *_STEP_COUNTS]
+    return pd.DataFrame.from_records(values, columns=columns).rename(columns={"index": "step"})
+
+
+def tape_frame(records: Iterable[StepRecord]) -> pd.DataFrame:
+    """One row per request per step: who was in the batch, and with how many tokens."""
+    import pandas as pd
+
+    values = [
+        (record.index, record.start_s, record.duration_s, row.request_id, row.kind, row.tokens)
+        for record in records
+        for row in record.rows
+    ]
+    return pd.DataFrame.from_records(values, columns=list(_TAPE_COLUMNS))

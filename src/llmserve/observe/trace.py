@@ -16,8 +16,8 @@ from typing import IO, Protocol, runtime_checkable
 
 import msgspec
 
-from llmserve.events import Event
-from llmserve.knobs import KnobValue
+from llmserve.core.events import Event
+from llmserve.core.knobs import KnobValue
 
 VERSION = 1
 _FLUSH_S = 0.25

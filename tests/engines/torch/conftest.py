@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from llmserve.engines.planner import StepPlanner
-from llmserve.engines.torch.detokenize import Detokenizer
-from llmserve.engines.torch.kv import Geometry, KvStore
+from llmserve.core.knobs import Knobs
+from llmserve.engines.batching.step_planner import StepPlanner
+from llmserve.engines.torch.kv.store import Geometry, KvStore
+from llmserve.engines.torch.model.select_forward import load
 from llmserve.engines.torch.options import parse
-from llmserve.engines.torch.runner import Runner
-from llmserve.engines.torch.tokenizer import open_tokenizer
-from llmserve.engines.torch.ways import load
-from llmserve.knobs import Knobs
+from llmserve.engines.torch.step_loop import Runner
+from llmserve.engines.torch.text.detokenize import Detokenizer
+from llmserve.engines.torch.text.tokenizer import open_tokenizer
 from support.tiny_models import SHAPE, Drive, Driven, save_model
 
 

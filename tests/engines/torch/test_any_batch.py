@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmserve.core import SamplingParams, Structured
-from llmserve.engines.torch.grammar import Grammars
+from llmserve.core.types import SamplingParams, Structured
 from llmserve.engines.torch.messages import Stepped, Submit
-from llmserve.engines.torch.tokenizer import open_tokenizer
+from llmserve.engines.torch.sampling.guided_decoding import Grammars
+from llmserve.engines.torch.text.tokenizer import open_tokenizer
 from support.tiny_models import VOCAB, Drive, Driven, generate, reference
 
 GOOD = ((7, 99, 140, 31), tuple(range(20, 75)), (5,) * 30)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from llmserve.engines.torch import compact, linears
-from llmserve.engines.torch.attention import UnsupportedModel
-from llmserve.engines.torch.linears import Int8, Packed, Plain, fixed
-from llmserve.engines.torch.model import FlatModel
+from llmserve.engines.torch.model import compact_llama, packed_linears
+from llmserve.engines.torch.model.attention import UnsupportedModel
+from llmserve.engines.torch.model.flat_model import FlatModel
+from llmserve.engines.torch.model.packed_linears import Int8, Packed, Plain, fixed
+from llmserve.engines.torch.model.select_forward import load
 from llmserve.engines.torch.options import parse
-from llmserve.engines.torch.ways import load
 from support.tiny_models import SHAPE, VOCAB, Drive, generate, reference, save_model
 
 DYNAMIC = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
@@ -58,7 +58,7 @@ def test_compact_forms_equal_generate(
 
 def test_the_compact_form_is_the_one_taken(llama: Path) -> None:
     model = opened(llama)
-    assert isinstance(model.compute, compact.Compact)
+    assert isinstance(model.compute, compact_llama.Compact)
     assert model.parameters == sum(weight.numel() for weight in reference(llama).parameters())
 
 
@@ -74,11 +74,11 @@ def test_a_kind_without_compact_form_says_so(tmp_path: Path) -> None:
 def test_a_compact_form_that_comes_out_wrong_is_not_taken(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compact, "silu", torch.nn.functional.gelu)
+    monkeypatch.setattr(compact_llama, "silu", torch.nn.functional.gelu)
     model = opened(llama)
-    assert not isinstance(model.compute, compact.Compact)
+    assert not isinstance(model.compute, compact_llama.Compact)
     assert len(model.network.model.layers) == SHAPE["num_hidden_layers"]
-    assert isinstance(model.network.model.layers[0].self_attn.q_proj, linears.FixedLinear)
+    assert isinstance(model.network.model.layers[0].self_attn.q_proj, packed_linears.FixedLinear)
     with pytest.raises(UnsupportedModel, match="compact form fails: its logits come out"):
         opened(llama, forward="compact")
 
@@ -86,8 +86,8 @@ def test_a_compact_form_that_comes_out_wrong_is_not_taken(
 def test_a_compact_form_that_cannot_run_is_not_taken(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compact, "rms_norm", None)
-    assert not isinstance(opened(llama).compute, compact.Compact)
+    monkeypatch.setattr(compact_llama, "rms_norm", None)
+    assert not isinstance(opened(llama).compute, compact_llama.Compact)
 
 
 def test_plain_changes_nothing(llama: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_packed_product_is_that_of_linear(rows: int, bias: bool, dtype: torch.
         pytest.skip("this torch has no oneDNN")
     packed, plain = (product(kind, bias, dtype) for kind in (Packed, Plain))
     x, to = torch.randn(rows, 40).to(dtype), torch.randn(rows, 48).to(dtype)
-    near = linears.TOLERANCE[dtype]
+    near = packed_linears.TOLERANCE[dtype]
     torch.testing.assert_close(packed(x), plain(x), rtol=near, atol=near * 10)
     torch.testing.assert_close(packed.add(x, to), plain.add(x, to), rtol=near, atol=near * 10)
 
@@ -120,17 +120,17 @@ def test_the_norm_of_one_row_is_that_of_many(scale: float, dtype: torch.dtype) -
     """Of a row whose mean is far from 0."""
     torch.manual_seed(0)
     weight, x = torch.randn(40).to(dtype), ((torch.randn(1, 40) + 2) * scale).to(dtype)
-    alone = compact.Norm(weight, 1e-6, torch.cat((weight, weight)))(x)
-    many = compact.Norm(weight, 1e-6, None)(x)
-    near = linears.TOLERANCE[dtype]
+    alone = compact_llama.Norm(weight, 1e-6, torch.cat((weight, weight)))(x)
+    many = compact_llama.Norm(weight, 1e-6, None)(x)
+    near = packed_linears.TOLERANCE[dtype]
     torch.testing.assert_close(alone, many, rtol=near, atol=near / 10)
 
 
 def test_what_comes_out_wrong_for_one_row_alone_is_not_taken(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compact, "layer_norm", lambda x, *_: x)
-    assert not isinstance(opened(llama).compute, compact.Compact)
+    monkeypatch.setattr(compact_llama, "layer_norm", lambda x, *_: x)
+    assert not isinstance(opened(llama).compute, compact_llama.Compact)
 
 
 def no_such_function(*_: object) -> Tensor:
@@ -166,7 +166,7 @@ def test_an_int8_row_is_near_and_the_same_whatever_the_others_are(
 def test_int8_says_how_far_off_it_is(llama: Path) -> None:
     model = opened(llama, quantization="int8")
     assert "int8 (logits" in model.path
-    assert isinstance(model.compute, compact.Compact)
+    assert isinstance(model.compute, compact_llama.Compact)
     general = opened(llama, quantization="int8", forward="general")
     assert "packed, int8 (logits" in general.path
 
@@ -187,4 +187,4 @@ def test_many_rows_may_be_multiplied_in_float32(kind: type[Packed] | type[Plain]
     assert torch.equal(wide(x), exact.bfloat16())
     assert torch.equal(wide.add(x, to), (exact + to).bfloat16())
     assert torch.equal(wide(x[:3]), narrow(x[:3]))
-    assert linears.wide_rows(torch.float32) is None
+    assert packed_linears.wide_rows(torch.float32) is None

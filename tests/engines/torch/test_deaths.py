@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llmserve.clock import MonotonicClock
-from llmserve.core import Chunk, Request, SamplingParams
-from llmserve.engines import EngineError
+from llmserve.core.clock import MonotonicClock
+from llmserve.core.types import Chunk, Request, SamplingParams
+from llmserve.engines.base import EngineError
 from llmserve.engines.torch.engine import TorchEngine
 from support.tiny_models import save_sliding
 
@@ -142,7 +142,7 @@ def test_a_wrong_model_id_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PARENT = """
     import asyncio, os, sys, time
-    from llmserve.clock import MonotonicClock
+    from llmserve.core.clock import MonotonicClock
     from llmserve.engines.torch.engine import TorchEngine
 
     async def main():

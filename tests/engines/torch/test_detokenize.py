@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from llmserve.engines.torch.detokenize import (
+from llmserve.engines.torch.text.detokenize import (
     REPLACEMENT,
     ByteStream,
     Detokenizer,

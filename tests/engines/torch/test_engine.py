@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
-from llmserve.clock import MonotonicClock
-from llmserve.core import Chunk, ParamError, Request, SamplingParams, StepRecord
-from llmserve.engines import EngineError, create
+from llmserve.core.clock import MonotonicClock
+from llmserve.core.knobs import Knobs
+from llmserve.core.types import Chunk, ParamError, Request, SamplingParams, StepRecord
+from llmserve.engines.base import EngineError
+from llmserve.engines.registry import create
 from llmserve.engines.torch.engine import TorchEngine
 from llmserve.engines.torch.options import SPINS
-from llmserve.knobs import Knobs
 from support.tiny_models import VOCAB, generate, reference
 
 T = TypeVar("T")

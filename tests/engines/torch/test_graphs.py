@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmserve.engines.torch import graphs
-from llmserve.engines.torch.graphs import Graphs, bucket_length, bucket_rows, pad
-from llmserve.engines.torch.kv import FEWEST_SLOTS, SHORTEST, Geometry, KvStore
-from llmserve.engines.torch.layout import Batch, Part, Step, arrange, layout
+from llmserve.engines.torch.kv.store import FEWEST_SLOTS, SHORTEST, Geometry, KvStore
+from llmserve.engines.torch.model import cuda_graphs
+from llmserve.engines.torch.model.batch_layout import Batch, Part, Step, arrange, layout
+from llmserve.engines.torch.model.cuda_graphs import Graphs, bucket_length, bucket_rows, pad
 from support.tiny_models import Drive, Driven, greedy, words
 
 MAX_TOKENS = 24
@@ -268,7 +268,7 @@ def test_rows_come_back_in_the_order_asked_for() -> None:
 
 
 def test_graphs_are_few_and_the_latest_used_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
     tape, kv = Tape(), store(*"ab")
     graph = Graphs(compute, GEOMETRY, tape, 16)
     for length in (1, 100):

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from llmserve.engines.torch.kv import (
+from llmserve.engines.torch.kv.store import (
     FEWEST_SLOTS,
     SHORTEST,
     SMALLEST,

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from llmserve.engines.torch import attention, model
-from llmserve.engines.torch.attention import UnsupportedModel
-from llmserve.engines.torch.model import pick_dtype, pick_max_model_len
+from llmserve.engines.torch.model import attention, flat_model, loading
+from llmserve.engines.torch.model.attention import UnsupportedModel
+from llmserve.engines.torch.model.loading import pick_dtype, pick_max_model_len
+from llmserve.engines.torch.model.select_forward import load
 from llmserve.engines.torch.options import parse
-from llmserve.engines.torch.ways import load
 from support.tiny_models import SHAPE, VOCAB, Drive, generate, reference, save_model
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
@@ -24,7 +24,7 @@ def configured(name: str, **changes: Any) -> Any:
     return getattr(transformers, name)(**SHAPE | changes)
 
 
-def opened(folder: Path, **options: object) -> model.FlatModel:
+def opened(folder: Path, **options: object) -> flat_model.FlatModel:
     return load(parse({"model": folder, "dtype": "float32", "device": "cpu", **options}))
 
 
@@ -107,8 +107,8 @@ def test_positions_that_depend_on_the_batch_are_refused() -> None:
         "rope_type": "longrope", "original_max_position_embeddings": 256, "rope_theta": 1e4,
     }
     with pytest.raises(UnsupportedModel, match="max_model_len=256"):
-        model.check_config(config, 512)
-    model.check_config(config, 256)
+        loading.check_config(config, 512)
+    loading.check_config(config, 256)
 
 
 def test_a_longer_context_than_the_model_has_is_refused(llama: Path) -> None:
@@ -124,7 +124,7 @@ def test_context_without_a_known_limit_has_one() -> None:
 def test_bfloat16_is_the_default_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for fast, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(model, "_cpu_multiplies_bfloat16", lambda fast=fast: fast)
+        monkeypatch.setattr(flat_model, "_cpu_multiplies_bfloat16", lambda fast=fast: fast)
         assert pick_dtype("auto", cpu, 2048) is expected
         assert pick_dtype("auto", cpu, 256) is torch.float32
     assert pick_dtype("auto", torch.device("cuda"), 256) is torch.bfloat16
@@ -133,11 +133,11 @@ def test_bfloat16_is_the_default_only_where_it_is_fast(monkeypatch: pytest.Monke
 
 def test_end_tokens_come_from_the_generation_settings_first(llama: Path) -> None:
     network = opened(llama).network
-    assert model.eos_ids(network) == {2}
+    assert loading.eos_ids(network) == {2}
     network.generation_config.eos_token_id = [5, 9]
-    assert model.eos_ids(network) == {5, 9}
+    assert loading.eos_ids(network) == {5, 9}
     network.generation_config.eos_token_id = None
-    assert model.eos_ids(network) == {2}
+    assert loading.eos_ids(network) == {2}
 
 
 def test_bfloat16_runs(llama: Path) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from llmserve.engines import create
-from llmserve.engines.torch import memory
-from llmserve.engines.torch.kv import Geometry
-from llmserve.engines.torch.memory import kv_capacity
+from llmserve.engines.registry import create
+from llmserve.engines.torch.kv import budget
+from llmserve.engines.torch.kv.budget import kv_capacity
+from llmserve.engines.torch.kv.store import Geometry
 from llmserve.engines.torch.options import TorchOptions, cores, parse
 
 GEOMETRY = Geometry(4, 2, 8, 8, torch.bfloat16, torch.device("cpu"))
@@ -24,7 +24,7 @@ GEOMETRY = Geometry(4, 2, 8, 8, torch.bfloat16, torch.device("cpu"))
     ],
 )
 def test_an_unknown_option_is_refused_by_name_with_what_was_meant(option: str, says: str) -> None:
-    from llmserve.clock import MonotonicClock
+    from llmserve.core.clock import MonotonicClock
 
     with pytest.raises(TypeError, match=f"no option '{option}'; {says}"):
         create("torch", sink=lambda _: None, clock=MonotonicClock(), **{option: 5})
@@ -102,7 +102,7 @@ def test_kv_bytes_count_the_rounding_of_slabs() -> None:
 def test_kv_takes_no_more_than_a_quarter_or_what_can_be_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda _: 256 * 2 * 4 * 1600)
+    monkeypatch.setattr(budget, "free_bytes", lambda _: 256 * 2 * 4 * 1600)
     assert kv_capacity(TorchOptions(), GEOMETRY, 512) == 1600
     assert kv_capacity(TorchOptions(max_num_seqs_ceiling=2), GEOMETRY, 512) == 1024
 
@@ -120,8 +120,8 @@ def test_less_than_a_block_is_refused() -> None:
 
 def test_a_containers_limit_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = {"memory.max": 1000, "memory.current": 400}
-    monkeypatch.setattr(memory, "_cgroup", lambda name: figures[name])
-    assert memory.free_bytes(torch.device("cpu")) == 600
+    monkeypatch.setattr(budget, "_cgroup", lambda name: figures[name])
+    assert budget.free_bytes(torch.device("cpu")) == 600
 
 
 def test_no_wait_policy_spins_without_end() -> None:

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmserve.engines.torch.kv import KvStore
-from llmserve.engines.torch.memory import kv_budget
+from llmserve.engines.torch.kv.budget import kv_budget
+from llmserve.engines.torch.kv.store import KvStore
 from support.scarce import WORDS, Scarce
 from support.tiny_models import Drive, Driven, greedy, words
 

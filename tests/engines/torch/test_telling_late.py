@@ -7,12 +7,12 @@ import threading
 
 import pytest
 
-from llmserve.engines.torch import ways
-from llmserve.engines.torch.ways import telling_late
+from llmserve.engines.torch.model import select_forward
+from llmserve.engines.torch.model.select_forward import telling_late
 
 
 def test_a_long_start_tells_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ways, "LATE_S", 0.0)
+    monkeypatch.setattr(select_forward, "LATE_S", 0.0)
     told: list[str] = []
     first = asyncio.Event()
 
@@ -27,7 +27,7 @@ def test_a_long_start_tells_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
             await first.wait()
 
     asyncio.run(asyncio.wait_for(main(), 10))
-    monkeypatch.setattr(ways, "LATE_S", 60.0)
+    monkeypatch.setattr(select_forward, "LATE_S", 60.0)
     with telling_late(told.append, "nothing long"):
         pass
     assert told == ["compiling", ""]
@@ -36,7 +36,7 @@ def test_a_long_start_tells_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stage_that_ends_as_it_is_told_is_told_to_be_over_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ways, "LATE_S", 0.0)
+    monkeypatch.setattr(select_forward, "LATE_S", 0.0)
     told: list[str] = []
     begun = threading.Event()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.engines.torch.tokenizer import (
+from llmserve.engines.torch.text.tokenizer import (
     FolderTokenizer,
     TransformersTokenizer,
     open_tokenizer,
@@ -122,7 +122,7 @@ def test_others_go_on_while_a_long_text_is_read(llama: Path, kind: str) -> None:
 def test_a_plain_folder_needs_no_transformers(llama: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from llmserve.engines.torch.tokenizer import open_tokenizer\n"
+        "from llmserve.engines.torch.text.tokenizer import open_tokenizer\n"
         "for folder in sys.argv[1:]:\n"
         "    open_tokenizer(Path(folder)).chat([{'role': 'user', 'content': 'x'}])\n"
         "assert not {'transformers', 'torch', 'huggingface_hub'} & set(sys.modules)\n"

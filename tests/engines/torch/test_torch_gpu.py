@@ -13,17 +13,17 @@ import pytest
 import torch
 
 import llmserve
-from bench.torch_models import make_model, read_bytes
-from llmserve.engines.planner import StepPlanner
-from llmserve.engines.torch import cuda
-from llmserve.engines.torch.detokenize import Detokenizer
-from llmserve.engines.torch.graphs import Graphs
+from benchmarks.torch_models import make_model, read_bytes
+from llmserve.core.knobs import Knobs
+from llmserve.engines.batching.step_planner import StepPlanner
+from llmserve.engines.torch.model import cuda
+from llmserve.engines.torch.model.cuda_graphs import Graphs
+from llmserve.engines.torch.model.select_forward import load
 from llmserve.engines.torch.options import parse
-from llmserve.engines.torch.runner import Runner
-from llmserve.engines.torch.tokenizer import open_tokenizer
-from llmserve.engines.torch.ways import load
-from llmserve.freed import device_used
-from llmserve.knobs import Knobs
+from llmserve.engines.torch.step_loop import Runner
+from llmserve.engines.torch.text.detokenize import Detokenizer
+from llmserve.engines.torch.text.tokenizer import open_tokenizer
+from llmserve.entrypoints.session.shutdown_report import device_used
 from support.tiny_models import Driven, generate, reference
 
 DEVICE = "cuda"

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmserve.core import SamplingParams
-from llmserve.engines.torch import sampling
-from llmserve.engines.torch.sampling import Draws, draw, pick
+from llmserve.core.types import SamplingParams
+from llmserve.engines.torch.sampling import sampler
+from llmserve.engines.torch.sampling.sampler import Draws, draw, pick
 
 VOCAB = 500
 
@@ -84,7 +84,7 @@ def test_every_row_of_a_mixed_batch_has_the_distribution_of_transformers(
 def test_top_p_beyond_the_first_candidates_sorts_them_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sampling, "FEW", 4)
+    monkeypatch.setattr(sampler, "FEW", 4)
     case: dict[str, Any] = {"temperature": 2.0, "top_p": 0.95}
     scores = logits(1, vocab=40)
     mass = drawn_mass(monkeypatch, scores, [row(**case)])
@@ -98,7 +98,7 @@ def test_temperature_zero_is_the_likeliest_token() -> None:
 
 
 def shaped(scores: Tensor, rows: list[Draws]) -> Tensor:
-    return sampling._shape(scores, rows)
+    return sampler._shape(scores, rows)
 
 
 def test_repetition_penalty_is_that_of_transformers_over_prompt_and_reply() -> None:
@@ -344,7 +344,7 @@ def test_what_is_drawn_among_all_is_what_is_drawn_among_the_first(
     kinds: list[dict[str, Any]] = [{"top_p": 0.9}, {"top_k": 40, "top_p": 0.95}, {"top_k": 3}]
     scores, replies = logits(3, vocab=5000), []
     for few in (16, 5000):
-        monkeypatch.setattr(sampling, "FEW", few)
+        monkeypatch.setattr(sampler, "FEW", few)
         rows = [row(seed=i, **kind) for i, kind in enumerate(kinds)]
         replies.append(drawn_by(scores, rows, 40))
     assert replies[0] == replies[1]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.session import Session
+from llmserve.entrypoints.session.session import Session
 from support.shared_vllm import has_vllm, mark
 
 HERE = os.path.dirname(__file__)

@@ -10,8 +10,8 @@ import httpx
 import openai
 import pytest
 
-from llmserve.events import Finished, Submitted
-from llmserve.session import Session
+from llmserve.core.events import Finished, Submitted
+from llmserve.entrypoints.session.session import Session
 from support.crowd import Watcher
 
 SCHEMA = {

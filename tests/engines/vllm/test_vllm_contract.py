@@ -9,7 +9,7 @@ import pytest
 import vllm
 
 from llmserve.engines.vllm import SUPPORTED
-from llmserve.engines.vllm.contract import NAMES, Name, moved
+from llmserve.engines.vllm.private_api import NAMES, Name, moved
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: f"{name.module}:{name.path}")
@@ -37,7 +37,7 @@ def test_a_moved_name_is_told_with_what_it_was_for() -> None:
 def test_the_kernel_imports_nothing_of_a_worker_to_look_at_its_names() -> None:
     """It would take memory, and torch would say into the cell that there is no triton."""
     look = (
-        "import sys; from llmserve.engines.vllm.contract import moved; assert moved() == []; "
+        "import sys; from llmserve.engines.vllm.private_api import moved; assert moved() == []; "
         "print(sorted(m for m in sys.modules if m.startswith('vllm.v1.worker.gpu')))"
     )
     told = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)

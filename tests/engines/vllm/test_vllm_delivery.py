@@ -12,11 +12,11 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
-from llmserve.core import Chunk, Request, SamplingParams
-from llmserve.engines import Deliver
-from llmserve.engines.delivery import Turn
-from llmserve.engines.vllm.tap import Tap
-from llmserve.session import Session
+from llmserve.core.types import Chunk, Request, SamplingParams
+from llmserve.engines.base import Deliver
+from llmserve.engines.process.delivery import Turn
+from llmserve.engines.vllm.output_hook import Tap
+from llmserve.entrypoints.session.session import Session
 from support.crowd import collect_all, crowd
 
 

@@ -15,18 +15,18 @@ import psutil
 import pytest
 
 import llmserve
-from llmserve.engines import EngineError
-from llmserve.engines.vllm.launch import sweep
+from llmserve.engines.base import EngineError
 from llmserve.engines.vllm.parent_watch import FOLDER_PREFIX
+from llmserve.engines.vllm.process_files import sweep
+from llmserve.entrypoints.session.session import Session
 from llmserve.models import bundled_path
-from llmserve.session import Session
 from support.kernels import Kernel, gone, kernel
 from support.small_vllm import OPTIONS
 from support.speculating import DRAFT, check, said
 
 TESTS = Path(__file__).parents[2]
 LOAD = """
-from llmserve.core import Request, SamplingParams
+from llmserve.core.types import Request, SamplingParams
 sampling = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
 async def ask(name):
     requests = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import llmserve
-from llmserve.freed import device_used
+from llmserve.entrypoints.session.shutdown_report import device_used
 from support.small_vllm import OPTIONS
 
 

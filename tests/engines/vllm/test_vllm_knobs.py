@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from llmserve.core import Request, SamplingParams, StepRecord
-from llmserve.events import KnobsChanged, KnobsSatisfied
-from llmserve.knobs import Applied
-from llmserve.session import Session
+from llmserve.core.events import KnobsChanged, KnobsSatisfied
+from llmserve.core.knobs import Applied
+from llmserve.core.types import Request, SamplingParams, StepRecord
+from llmserve.entrypoints.session.session import Session
 from support.crowd import Watcher, collect_all, crowd
 
 

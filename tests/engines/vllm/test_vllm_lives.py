@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 import llmserve
-from llmserve.core import Outcome, Request, SamplingParams
-from llmserve.engines import EngineError
-from llmserve.session import Session
+from llmserve.core.types import Outcome, Request, SamplingParams
+from llmserve.engines.base import EngineError
+from llmserve.entrypoints.session.session import Session
 from support.crowd import Watcher, collect_all, crowd
 from support.kernels import gone
 from support.small_vllm import OPTIONS
@@ -176,7 +176,7 @@ def test_asleep_it_holds_no_process_and_serves_who_waited_once_awake(cramped: Se
 
 
 def test_an_engine_that_dies_unseen_is_known_to_be_dead_and_closes(cramped: Session) -> None:
-    """The next request would start it anew, as tests/session/test_sleep.py sees on another one."""
+    """The next request would start it anew, as test_sleep.py sees on another one."""
     family = set(cramped.info.pids)
     psutil.Process(cramped.info.pids[0]).kill()
     wait_until(lambda: cramped.service.engine.dead, "vLLM's client never noticed")

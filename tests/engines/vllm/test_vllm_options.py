@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.engines.vllm.birth import OptionRefused, check_api
+from llmserve.engines.vllm.startup import OptionRefused, check_api
 
 PLUGIN = """
 from vllm.tool_parsers import ToolParser, ToolParserManager

@@ -1,5 +1,5 @@
 """Tenants' keys on vLLM's own routes. Policies and limits are held to one account for all engines
-in tests/endpoint/test_policies_alike.py."""
+in tests/entrypoints/http/test_policies_alike.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from llmserve.events import Submitted
-from llmserve.session import Session
+from llmserve.core.events import Submitted
+from llmserve.entrypoints.session.session import Session
 from support.crowd import Watcher
 
 GOLD = "sk-gold-0123456789"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from llmserve.core import ParamError, SamplingParams, Structured
-from llmserve.engines.vllm.replies import to_params
-from llmserve.session import Session
+from llmserve.core.types import ParamError, SamplingParams, Structured
+from llmserve.engines.vllm.convert import to_params
+from llmserve.entrypoints.session.session import Session
 
 EOS = 2
 PROMPT = "Once upon a time"

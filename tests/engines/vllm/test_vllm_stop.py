@@ -11,9 +11,9 @@ import subprocess
 import psutil
 import pytest
 
-from llmserve.clock import MonotonicClock
+from llmserve.core.clock import MonotonicClock
 from llmserve.engines.vllm.engine import VllmEngine
-from llmserve.engines.vllm.launch import Launch
+from llmserve.engines.vllm.process_files import Launch
 
 
 def test_who_stops_while_another_does_returns_when_all_has_ended() -> None:

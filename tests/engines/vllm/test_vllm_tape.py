@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from llmserve.core import Request, SamplingParams
-from llmserve.events import Held
-from llmserve.session import Session
+from llmserve.core.events import Held
+from llmserve.core.types import Request, SamplingParams
+from llmserve.entrypoints.session.session import Session
 from support.crowd import Watcher, collect_all, crowd
 
 

@@ -6,15 +6,15 @@ import asyncio
 from itertools import count
 from pathlib import Path
 
-from llmserve.clock import Clock
-from llmserve.core import ParamError, Request, Structured
-from llmserve.engines import Deliver, EngineError, EngineInfo, StepSink, Tokenizer
-from llmserve.engines.ceilings import clamp
-from llmserve.engines.torch.lifetime import Lifetime
+from llmserve.core.clock import Clock
+from llmserve.core.knobs import Applied, Knobs, differences
+from llmserve.core.types import ParamError, Request, Structured
+from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink, Tokenizer
+from llmserve.engines.limits import clamp
 from llmserve.engines.torch.messages import Load, Ready, ResetCache, Retune, Weigh
 from llmserve.engines.torch.options import parse
-from llmserve.engines.torch.tokenizer import ModelTokenizer, open_tokenizer
-from llmserve.knobs import Applied, Knobs, differences
+from llmserve.engines.torch.process_client import Lifetime
+from llmserve.engines.torch.text.tokenizer import ModelTokenizer, open_tokenizer
 
 
 class TorchEngine:
@@ -106,7 +106,7 @@ class TorchEngine:
         return await self._running().ask(Weigh(next(self._questions)))
 
     async def check_form(self, form: Structured) -> None:
-        from llmserve.engines.torch.forms import check
+        from llmserve.engines.torch.sampling.schemas import check
 
         try:
             await asyncio.to_thread(check, form)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import msgspec
 
-from llmserve.core import FinishReason, SamplingParams, StepRecord, TokenLogprob
+from llmserve.core.knobs import KnobValue
+from llmserve.core.types import FinishReason, SamplingParams, StepRecord, TokenLogprob
 from llmserve.engines.torch.options import TorchOptions
-from llmserve.knobs import KnobValue
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):

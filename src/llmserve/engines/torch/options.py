@@ -8,10 +8,9 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
-from llmserve.bounded import whole
-from llmserve.engines import no_option
-from llmserve.engines.bounds import ANY_WHOLE, MOST_TOKENS, ceiling
-from llmserve.mistakes import shown
+from llmserve.core.validation import shown, whole
+from llmserve.engines.base import no_option
+from llmserve.engines.limits import ANY_WHOLE, MOST_TOKENS, ceiling
 from llmserve.models import bundled_path
 
 SPINS = {"brief": 2000, "active": 20_000}

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llmserve.engines.child import ParentLink
+from llmserve.core.knobs import Knobs
+from llmserve.engines.process.child import ParentLink
 from llmserve.engines.torch.messages import Busy, Failed, FromChild, Load, Ready, ToChild
 from llmserve.engines.torch.options import TorchOptions
-from llmserve.knobs import Knobs
 
 if TYPE_CHECKING:
-    from llmserve.engines.torch.model import FlatModel
-    from llmserve.engines.torch.runner import Runner
+    from llmserve.engines.torch.model.flat_model import FlatModel
+    from llmserve.engines.torch.step_loop import Runner
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -58,19 +58,19 @@ def prepare(message: Load, busy: Callable[[str], None]) -> tuple[Runner, Ready]:
     options = message.options
     import torch
 
-    from llmserve.engines.planner import StepPlanner
-    from llmserve.engines.torch.detokenize import Detokenizer
-    from llmserve.engines.torch.grammar import Grammars
-    from llmserve.engines.torch.kv import KvStore
-    from llmserve.engines.torch.memory import kv_budget, kv_capacity
-    from llmserve.engines.torch.runner import Runner
-    from llmserve.engines.torch.tokenizer import open_tokenizer
-    from llmserve.engines.torch.ways import load
+    from llmserve.engines.batching.step_planner import StepPlanner
+    from llmserve.engines.torch.kv.budget import kv_budget, kv_capacity
+    from llmserve.engines.torch.kv.store import KvStore
+    from llmserve.engines.torch.model.select_forward import load
+    from llmserve.engines.torch.sampling.guided_decoding import Grammars
+    from llmserve.engines.torch.step_loop import Runner
+    from llmserve.engines.torch.text.detokenize import Detokenizer
+    from llmserve.engines.torch.text.tokenizer import open_tokenizer
 
     torch.set_num_threads(options.thread_count)
     model = load(options, busy)
     if model.geometry.device.type == "cuda":
-        from llmserve.engines.torch import cuda
+        from llmserve.engines.torch.model import cuda
 
         cuda.speed_up(
             model,

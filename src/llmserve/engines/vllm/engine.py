@@ -13,15 +13,21 @@ from typing import Any
 import msgspec
 import psutil
 
-from llmserve.clock import Clock
-from llmserve.core import ParamError, Request
-from llmserve.engines import Deliver, EngineError, EngineInfo, StepSink, Submit
-from llmserve.engines.ceilings import clamp
-from llmserve.engines.delivery import Turn
-from llmserve.engines.own_thread import in_own_thread
-from llmserve.engines.processes import end
-from llmserve.engines.vllm import contract
-from llmserve.engines.vllm.birth import (
+from llmserve.core.clock import Clock
+from llmserve.core.knobs import Applied, Clamp, Knobs, differences
+from llmserve.core.types import ParamError, Request
+from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink, Submit
+from llmserve.engines.limits import clamp
+from llmserve.engines.process.delivery import Turn
+from llmserve.engines.process.processes import end
+from llmserve.engines.process.threads import in_own_thread
+from llmserve.engines.vllm import private_api
+from llmserve.engines.vllm.api_server import API_OPTIONS, API_PATHS, build_api, open_api
+from llmserve.engines.vllm.convert import Payload, to_payload
+from llmserve.engines.vllm.options import parse
+from llmserve.engines.vllm.output_hook import Tap
+from llmserve.engines.vllm.process_files import Launch
+from llmserve.engines.vllm.startup import (
     UNSUPPORTED,
     create,
     describe,
@@ -30,14 +36,8 @@ from llmserve.engines.vllm.birth import (
     not_ours,
     start_failure,
 )
-from llmserve.engines.vllm.gate import API_OPTIONS, API_PATHS, build_api, open_api
-from llmserve.engines.vllm.launch import Launch
-from llmserve.engines.vllm.options import parse
-from llmserve.engines.vllm.replies import Payload, to_payload
-from llmserve.engines.vllm.tap import Tap
+from llmserve.engines.vllm.step_note import take_note, to_record
 from llmserve.engines.vllm.tokenizer import VllmTokenizer
-from llmserve.engines.vllm.wire import take_note, to_record
-from llmserve.knobs import Applied, Clamp, Knobs, differences
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class VllmEngine:
     async def start(self) -> None:
         if self._llm is not None:
             return
-        if lost := contract.moved():
+        if lost := private_api.moved():
             raise EngineError(not_ours(lost))
         launch = self._launch = Launch()
         try:

@@ -20,10 +20,10 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import RequestStatus
 
-from llmserve.core import HoldReason
-from llmserve.engines.caps import CapWatch
-from llmserve.engines.vllm.wire import ID_TAIL, KEY, StepNote
-from llmserve.knobs import Knobs
+from llmserve.core.knobs import Knobs
+from llmserve.core.types import HoldReason
+from llmserve.engines.batching.cap_watch import CapWatch
+from llmserve.engines.vllm.step_note import ID_TAIL, KEY, StepNote
 
 
 class Live:

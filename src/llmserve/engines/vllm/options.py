@@ -7,13 +7,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from llmserve.bounded import whole
-from llmserve.engines import no_option
-from llmserve.engines.bounds import ANY_WHOLE, ceiling
-from llmserve.engines.vllm.gate import API_OPTIONS
-from llmserve.mistakes import shown
+from llmserve.core.validation import plain, shown, whole
+from llmserve.engines.base import no_option
+from llmserve.engines.limits import ANY_WHOLE, ceiling
+from llmserve.engines.vllm.api_server import API_OPTIONS
 from llmserve.models import bundled_path
-from llmserve.plain import plain
 
 OURS = ("max_num_seqs_ceiling", "max_num_batched_tokens_ceiling")
 CPU_WORKER = "llmserve.engines.vllm.cpu_worker.SeedWorker"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from llmserve.engines.processes import is_over
+from llmserve.engines.process.processes import is_over
 
 POLL_S = 0.5
 GRACE_S = 4.0

@@ -1,0 +1,1 @@
+"""Sending a load: drivers, clients, processes, repeats."""

@@ -1,0 +1,1 @@
+"""The words all rooms share: types, knobs, events, clock, checked values, progress, tenants."""

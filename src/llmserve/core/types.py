@@ -1,0 +1,212 @@
+"""The nouns all parts share. Frozen, so that a value read once stays what it was.
+
+Times are seconds on the session's clock (`core/clock.py`), which is monotonic and has no meaning
+outside the session. Token counts are exact, by the engine's own tokenizer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
+RowKind = Literal["prefill", "decode"]
+HoldReason = Literal["cap", "token_budget", "kv", "policy", "tenant_limit", "batch", "prefix"]
+"""Why a request waits: at most so many at once (cap), no room in the step's token budget, no free
+KV block, another goes first by policy, its tenant's limit, a static batch that is closed, or
+another computes most of its prompt just now, which it then copies (prefix)."""
+
+
+class ParamError(ValueError):
+    """A request's parameter is out of its range; `param` names it as the OpenAI API does."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.param, str(self))
+
+
+class Structured(msgspec.Struct, frozen=True):
+    """The form that a whole reply must have."""
+
+    kind: Literal["json", "regex", "choice"]
+    text: str
+    """A JSON schema, a regular expression, or a JSON list of strings."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are drawn. Names and meanings follow vLLM's SamplingParams.
+
+    Raises ParamError when built with a value out of its range (NaN included).
+    """
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps the whole vocabulary."""
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    """How many alternatives to report beside each chosen token; None for no logprobs at all."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_p: float = 0.0
+    """Cuts tokens less likely than this share of the likeliest one's probability."""
+    min_tokens: int = 0
+    """No end token, stop token or stop string counts before so many; `structured_outputs` does."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, each with what is added to its logit."""
+    structured_outputs: Structured | None = None
+    """Only where the engine's info says that it supports "structured_outputs"."""
+
+    def __post_init__(self) -> None:
+        _within("max_tokens", self.max_tokens, 1, 1_000_000)
+        _within("temperature", self.temperature, 0.0, 100.0)
+        _within("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _within("top_k", self.top_k, 0, 10_000_000)
+        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _within("min_p", self.min_p, 0.0, 1.0)
+        _within("min_tokens", self.min_tokens, 0, self.max_tokens)
+        for _, bias in self.logit_bias:
+            _within("logit_bias", bias, -100.0, 100.0)
+        if self.logprobs is not None:
+            _within("logprobs", self.logprobs, 0, 20)
+        if self.seed is not None:
+            _within("seed", self.seed, -(2**63), 2**64 - 1)
+        if len(self.stop) > 16 or any(not text for text in self.stop):
+            raise ParamError("stop", "stop takes at most 16 strings, none of them empty")
+
+
+def _within(
+    name: str, value: float, low: float, high: float, *, open_low: bool = False
+) -> None:
+    if math.isnan(value) or value > high or value < low or (open_low and value == low):
+        bracket = "(" if open_low else "["
+        raise ParamError(name, f"{name} must be in {bracket}{low}, {high}], not {value}")
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence to generate. `n` choices of an HTTP request are n of these."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    arrival: float
+    priority: int = 0
+    """Lower goes first, as in vLLM."""
+    tenant: str = "default"
+    ttft_slo_ms: float | None = None
+    """This request's own TTFT objective; None takes the knob `ttft_slo_ms`."""
+    choices: int = 1
+    """Sequences of one call that come together: the first answers for all of them at the door, and
+    the others, which have 0 here, are paid for."""
+    payload: Any = None
+    """An engine's own request object (`engines.Repeatable`), carried untouched."""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """One generated token with its natural-log probability and the likeliest alternatives."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """What one engine step (or more, when they were drained together) added to one request.
+
+    `text` is only whole UTF-8 characters and never part of a stop string; it may be empty while
+    tokens are held back, so `"".join(texts)` is the reply, and `token_ids` is always exact.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    """The stop string or stop token id that ended the reply, if one did."""
+    cached_tokens: int = 0
+    """Prompt tokens that needed no computation; told once, with the first chunk."""
+    raw: Any = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a request ended. `error` is a sentence for the user when it did not end well."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    stop_reason: str | int | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    error: str | None = None
+    ttft_s: float | None = None
+    e2e_s: float = 0.0
+
+
+class StepRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One request's part of one step: `tokens` computed, as a prefill chunk or as decode.
+
+    There is one for each token, kept for long: the collector need not look at them.
+    """
+
+    request_id: str
+    kind: RowKind
+    tokens: int
+
+
+class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine step, none omitted: indices count up by one from 0 per engine start."""
+
+    index: int
+    start_s: float
+    duration_s: float
+    rows: tuple[StepRow, ...]
+    running: int
+    """Requests that hold KV when the step ends."""
+    waiting: int
+    kv_used_tokens: int
+    """Tokens of KV room taken, whole blocks counted."""
+    kv_capacity_tokens: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    preempted: tuple[str, ...] = ()
+    held: tuple[tuple[str, HoldReason], ...] = ()
+    """Waiting requests whose reason for waiting changed in this step."""
+    satisfied: tuple[str, ...] = ()
+    """Lowered caps that the running set fits for the first time in this step."""
+    cached_tokens: int = 0
+    """Prompt tokens of the requests admitted in this step whose KV was there already."""
+    draft_tokens: int = 0
+    """Tokens that speculation proposed and this step checked; counted in `rows` too."""
+    accepted_tokens: int = 0
+    """Those of them that stood."""
+
+    @property
+    def computed_tokens(self) -> int:
+        return sum([row.tokens for row in self.rows])
+
+    @property
+    def prefill_tokens(self) -> int:
+        return sum([row.tokens for row in self.rows if row.kind == "prefill"])
+
+    @property
+    def decode_tokens(self) -> int:
+        return self.computed_tokens - self.prefill_tokens

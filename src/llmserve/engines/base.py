@@ -1,0 +1,208 @@
+"""The one seam behind which engines differ. No caller asks which engine it has."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import msgspec
+
+from llmserve.core.knobs import SPECS, Applied, Knobs
+from llmserve.core.types import Chunk, Request, SamplingParams, StepRecord, Structured
+from llmserve.core.validation import meant
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+StepSink = Callable[[StepRecord], None]
+"""Called on the loop's thread, once per engine step, before that step's chunks are delivered."""
+
+_GIVEN = ("sink", "clock")
+"""What every engine is made with, besides its options."""
+
+Deliver = Callable[[Chunk], None]
+"""Takes a request's next chunk, on the loop's thread, and returns at once."""
+
+
+class EngineError(RuntimeError):
+    """The engine cannot serve: it did not start, or it died. The message holds its last words."""
+
+
+class RequestFailed(RuntimeError):
+    """One request failed inside the engine; the engine and all others go on."""
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a started engine."""
+
+    engine: str
+    model_id: str
+    max_model_len: int
+    """Prompt and reply together, in tokens."""
+    kv_capacity_tokens: int
+    block_size: int | None = None
+    """Tokens of a KV block; None where KV does not come in blocks that are known."""
+    vocab_size: int | None = None
+    """Token ids are below it; the endpoint refuses others. None where the engine checks itself."""
+    ceilings: dict[str, int] = {}
+    """Highest value of a live knob that this start allows; a higher one is clamped."""
+    unsupported: dict[str, str] = {}
+    """Knobs without effect here, each with the reason shown beside the disabled control."""
+    supports: frozenset[str] = frozenset()
+    """Optional protocols: "sleep", "reset_cache", …"""
+    device: str = "cpu"
+    dtype: str = ""
+    pids: tuple[int, ...] = ()
+    """Child processes that hold the engine's memory."""
+    details: dict[str, str] = {}
+    """Further facts for `%llmserve status`: threads, parameters, attention path …"""
+
+
+class Tokenizer(Protocol):
+    def encode(self, text: str) -> list[int]:
+        """Token ids of raw text, with what special tokens the model wants in front."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        """Token ids of a conversation rendered by the model's chat template, ready to answer.
+
+        Raises ValueError where the model has no chat template or the template refuses.
+        """
+        ...
+
+
+class Engine(Protocol):
+    @property
+    def info(self) -> EngineInfo:
+        """Valid once `start` has returned."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def dead(self) -> bool:
+        """It ended by itself, and has to be started anew before it takes requests."""
+        ...
+
+    async def start(self) -> None:
+        """Return when ready to generate; EngineError with the cause where it cannot be."""
+        ...
+
+    async def stop(self) -> None:
+        """Give everything back: processes, memory, files. Safe to call twice, or before start."""
+        ...
+
+    async def apply(self, knobs: Knobs) -> Applied:
+        """Return once the engine has adopted `knobs` (at once when idle), clamped to ceilings."""
+        ...
+
+    async def generate(self, request: Request, deliver: Deliver) -> None:
+        """Call `deliver` with each chunk as it comes; return after one with a finish_reason.
+
+        Cancel the task to stop the work: nothing is delivered from then on, and the request's place
+        and KV are free within one step. EngineError when the engine died. What `deliver` raises
+        ends this request alone, and is raised here. `deliver` cannot hold an engine up: what nobody
+        has read yet is bounded by the request's max_tokens.
+        """
+        ...
+
+
+@runtime_checkable
+class Tells(Protocol):
+    """An engine with a stage of its start that takes long."""
+
+    @property
+    def busy_with(self) -> str:
+        """In words, as "compiling kernels"; "" where there is nothing to tell. From any thread."""
+        ...
+
+
+@runtime_checkable
+class ChecksForms(Protocol):
+    """An engine that can tell whether a reply can be held to a form before it takes the request."""
+
+    async def check_form(self, form: Structured) -> None:
+        """ParamError with the reason where none can. Also while the engine sleeps."""
+        ...
+
+
+class Counts(Protocol):
+    """An engine that lists "device_bytes" in `info.supports`: one on a GPU."""
+
+    async def device_bytes(self) -> int:
+        """What it holds on GPUs by its own count: less than the driver's, which also counts the
+        context of each process."""
+        ...
+
+
+class Pauses(Protocol):
+    """An engine that lists "pause" in `info.supports`."""
+
+    async def pause(self) -> None:
+        """Take no further step: who is in the engine keeps place and KV."""
+        ...
+
+    async def resume(self) -> None:
+        """Go on as if nothing was."""
+        ...
+
+
+class Submission(Protocol):
+    """One request on its way, as `service.Stream` is: iterate it once, cancel it at any time."""
+
+    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+
+    def cancel(self) -> None: ...
+
+
+class Submit(Protocol):
+    """The door. It adds who asks and when; `priority` None leaves that to it too."""
+
+    def __call__(
+        self, *, id: str, prompt_ids: tuple[int, ...], sampling: SamplingParams,
+        priority: int | None, payload: Repeatable,
+    ) -> Submission: ...
+
+
+class Repeatable(Protocol):
+    """A payload whose chunks carry `raw` objects: how a reply to it can be kept."""
+
+    @property
+    def key(self) -> Hashable | None:
+        """Equal for requests that must get the same reply; None where chance has a part in it."""
+        ...
+
+    def copied(self, raw: Any) -> Any:
+        """One that who reads it may change."""
+        ...
+
+    def joined(self, raws: Sequence[Any]) -> Any:
+        """All of one reply's raw objects as one; they are used up."""
+        ...
+
+
+class HasApi(Protocol):
+    """An engine that brings an HTTP application of its own (optional)."""
+
+    api_paths: Mapping[str, str]
+    """Path to method; everything else is answered by our own routes."""
+
+    async def api(self, submit: Submit) -> ASGIApp:
+        """The application for `api_paths`, whose every request goes through `submit`. Ask for it
+        anew for each request: a restarted engine has another. EngineError while there is none."""
+        ...
+
+
+
+
+
+
+def no_option(engine: str, name: str, known: Sequence[str]) -> TypeError:
+    """For the engine to raise. Where a server is started, knobs are given beside options."""
+    hint = meant(name, [*SPECS, *known], listed=known, called="its options:")
+    return TypeError(f"the {engine} engine has no option {name!r}{hint}")
+
+

@@ -1,0 +1,1 @@
+"""Token-level batching that engines share: step planner, KV blocks, prefix cache."""

@@ -1,0 +1,164 @@
+"""Prefix caching: which blocks of KV exist already, and what must be copied to use them.
+
+A full block's key is a hash over its tokens and the key before it, so equal keys mean equal
+tokens from the very start. A block's KV exists with the running sequences that have computed it
+and, once those are gone, on the pool's shelf. Nothing is shared in place: who is admitted gets a
+copy in blocks of its own, so a block in use is never taken from anyone.
+
+`moves` tells the one who owns the memory what to copy and forget, in order, before the slots of
+leavers are freed. Rules only: nothing here knows where KV lies.
+
+Invariant (`check` asserts it): the holders of a key are the running sequences with this block.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import NamedTuple
+
+from llmserve.engines.batching.block_pool import BlockPool
+from llmserve.engines.batching.sequence import Sequence
+
+
+class Keep(NamedTuple):
+    """Put a copy of the owner's block of this number, in its own order, on the shelf."""
+
+    key: bytes
+    owner: str
+    number: int
+
+
+class Drop(NamedTuple):
+    """This shelved KV is no more."""
+
+    key: bytes
+
+
+class Reuse(NamedTuple):
+    """The owner starts with a copy of these blocks.
+
+    Each is in the same place with a running sequence, by its id, or on the shelf, by its key.
+    """
+
+    owner: str
+    sources: tuple[str | bytes, ...]
+
+
+Move = Keep | Drop | Reuse
+
+
+class Match(NamedTuple):
+    sources: tuple[str | bytes, ...]
+    worth_waiting: bool
+    """Running ones are about to compute most of the rest."""
+
+
+NOTHING = Match((), False)
+
+
+def next_key(before: bytes, tokens: list[int]) -> bytes:
+    return sha256(before + array("q", tokens).tobytes()).digest()
+
+
+class PrefixCache:
+    """Only `StepPlanner` calls it. Where `enabled` is False it finds and keeps nothing."""
+
+    def __init__(self, pool: BlockPool, *, enabled: bool) -> None:
+        self.enabled = enabled
+        self.moves: list[Move] = []
+        self._pool = pool
+        self._holders: dict[bytes, dict[str, Sequence]] = {}
+
+    def match(self, seq: Sequence) -> Match:
+        """What of a waiting sequence's tokens is there. The last one must be computed anyhow, for
+        its logits are what is wanted."""
+        if not self.enabled:
+            return NOTHING
+        size = self._pool.block_size
+        whole = (len(seq.tokens) - 1) // size
+        self._extend(seq, whole)
+        sources: list[str | bytes] = []
+        for index, key in enumerate(seq.keys[:whole]):
+            source = self._source(key, index)
+            if source is None:
+                break
+            sources.append(source)
+        coming = len(sources)
+        while coming < whole and seq.keys[coming] in self._holders:
+            coming += 1
+        rest = len(seq.tokens) - len(sources) * size
+        return Match(tuple(sources), 2 * (coming - len(sources)) * size >= rest)
+
+    def enter(self, seq: Sequence, match: Match) -> None:
+        """A sequence was admitted and starts with what was found."""
+        if not self.enabled:
+            return
+        if match.sources:
+            seq.computed = len(match.sources) * self._pool.block_size
+            for key in reversed(seq.keys[: len(match.sources)]):
+                self._pool.touch(key)
+            self.moves.append(Reuse(seq.id, match.sources))
+        if seq.cached is None:
+            seq.cached = seq.computed
+        self._extend(seq, len(seq.tokens) // self._pool.block_size)
+        for key in seq.keys:
+            self._holders.setdefault(key, {})[seq.id] = seq
+
+    def grow(self, seq: Sequence) -> None:
+        """A running sequence has computed more."""
+        known, full = len(seq.keys), seq.computed // self._pool.block_size
+        if full <= known or not self.enabled:
+            return
+        self._extend(seq, full)
+        for key in seq.keys[known:]:
+            self._holders.setdefault(key, {})[seq.id] = seq
+
+    def leave(self, seq: Sequence, *, keep: bool) -> None:
+        """Free a running sequence's blocks. What nobody else has computed goes to the shelf, its
+        end as the first to be taken again."""
+        if self.enabled:
+            for key in seq.keys:
+                holders = self._holders[key]
+                del holders[seq.id]
+                if not holders:
+                    del self._holders[key]
+            computed = seq.computed // self._pool.block_size if keep else 0
+            for index in reversed(range(computed)):
+                key = seq.keys[index]
+                if not self._pool.touch(key) and self._source(key, index) is None:
+                    self._pool.shelve(key, seq.blocks.pop(index))
+                    self.moves.append(Keep(key, seq.id, index))
+        self._pool.give_back(seq.blocks)
+
+    def take(self, seq: Sequence, blocks: int) -> None:
+        """Give a sequence free blocks, shelved ones if it must be."""
+        self.moves += map(Drop, self._pool.take(seq.blocks, blocks))
+
+    def clear(self) -> None:
+        """Forget what is shelved and all moves not yet made; running sequences stay as they are."""
+        self._pool.clear_shelf()
+        self.moves.clear()
+
+    def check(self, running: Iterable[Sequence]) -> None:
+        """Assert the invariant."""
+        held: dict[bytes, set[str]] = {}
+        for seq in running if self.enabled else ():
+            for key in seq.keys:
+                held.setdefault(key, set()).add(seq.id)
+        assert {key: set(holders) for key, holders in self._holders.items()} == held
+
+    def _source(self, key: bytes, index: int) -> str | bytes | None:
+        """A running sequence before the shelf: its KV lies in one piece."""
+        end = (index + 1) * self._pool.block_size
+        for seq in self._holders.get(key, {}).values():
+            if seq.computed >= end:
+                return seq.id
+        return key if key in self._pool.shelved else None
+
+    def _extend(self, seq: Sequence, blocks: int) -> None:
+        size = self._pool.block_size
+        for index in range(len(seq.keys), blocks):
+            before = seq.keys[-1] if seq.keys else b""
+            seq.keys.append(next_key(before, seq.tokens[index * size : (index + 1) * size]))

@@ -1,0 +1,1 @@
+"""Child processes of an engine: start, messages, delivery, end."""

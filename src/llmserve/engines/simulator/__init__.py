@@ -1,0 +1,1 @@
+"""The simulator: a step planner whose step times are a model."""

@@ -1,0 +1,33 @@
+"""What a simulated step takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from llmserve.engines.batching.sequence import PlannedRow
+
+MOST_MS = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """A part for any prefill, a part for any decode, and so much per token."""
+
+    prefill_ms: float = 25.0
+    decode_ms: float = 10.0
+    prefill_token_ms: float = 0.0
+    decode_token_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not all(0 <= cost <= MOST_MS for cost in asdict(self).values()):
+            raise ValueError(f"a step's cost cannot be negative or endless: {self}")
+
+    def seconds(self, rows: Iterable[PlannedRow]) -> float:
+        tokens = {"prefill": 0, "decode": 0}
+        for row in rows:
+            tokens[row.kind] += row.tokens
+        ms = tokens["prefill"] * self.prefill_token_ms + tokens["decode"] * self.decode_token_ms
+        ms += self.prefill_ms if tokens["prefill"] else 0.0
+        ms += self.decode_ms if tokens["decode"] else 0.0
+        return ms / 1e3

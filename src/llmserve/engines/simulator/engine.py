@@ -1,0 +1,311 @@
+"""An engine without a model: the planner of the real one over what a step would cost.
+
+On a VirtualClock its times are exact. In real time each step ends at an absolute deadline, so
+that late wake-ups do not add up: within 3 % over any stretch of continuous work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llmserve.core.clock import Clock
+from llmserve.core.knobs import Applied, Clamp, Knobs, differences
+from llmserve.core.types import Chunk, FinishReason, Request, TokenLogprob
+from llmserve.core.validation import real, whole
+from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink
+from llmserve.engines.batching.sequence import Plan, Sequence
+from llmserve.engines.batching.step_planner import StepPlanner
+from llmserve.engines.limits import ANY_WHOLE, MOST_TOKENS, ceiling, clamp
+from llmserve.engines.process.delivery import Delivery
+from llmserve.engines.simulator.costs import MOST_MS, StepCost
+from llmserve.engines.simulator.vocabulary import VOCABULARY, WordTokenizer, piece, voice, word
+from llmserve.engines.stop_strings import StopStrings
+
+log = logging.getLogger(__name__)
+
+MAX_LATE_S = 0.1
+"""How much lateness is made up for; more (a loop that was blocked) is lost time."""
+SETTLE_S = 1e-6
+SETTLE_TURNS = 8
+
+
+class SimulatorEngine:
+    """Satisfies `engines.Engine`. A request's words follow from its prompt and seed alone.
+
+    Sampling parameters that shape a distribution have no effect, for there is none: each word is
+    certain (log-probability 0), and the end-of-text token never comes.
+    """
+
+    def __init__(
+        self,
+        *,
+        sink: StepSink,
+        clock: Clock,
+        model: str | None = None,
+        prefill_ms: float = 25.0,
+        decode_ms: float = 10.0,
+        prefill_token_ms: float = 0.0,
+        decode_token_ms: float = 0.0,
+        jitter: float = 0.0,
+        seed: int = 0,
+        kv_capacity_tokens: int = 131_072,
+        block_size: int = 16,
+        max_model_len: int = 8192,
+        enable_prefix_caching: bool = True,
+        max_num_seqs_ceiling: int = 256,
+        max_num_batched_tokens_ceiling: int = 16_384,
+    ) -> None:
+        """`jitter` is the standard deviation of a step's duration, relative to its cost."""
+        self.tokenizer = WordTokenizer()
+        self._sink, self._clock = sink, clock
+        self._cost = StepCost(
+            prefill_ms=real("prefill_ms", prefill_ms, 0, MOST_MS, "ms"),
+            decode_ms=real("decode_ms", decode_ms, 0, MOST_MS, "ms"),
+            prefill_token_ms=real("prefill_token_ms", prefill_token_ms, 0, MOST_MS, "ms"),
+            decode_token_ms=real("decode_token_ms", decode_token_ms, 0, MOST_MS, "ms"),
+        )
+        self._jitter = real("jitter", jitter, 0, 1)
+        self._seed = whole("seed", seed, *ANY_WHOLE)
+        self._block_size = whole("block_size", block_size, 1, MOST_TOKENS, "tokens")
+        room = whole("kv_capacity_tokens", kv_capacity_tokens, self._block_size, MOST_TOKENS)
+        self._kv_blocks = room // self._block_size
+        self._max_model_len = whole("max_model_len", max_model_len, 1, MOST_TOKENS, "tokens")
+        self._prefix_caching = enable_prefix_caching
+        self._ceilings = {
+            "max_num_seqs": ceiling("max_num_seqs", max_num_seqs_ceiling),
+            "max_num_batched_tokens": ceiling(
+                "max_num_batched_tokens", max_num_batched_tokens_ceiling
+            ),
+        }
+        self._knobs, _ = clamp(Knobs(), self._ceilings)
+        self._task: asyncio.Task[None] | None = None
+        self._reset()
+        self.info = self._describe(model or "simulator")
+
+    async def start(self) -> None:
+        if self._task is None:
+            self._reset()
+            self._task = asyncio.create_task(self._run(), name="simulator")
+
+    async def stop(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._fail("the simulator was stopped")
+
+    @property
+    def dead(self) -> bool:
+        return False
+
+    async def apply(self, knobs: Knobs) -> Applied:
+        asked_at = self._clock.now()
+        values, clamps = clamp(knobs, self._ceilings)
+        change = _Change(values, clamps, asyncio.get_running_loop().create_future())
+        self._changes.append(change)
+        if not self._in_step:
+            self._adopt()
+        before, step = await change.adopted
+        return Applied(
+            values=values,
+            changed=differences(before, values),
+            clamped=clamps,
+            adopted_step=step,
+            ms=(self._clock.now() - asked_at) * 1e3,
+        )
+
+    async def reset_cache(self) -> None:
+        """Forget all cached prefixes that no running request holds."""
+        self._planner.reset_cache()
+
+    async def generate(self, request: Request, deliver: Deliver) -> None:
+        """One chunk per token, each at the end of its step."""
+        if self._task is None:
+            raise EngineError("the simulator is not running")
+        reply = _Reply(self._planner.add(request, self._clock.now()), Delivery(deliver))
+        self._replies[request.id] = reply
+        self._wake.set()
+        try:
+            await reply.delivery.over
+        finally:
+            if self._replies.get(request.id) is reply:
+                self._forget(reply)
+
+    def _reset(self) -> None:
+        self._planner = StepPlanner(
+            kv_blocks=self._kv_blocks,
+            block_size=self._block_size,
+            max_model_len=self._max_model_len,
+            prefix_caching=self._prefix_caching,
+        )
+        self._random = random.Random(self._seed)
+        self._replies: dict[str, _Reply] = {}
+        self._changes: list[_Change] = []
+        self._wake = asyncio.Event()
+        self._in_step = False
+        self._index = 0
+
+    def _describe(self, model_id: str) -> EngineInfo:
+        return EngineInfo(
+            engine="simulator",
+            model_id=model_id,
+            max_model_len=self._planner.room,
+            kv_capacity_tokens=self._planner.pool.capacity_tokens,
+            block_size=self._block_size,
+            vocab_size=VOCABULARY,
+            ceilings=self._ceilings,
+            supports=frozenset({"reset_cache"}),
+            device="simulated",
+            details={name: f"{ms:g}" for name, ms in asdict(self._cost).items()}
+            | {"jitter": f"{self._jitter:g}", "seed": str(self._seed)},
+        )
+
+    async def _run(self) -> None:
+        try:
+            await self._loop()
+        except Exception as error:
+            log.exception("the simulator's loop failed")
+            self._task = None
+            self._fail(f"the simulator's loop failed: {error!r}")
+
+    async def _loop(self) -> None:
+        end: float | None = None  # of the step just done, as long as there is work
+        while True:
+            now = self._clock.now()
+            start = now if end is None else max(end, now - MAX_LATE_S)
+            await self._settle(start)
+            self._adopt()
+            self._planner.take_moves()  # there is no KV to move
+            plan = self._planner.plan(self._knobs, self._clock.now())
+            if plan is None:
+                end = None
+                await self._idle()
+                continue
+            duration = self._cost.seconds(plan.rows)
+            if self._jitter:
+                duration *= max(0.0, self._random.gauss(1.0, self._jitter))
+            end = start + duration
+            self._in_step = True
+            await self._clock.sleep_until(end)
+            self._in_step = False
+            self._finish(plan, start, duration)
+
+    async def _settle(self, moment: float) -> None:
+        """Let everything happen that belongs to this moment, before the next step is planned.
+
+        A reply's end frees a place in front, which sends the next request here: it shall be in
+        the very next step. Virtual time passes only when everything waits, so there a moment is
+        over when its timer fires; in real time a few turns of the loop must do.
+        """
+        if self._clock.now() - moment < SETTLE_S:
+            await self._clock.sleep_until(moment + SETTLE_S)
+        else:
+            for _ in range(SETTLE_TURNS):
+                await asyncio.sleep(0)
+
+    async def _idle(self) -> None:
+        """Wait for a request, a change of knobs, or the end of a batch window."""
+        self._wake.clear()
+        when = self._planner.wake_at(self._knobs, self._clock.now())
+        timer = asyncio.create_task(self._ring(when)) if when is not None else None
+        try:
+            await self._wake.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    async def _ring(self, when: float) -> None:
+        await self._clock.sleep_until(when)
+        self._wake.set()
+
+    def _adopt(self) -> None:
+        for change in self._changes:
+            before, self._knobs = self._knobs, change.values
+            if not change.adopted.done():
+                change.adopted.set_result((before, self._index))
+        self._changes.clear()
+        self._wake.set()
+
+    def _finish(self, plan: Plan, start: float, duration: float) -> None:
+        """Draw the step's tokens, end who is done, tell the step, and only then the chunks."""
+        replies = [
+            reply
+            for row in plan.rows
+            if row.samples
+            and (reply := self._replies.get(row.seq.id)) is not None
+            and reply.seq is row.seq
+        ]
+        drawn = [(reply, reply.draw()) for reply in replies]
+        self._planner.commit(plan, {reply.seq.id: token for reply, token in drawn})
+        chunks = [(reply, reply.chunk(token)) for reply, token in drawn]
+        for reply, chunk in chunks:
+            if chunk.finish_reason is not None:
+                self._forget(reply)
+        self._sink(self._planner.record(plan, self._index, start, duration))
+        self._index += 1
+        for reply, chunk in chunks:
+            reply.delivery.give(chunk)
+
+    def _forget(self, reply: _Reply) -> None:
+        del self._replies[reply.seq.id]
+        self._planner.remove(reply.seq.id)
+
+    def _fail(self, message: str) -> None:
+        for reply in list(self._replies.values()):
+            self._forget(reply)
+            reply.delivery.fail(EngineError(message))
+        self._in_step = False
+        self._adopt()
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    values: Knobs
+    clamps: tuple[Clamp, ...]
+    adopted: asyncio.Future[tuple[Knobs, int]]
+    """The knobs before, and the first step planned under the new ones."""
+
+
+class _Reply:
+    """One request's words on their way out."""
+
+    def __init__(self, seq: Sequence, delivery: Delivery) -> None:
+        self.seq = seq
+        self.delivery = delivery
+        self._voice = voice(seq.request.prompt_ids, seq.request.sampling.seed)
+        self._stops = StopStrings(seq.request.sampling.stop)
+
+    def draw(self) -> int:
+        return word(self._voice, self.seq.generated)
+
+    def chunk(self, token: int) -> Chunk:
+        """What the client is told of the token just committed."""
+        sampling = self.seq.request.sampling
+        stop_reason: str | int | None = None
+        text = ""
+        if token in sampling.stop_token_ids:
+            stop_reason = token
+        else:
+            text, stop_reason = self._stops.push(piece(token))
+        finish: FinishReason | None = None
+        if stop_reason is not None:
+            finish = "stop"
+        elif self.seq.full:
+            finish = "length"
+        if finish is not None:
+            text += self._stops.rest()
+        sure: Any = (TokenLogprob(token, 0.0, ((token, 0.0),) if sampling.logprobs else ()),)
+        return Chunk(
+            text=text,
+            token_ids=(token,),
+            logprobs=None if sampling.logprobs is None else sure,
+            finish_reason=finish,
+            stop_reason=stop_reason,
+            cached_tokens=(self.seq.cached or 0) if self.seq.generated == 1 else 0,
+        )

@@ -1,0 +1,265 @@
+"""The engine's life: started, died and brought back, put to sleep and woken, stopped.
+
+Between two lives requests wait in front; only in state "up" are they handed over. One change of
+state at a time: whoever wants another waits for the one that is under way, and `close` cuts it
+short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Literal, Protocol, cast
+
+from llmserve.core.types import ParamError
+from llmserve.core.validation import shown
+from llmserve.engines.base import Engine, EngineError
+
+log = logging.getLogger(__name__)
+
+State = Literal["new", "up", "draining", "restarting", "asleep", "failed", "closed"]
+
+_ATTEMPTS = 3
+"""At bringing back an engine, before what waits is told that it does not come."""
+
+
+_STOP_S = 15.0
+"""For a start that is cut short to end what it has started."""
+
+
+class Front(Protocol):
+    """Who hands requests to the engine."""
+
+    async def came_up(self) -> None:
+        """The engine runs: give it the knobs and learn its limits."""
+        ...
+
+    async def drain(self, seconds: float, told: Exception) -> int:
+        """Return when the engine holds no request; how many did not end in time and were ended,
+        with `told` to their clients."""
+        ...
+
+    def changed(self) -> None:
+        """The state is another: hand over who may go."""
+        ...
+
+    def gave_up(self, error: EngineError) -> None:
+        """The engine does not come back: end who waits."""
+        ...
+
+
+class Sleeps(Protocol):
+    """An engine that lists "sleep" in `info.supports`."""
+
+    async def sleep(self, level: int) -> str:
+        """Give memory back, and say in a sentence what that came to. It holds no request."""
+        ...
+
+    async def wake(self) -> None:
+        """Back to where knobs can be applied and requests served."""
+        ...
+
+
+class EngineKeeper:
+    def __init__(self, engine: Engine, front: Front) -> None:
+        self.state: State = "new"
+        self._engine = engine
+        self._front = front
+        self._turn = asyncio.Lock()
+        self._working: set[asyncio.Task[object]] = set()
+        self._news = asyncio.Event()
+        self._error = EngineError("the engine was not started")
+        self._get_up: Callable[[], Awaitable[None]] = engine.start
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "up"
+
+    @property
+    def holds(self) -> bool:
+        """The engine is there, and holds memory."""
+        stopped = self._get_up == self._engine.start
+        return self.state not in ("new", "failed") and not (self.state == "asleep" and stopped)
+
+    async def start(self) -> None:
+        """For the first time; EngineError where it cannot start."""
+        await self._engine.start()
+        await self._front.came_up()
+        self._become("up")
+
+    async def close(self) -> None:
+        """For good."""
+        self._become("closed")
+        working = self._working - {asyncio.current_task()}
+        for task in working:
+            task.cancel()
+        if working:
+            await asyncio.wait(working, timeout=_STOP_S)
+        await self._engine.stop()
+
+    def died(self) -> None:
+        """What waits goes on waiting while the engine is started anew."""
+        if self.state == "up":
+            self._revive()
+
+    def wanted(self) -> None:
+        """A request has come: one more attempt, where the last ones failed."""
+        if self.state == "failed":
+            self._revive()
+
+    async def up(self) -> None:
+        """Return when it takes requests; EngineError when it will not."""
+        while self.state != "up":
+            if self.state in ("failed", "closed"):
+                raise self._error
+            await self._news.wait()
+
+    async def sleep(self, level: int, drain_s: float) -> str:
+        """Let requests in the engine end, for at most `drain_s`, then give its memory back. Those
+        that come meanwhile wait for `wake`. Says in a sentence what was done."""
+        if level not in (1, 2):
+            raise ParamError("level", f"sleep takes level 1 or 2, not {shown(level)}")
+        async with self._change():
+            if self.state == "asleep":
+                return "the engine sleeps already"
+            ended = await self._drain(drain_s, "the engine was put to sleep")
+            try:
+                told = await self._lie_down(level)
+            except BaseException:
+                self._give_up(EngineError("the engine did not go to sleep"))
+                raise
+            self._become("asleep")
+        return told + _cut_short(ended, drain_s)
+
+    async def wake(self) -> str:
+        """EngineError where it does not come up; the next request tries again."""
+        async with self._change():
+            if self.state == "up":
+                return "the engine is awake"
+            asleep = self.state == "asleep"
+            try:
+                await self._bring_back(self._get_up if asleep else self._anew)
+            except asyncio.CancelledError:
+                if asleep:
+                    self._become("asleep")
+                else:
+                    self._give_up(_interrupted())
+                raise
+        return "the engine is awake again, and serves who has waited"
+
+    async def restart(self, drain_s: float) -> str:
+        """As `sleep` and `wake` in one, with a new engine whatever the state of this one."""
+        async with self._change():
+            ended = await self._drain(drain_s, "the engine was restarted")
+            try:
+                await self._bring_back(self._anew)
+            except asyncio.CancelledError:
+                self._give_up(_interrupted())
+                raise
+        return "the engine was restarted" + _cut_short(ended, drain_s)
+
+    async def _drain(self, seconds: float, why: str) -> int:
+        before = self.state
+        self._become("draining")
+        try:
+            told = EngineError(f"{why} before this request was done; send it again")
+            return await self._front.drain(seconds, told)
+        except asyncio.CancelledError:
+            self._become(before)
+            self._front.changed()
+            raise
+
+    async def _lie_down(self, level: int) -> str:
+        info = self._engine.info
+        if "sleep" in info.supports:
+            engine = cast("Sleeps", self._engine)
+            self._get_up = engine.wake
+            with suppress(EngineError):  # it died meanwhile: there is nothing that could sleep
+                return await engine.sleep(level)
+        self._get_up = self._engine.start
+        await self._engine.stop()
+        return (
+            f"the {info.engine} engine has no sleep of its own: it was stopped instead, and wake "
+            "starts it again"
+        )
+
+    def _revive(self) -> None:
+        self._become("restarting")
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(self._back_to_life())
+        self._working.add(task)
+
+    async def _back_to_life(self) -> None:
+        with suppress(EngineError):  # told to who waits
+            async with self._change():
+                if self.state == "restarting":
+                    await self._bring_back(self._anew)
+
+    async def _bring_back(self, how: Callable[[], Awaitable[None]]) -> None:
+        self._become("restarting")
+        for attempt in range(_ATTEMPTS):
+            await asyncio.sleep(0.2 * attempt)
+            try:
+                await (how if attempt == 0 else self._anew)()
+                await self._front.came_up()
+            except EngineError as error:
+                self._error = error
+                continue
+            except Exception as error:  # a defect, but who waits must hear of it
+                log.exception("the engine failed to come up")
+                self._error = EngineError(f"the engine did not come up: {error!r}")
+                continue
+            self._become("up")
+            self._front.changed()
+            return
+        self._give_up(self._error)
+        raise self._error
+
+    async def _anew(self) -> None:
+        await self._engine.stop()
+        await self._engine.start()
+
+    @asynccontextmanager
+    async def _change(self) -> AsyncIterator[None]:
+        task = asyncio.current_task()
+        assert task is not None, "inside a task"
+        self._working.add(task)
+        try:
+            async with self._turn:
+                if self.state == "closed":
+                    raise EngineError("the server was stopped")
+                yield
+        except asyncio.CancelledError:
+            if self.state == "closed":  # by `close`: an answer for who asked for the change
+                raise EngineError("the server was stopped") from None
+            raise
+        finally:
+            self._working.discard(task)
+
+    def _give_up(self, error: EngineError) -> None:
+        """Until the next request; who waits is told."""
+        if self.state != "closed":
+            self._error = error
+            self._become("failed")
+            self._front.gave_up(error)
+
+    def _become(self, state: State) -> None:
+        if self.state == "closed":  # whatever was under way
+            return
+        if state == "closed":
+            self._error = EngineError("the server was stopped")
+        self.state = state
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+def _interrupted() -> EngineError:
+    return EngineError("the engine's start was interrupted; the next request starts it anew")
+
+
+def _cut_short(ended: int, seconds: float) -> str:
+    if not ended:
+        return ""
+    many = "request was" if ended == 1 else "requests were"
+    return f"; {ended} {many} not done within {seconds:g} s and ended"

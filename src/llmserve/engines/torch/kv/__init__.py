@@ -1,0 +1,1 @@
+"""The torch engine's KV memory: its slots and its budget."""

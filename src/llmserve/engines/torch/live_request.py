@@ -1,0 +1,56 @@
+"""One request in the engine's process: what it has drawn, and when its reply ends."""
+
+from __future__ import annotations
+
+from llmserve.core.types import FinishReason, TokenLogprob
+from llmserve.engines.batching.sequence import Sequence
+from llmserve.engines.stop_strings import StopStrings
+from llmserve.engines.torch.messages import Delta
+from llmserve.engines.torch.sampling.sampler import Draws
+from llmserve.engines.torch.text.detokenize import Stream
+
+
+class Live:
+    """Turns drawn tokens into what the client is told."""
+
+    def __init__(self, seq: Sequence, draws: Draws, stream: Stream) -> None:
+        self.seq = seq
+        self.draws = draws
+        self._stream = stream
+        self._stops = StopStrings(seq.request.sampling.stop)
+
+    @property
+    def _complete(self) -> bool:
+        """The reply has the form that was asked for, and nothing may follow."""
+        return self.draws.matcher is not None and self.draws.matcher.complete
+
+    def push(self, token: int, logprob: TokenLogprob | None, eos_ids: frozenset[int]) -> Delta:
+        """The step's news; the token is already in the sequence. The text of a token that ends
+        the reply is not told, nor what a stop string would have come from."""
+        sampling = self.seq.request.sampling
+        finish: FinishReason | None = None
+        stop_reason: str | int | None = None
+        text = ""
+        if token in sampling.stop_token_ids:
+            finish, stop_reason = "stop", token
+        elif token in eos_ids and (not sampling.ignore_eos or self._complete):
+            finish = "stop"
+        else:
+            text = self._stream.push(token)
+            if self.seq.generated > sampling.min_tokens:
+                text, stop_reason = self._stops.push(text)
+            if stop_reason is not None or self._complete:
+                finish = "stop"
+            elif self.seq.full:
+                finish = "length"
+        if finish is not None:
+            text += self._stops.rest()
+        return Delta(
+            id=self.seq.id,
+            text=text,
+            token_ids=(token,),
+            logprobs=None if logprob is None else (logprob,),
+            finish_reason=finish,
+            stop_reason=stop_reason,
+            cached_tokens=(self.seq.cached or 0) if self.seq.generated == 1 else 0,
+        )

@@ -1,0 +1,1 @@
+"""A causal language model, read, proven right and run flat."""

@@ -1,0 +1,55 @@
+"""Forms of replies as llguidance reads them. Without torch, for the kernel checks them too."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llmserve.core.types import Structured
+
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As json.dumps writes: where whitespace is free, a weak model writes nothing else."""
+
+MOST_SYMBOLS = 25_000
+"""Of a grammar: some 6,000 required properties, or 3,000 optional ones. The engine compiles a form
+between two steps, and with more it took seconds."""
+
+
+def grammar_of(form: Structured) -> str:
+    """The form as llguidance reads it. ValueError where it cannot."""
+    from llguidance import LLMatcher
+
+    if form.kind == "json":
+        style: Any = JSON_STYLE
+        return str(LLMatcher.grammar_from_json_schema(form.text, defaults=style))
+    if form.kind == "regex":
+        return str(LLMatcher.grammar_from_regex(form.text))
+    # one regex: as alternatives of a grammar, 50,000 choices took five seconds, and four times that
+    # with each doubling
+    choices = "|".join(map(_literally, json.loads(form.text)))
+    return str(LLMatcher.grammar_from_regex(choices))
+
+
+def _literally(text: str) -> str:
+    """A regex for just this text."""
+    return "".join(f"\\x{{{ord(char):x}}}" for char in text)
+
+
+def matcher(form: Structured, tokenizer: Any) -> Any:
+    """What follows the form on a tokenizer of llguidance's. ValueError where none can."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    # its log goes to the error stream, which is kept for the engine's last words
+    limits = LLParserLimits(max_grammar_size=MOST_SYMBOLS)
+    found = LLMatcher(tokenizer, grammar_of(form), log_level=0, limits=limits)
+    if found.is_error():
+        raise ValueError(found.get_error().splitlines()[0])
+    return found
+
+
+def check(form: Structured) -> None:
+    """ValueError with the reason where no reply can be held to the form."""
+    from llguidance import LLTokenizer
+
+    # not `validate_grammar`, which builds less: what it had let through failed in the engine
+    matcher(form, LLTokenizer("byte"))

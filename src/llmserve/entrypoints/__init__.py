@@ -1,0 +1,1 @@
+"""The faces of a session: Python, HTTP, magics, command line."""

@@ -1,0 +1,1 @@
+"""What magics and command line share: one parser, one meaning."""

@@ -1,0 +1,90 @@
+"""The routes, put together. Every answer that is an error is OpenAI's error object."""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llmserve.entrypoints.http.auth import KeyGate
+from llmserve.entrypoints.http.completions import Generation
+from llmserve.entrypoints.http.engine_api import OwnApi
+from llmserve.entrypoints.http.errors import SERVING_ERRORS, ApiError, ClientGone, as_api_error
+from llmserve.entrypoints.http.knobs import knob_routes
+from llmserve.entrypoints.http.lifecycle import life_routes
+from llmserve.entrypoints.http.models import model_routes
+from llmserve.entrypoints.http.monitoring import watch_routes
+from llmserve.entrypoints.http.protocol import ChatBody, CompletionBody
+from llmserve.entrypoints.http.response_cache import CacheOptions
+from llmserve.entrypoints.http.state import Served
+from llmserve.observe import Telemetry
+from llmserve.serving.api_keys import Keyring
+from llmserve.serving.service import Service
+
+log = logging.getLogger(__name__)
+
+
+def build_app(
+    service: Service,
+    telemetry: Telemetry,
+    keyring: Keyring,
+    cache: CacheOptions | None = None,
+) -> Starlette:
+    """The application of one session, for who has a key on the ring; `cache` keeps replies."""
+    served = Served(service, cache)
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", Generation(served, ChatBody), methods=["POST"]),
+            Route("/v1/completions", Generation(served, CompletionBody), methods=["POST"]),
+            *model_routes(served),
+            *watch_routes(served, telemetry),
+            *knob_routes(served),
+            *life_routes(service.keeper),
+        ],
+        middleware=[
+            Middleware(KeyGate, keyring),
+            Middleware(OwnApi, service, served.cache),
+        ],
+        exception_handlers={
+            HTTPException: _http_error,
+            ClientGone: _nobody,
+            Exception: _defect,
+            **dict.fromkeys(SERVING_ERRORS, _error),
+        },
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _error(request: Request, error: Exception) -> Response:
+    told = as_api_error(error)
+    return Response(told.body, told.status, told.headers, "application/json")
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return await _error(request, error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    messages = {
+        404: f"there is no {request.url.path} here",
+        405: f"{request.method} is not for {request.url.path}",
+    }
+    told = ApiError(
+        error.status_code,
+        messages.get(error.status_code, error.detail),
+        code={404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code),
+        headers=dict(error.headers or {}),
+    )
+    return await _error(request, told)
+
+
+async def _nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # is not sent: the client left

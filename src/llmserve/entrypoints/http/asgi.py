@@ -1,0 +1,159 @@
+"""Plain ASGI in and out: bodies read under a bound, answers sent, clients watched."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from llmserve.entrypoints.http.errors import ApiError, ClientGone
+
+MAX_BODY_BYTES = 8 * 2**20
+"""The longest request body taken; a longer one is 413."""
+MAX_VALUES = 2**17
+"""The most values in a body, besides one for each token of the context; with more it is 413. In a
+million of them no stream went on for a second, nor would one beside a thread that parses them, for
+it keeps the interpreter to itself. They are counted by the commas and brackets, in texts as well:
+of those a text has fewer than tokens."""
+BODY_TIMEOUT_S = 60.0
+"""How long a client may take to send its body; then 408."""
+
+DONE = b"data: [DONE]\n\n"
+"""Ends every stream, good or bad."""
+
+SSE_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx, and hubs behind it, would hold tokens back
+]
+
+
+async def read_json(scope: Scope, receive: Receive, context: int = 0) -> bytes:
+    """The whole body of a request that says it is JSON. ApiError, or ClientGone.
+
+    context: of the model that is to read it, in tokens.
+    """
+    headers = dict(scope["headers"])
+    kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+    if kind != b"application/json":
+        raise ApiError(415, "send the body as JSON, with Content-Type: application/json")
+    length = headers.get(b"content-length", b"")
+    if length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
+        raise _too_large()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await _read(receive, MAX_VALUES + context)
+    except TimeoutError:
+        raise ApiError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+
+
+async def _read(receive: Receive, most_values: int) -> bytes:
+    body, values = bytearray(), 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        more = message.get("body", b"")
+        body += more
+        values += sum(map(more.count, (b",", b"[", b"{")))
+        if len(body) > MAX_BODY_BYTES:
+            raise _too_large()
+        if values > most_values:
+            raise _too_many(most_values)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _too_large() -> ApiError:
+    return ApiError(
+        413, f"the body is longer than {MAX_BODY_BYTES} bytes", code="request_too_large"
+    )
+
+
+def _too_many(most: int) -> ApiError:
+    return ApiError(
+        413,
+        f"the body has more than {most} commas and brackets: too many values to read at once; send "
+        "fewer prompts or messages at a time, and prompts as text rather than as token ids",
+        code="request_too_large",
+    )
+
+
+def json_response(content: object) -> Response:
+    """For routes that answer at once; the ones that generate use an `Answer`."""
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+class Answer:
+    """One response. The status leaves with the first bytes, not before, so that an error that
+    comes until then is still a status of its own."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.headers: dict[str, str] = {}
+        """Sent besides the answer's own, good or bad, if they are there when it begins."""
+        self._streaming = False
+        self._begun = False
+        self._ended = False
+
+    async def whole(
+        self,
+        body: bytes,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        kind: str = "application/json",
+    ) -> None:
+        fields = {"content-type": kind, "content-length": str(len(body)), **(headers or {})}
+        await self._begin(status, [(k.encode(), v.encode()) for k, v in fields.items()])
+        await self._write(body, more=False)
+
+    async def events(self, frames: bytes, *, more: bool = True) -> None:
+        """Server-sent events, as many as there are."""
+        if not self._begun:
+            self._streaming = True
+            await self._begin(200, SSE_HEADERS)
+        await self._write(frames, more=more)
+
+    async def fail(self, error: ApiError) -> None:
+        """The error as a status, or as the last event of a stream that has begun."""
+        if not self._begun:
+            await self.whole(error.body, error.status, error.headers)
+        elif self._streaming and not self._ended:
+            await self.events(b"data: " + error.body + b"\n\n" + DONE, more=False)
+
+    async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._begun = True
+        more = [(name.encode(), value.encode()) for name, value in self.headers.items()]
+        start = {"type": "http.response.start", "status": status, "headers": [*headers, *more]}
+        await self._send(start)
+
+    async def _write(self, body: bytes, *, more: bool) -> None:
+        self._ended = not more
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` until it is done or the client leaves; then it is cancelled. ClientGone says so.
+
+    Call it with the body read to its end: what `receive` tells next is that the client left.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_left(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

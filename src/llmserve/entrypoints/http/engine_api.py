@@ -1,0 +1,177 @@
+"""An engine's own HTTP application in place of our routes, with our door in front of it.
+
+Such an application begins its answer before it knows whether there will be one: status 200 leaves
+ahead of the first token, and a refusal becomes an error inside a stream. So what it sends is held
+back until its first request has got a chunk or a refusal, and a refusal is answered here, with its
+own status. Who asks cannot be passed through it either: that travels in a context variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple, cast
+
+import msgspec
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmserve.core.types import Request, SamplingParams
+from llmserve.engines.base import EngineError, HasApi, Repeatable
+from llmserve.entrypoints.http.asgi import Answer, read_json, unless_gone
+from llmserve.entrypoints.http.caller import Claims, Sender, sender
+from llmserve.entrypoints.http.errors import (
+    SERVING_ERRORS,
+    ApiError,
+    ClientGone,
+    as_api_error,
+    not_ready,
+)
+from llmserve.entrypoints.http.held_response import Call, Held
+from llmserve.entrypoints.http.protocol import MAX_CHOICES, MAX_SEQUENCES, understood
+from llmserve.entrypoints.http.response_cache import ReplyCache, asks_anew, looked
+from llmserve.serving.service import Service
+from llmserve.serving.stream import Stream
+
+
+class _Asked(NamedTuple):
+    call: Call
+    sender: Sender
+    own_id: bool
+    """The client chose the request's id, and may choose the same one twice."""
+    arrived: float
+    anew: bool
+    """No reply that is kept will do."""
+
+
+_ASKED: ContextVar[_Asked] = ContextVar("llmserve_asked")
+
+
+class OwnApi:
+    """ASGI middleware, behind the key. Passes on what the engine does not answer itself."""
+
+    def __init__(self, app: ASGIApp, service: Service, cache: ReplyCache) -> None:
+        self._app = app
+        self._service = service
+        self._cache = cache
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        paths: Mapping[str, str] = getattr(self._service.engine, "api_paths", {})
+        if scope["type"] != "http" or paths.get(scope["path"]) != scope["method"]:
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._answer(scope, receive, send)
+        except ClientGone:
+            return
+        except SERVING_ERRORS as error:
+            await Answer(send).fail(as_api_error(error))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrived = self._service.clock.now()
+        if self._service.keeper.state == "new":
+            raise not_ready()
+        posted = scope["method"] == "POST"
+        context = self._service.engine.info.max_model_len
+        body = await read_json(scope, receive, context) if posted else b""
+        fields = _fields(body) if posted else {}
+        choices = _choices(fields)
+        who = sender(scope, understood(fields, Claims))
+        own_id = any(name == b"x-request-id" for name, _ in scope["headers"])
+        app = await self._application(receive)
+        call = Call(scope["path"], fields, context, choices)
+        held = Held(send, call)
+        # vLLM reads a call of a tool out of a stream piece by piece, and a kept reply is one piece
+        anew = asks_anew(scope) or bool(fields.get("tools") and fields.get("stream"))
+        token = _ASKED.set(_Asked(call, who, own_id, arrived, anew))
+        try:
+            await app(scope, _replay(body, receive), held)
+        except SERVING_ERRORS:  # applications tell their client of an error and raise it as well
+            if not held.begun:
+                raise
+        finally:
+            _ASKED.reset(token)
+
+    async def _application(self, receive: Receive) -> ASGIApp:
+        """The engine's, waiting for one that is being restarted or sleeps while its client waits:
+        ClientGone."""
+        engine = cast("HasApi", self._service.engine)
+        await self._up(receive)
+        try:
+            return await engine.api(self._submit)
+        except EngineError:  # it died while nobody looked
+            self._service.keeper.died()
+            await self._up(receive)
+            return await engine.api(self._submit)
+
+    async def _up(self, receive: Receive) -> None:
+        if not self._service.ready:
+            await unless_gone(receive, self._service.when_up())
+
+    def _submit(
+        self,
+        *,
+        id: str,
+        prompt_ids: tuple[int, ...],
+        sampling: SamplingParams,
+        priority: int | None,
+        payload: Repeatable,
+    ) -> Stream:
+        call, who, own_id, arrived, anew = _ASKED.get()
+        request = Request(
+            id=self._service.new_id(id) if own_id else id,
+            prompt_ids=prompt_ids,
+            sampling=sampling,
+            arrival=arrived,
+            priority=who.priority if priority is None else priority,
+            tenant=who.tenant,
+            ttft_slo_ms=who.ttft_slo_ms,
+            choices=call.choices,
+            payload=payload,
+        )
+        try:
+            stream, found = self._cache.submit(request, anew=anew)
+        except SERVING_ERRORS as error:
+            call.refused = call.refused or error
+            raise
+        looked(call.headers, found)
+        call.choices = 0
+        call.streams.append(stream)
+        return stream
+
+
+def _choices(fields: Mapping[str, object]) -> int:
+    """How many sequences are asked for, within the bounds of our own routes, for each is a request
+    of its own here; vLLM would take thousands of them."""
+    n, prompt = fields.get("n"), fields.get("prompt")
+    n = max(1, n) if isinstance(n, int) else 1
+    if n > MAX_CHOICES:
+        raise ApiError(400, f"n is at most {MAX_CHOICES}, not {n}", param="n", code="invalid_value")
+    several = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
+    if several and (n := len(cast("list[object]", prompt)) * n) > MAX_SEQUENCES:
+        message = f"one request may ask for at most {MAX_SEQUENCES} replies"
+        raise ApiError(400, message, param="prompt", code="invalid_value")
+    return n
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    """ApiError 400 where the body is no JSON object; vLLM would answer 500 to some of those."""
+    try:
+        found: Any = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(found, dict):
+        raise ApiError(400, "send a JSON object", code="invalid_json")
+    return found
+
+
+def _replay(body: bytes, receive: Receive) -> Any:
+    told = False
+
+    async def again() -> Message:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

@@ -1,0 +1,61 @@
+"""POST /llmserve/sleep, /llmserve/wake and /llmserve/restart: the engine's life, for its owner."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llmserve.engines.supervisor import EngineKeeper
+from llmserve.entrypoints.http import protocol
+from llmserve.entrypoints.http.asgi import json_response, read_json
+
+_LONGEST_DRAIN_S = 3600.0
+
+
+class SleepBody(msgspec.Struct, forbid_unknown_fields=True):
+    level: int = 1
+    drain_s: float = 30.0
+
+
+class RestartBody(msgspec.Struct, forbid_unknown_fields=True):
+    drain_s: float = 5.0
+
+
+def life_routes(keeper: EngineKeeper) -> list[Route]:
+    life = _Life(keeper)
+    return [
+        Route("/llmserve/sleep", life.sleep, methods=["POST"]),
+        Route("/llmserve/wake", life.wake, methods=["POST"]),
+        Route("/llmserve/restart", life.restart, methods=["POST"]),
+    ]
+
+
+class _Life:
+    """Each answers when it is done, with the sentence that a cell would show."""
+
+    def __init__(self, keeper: EngineKeeper) -> None:
+        self._keeper = keeper
+
+    async def sleep(self, request: Request) -> Response:
+        body = protocol.decode(await _body(request), SleepBody)
+        return self._told(await self._keeper.sleep(body.level, _bounded(body.drain_s)))
+
+    async def wake(self, request: Request) -> Response:
+        return self._told(await self._keeper.wake())
+
+    async def restart(self, request: Request) -> Response:
+        body = protocol.decode(await _body(request), RestartBody)
+        return self._told(await self._keeper.restart(_bounded(body.drain_s)))
+
+    def _told(self, sentence: str) -> Response:
+        return json_response({"state": self._keeper.state, "message": sentence})
+
+
+async def _body(request: Request) -> bytes:
+    return await read_json(request.scope, request.receive) or b"{}"
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(seconds, 0.0), _LONGEST_DRAIN_S)

@@ -1,0 +1,61 @@
+"""The chunks of one answer's streams in the order in which they come, all that wait at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import NamedTuple
+
+from llmserve.core.types import Chunk
+from llmserve.serving.stream import Stream
+
+
+class Arrival(NamedTuple):
+    choice: int
+    chunk: Chunk
+
+
+def arrivals(streams: Sequence[Stream]) -> AsyncGenerator[list[Arrival], None]:
+    """Batches until every stream has ended; raises what the first failing one raises.
+
+    Close it (`aclosing`) where you may stop early. A lone stream, the common case, needs no task.
+    """
+    return _lone(streams[0]) if len(streams) == 1 else _merged(streams)
+
+
+async def _lone(stream: Stream) -> AsyncGenerator[list[Arrival], None]:
+    async for chunk in stream:
+        yield [Arrival(0, chunk), *(Arrival(0, more) for more in stream.ready())]
+
+
+async def _merged(streams: Sequence[Stream]) -> AsyncGenerator[list[Arrival], None]:
+    box: list[Arrival] = []
+    news = asyncio.Event()
+    tasks = [
+        asyncio.create_task(_feed(choice, stream, box, news))
+        for choice, stream in enumerate(streams)
+    ]
+    try:
+        while box or not all(task.done() for task in tasks):
+            await news.wait()
+            news.clear()
+            batch = box.copy()
+            box.clear()
+            if batch:
+                yield batch
+            for task in tasks:
+                if task.done():
+                    task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _feed(choice: int, stream: Stream, box: list[Arrival], news: asyncio.Event) -> None:
+    try:
+        async for chunk in stream:
+            box.append(Arrival(choice, chunk))
+            news.set()
+    finally:
+        news.set()

@@ -1,0 +1,82 @@
+"""The model's own routes: /v1/models, /tokenize, /detokenize (the latter two in vLLM's shapes)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llmserve.entrypoints.http import prompts, protocol
+from llmserve.entrypoints.http.asgi import json_response, read_json
+from llmserve.entrypoints.http.errors import ApiError
+from llmserve.entrypoints.http.protocol import DetokenizeBody, TokenizeBody
+from llmserve.entrypoints.http.state import Served
+from llmserve.serving.tokenize import tokenised
+
+
+def model_routes(served: Served) -> list[Route]:
+    model = _Model(served)
+    return [
+        Route("/v1/models", model.listing, methods=["GET"]),
+        Route("/v1/models/{id:path}", model.one, methods=["GET"]),
+        Route("/tokenize", model.tokenize, methods=["POST"]),
+        Route("/detokenize", model.detokenize, methods=["POST"]),
+    ]
+
+
+class _Model:
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._created = int(time.time())  # wall time, as OpenAI has it
+
+    async def listing(self, request: Request) -> Response:
+        return json_response({"object": "list", "data": [self._card()]})
+
+    async def one(self, request: Request) -> Response:
+        self._served.check_model(request.path_params["id"])
+        return json_response(self._card())
+
+    async def tokenize(self, request: Request) -> Response:
+        body = protocol.decode(await self._read(request), TokenizeBody)
+        info, tokenizer = self._served.check_model(body.model), self._served.tokenizer
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "send either prompt or messages", param="prompt")
+        if body.messages is None:
+            ids = await prompts.prompt_ids(tokenizer, info, body.prompt or "")
+        else:
+            ids = await prompts.chat_ids(tokenizer, info, body.messages)
+        texts = self._served.texts
+        return json_response(
+            {
+                "count": len(ids),
+                "max_model_len": info.max_model_len,
+                "tokens": ids,
+                "token_strs": [texts[i] for i in ids] if body.return_token_strs else None,
+            }
+        )
+
+    async def detokenize(self, request: Request) -> Response:
+        body = protocol.decode(await self._read(request), DetokenizeBody)
+        info = self._served.check_model(body.model)
+        ids = prompts.token_list(body.tokens, info, "tokens")
+        try:
+            decode = self._served.tokenizer.decode
+            return json_response({"prompt": await tokenised(len(ids), decode, ids)})
+        except (ValueError, OverflowError) as error:
+            raise ApiError(400, str(error), param="tokens", code="invalid_value") from None
+
+    async def _read(self, request: Request) -> bytes:
+        return await read_json(request.scope, request.receive, self._served.context)
+
+    def _card(self) -> dict[str, Any]:
+        info = self._served.info
+        return {
+            "id": info.model_id,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "llmserve",
+            "max_model_len": info.max_model_len,
+        }

@@ -1,0 +1,178 @@
+"""From chunks and outcomes to OpenAI's answers: SSE frames for a stream, one object for a whole.
+
+One event per token per stream is the hot path: everything of a frame but the text is rendered
+once per choice, and the text is encoded between the two halves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from llmserve.core.types import Chunk, FinishReason, Outcome, TokenLogprob, Usage
+from llmserve.entrypoints.http.logprobs import LegacyLogprobs, TokenTexts, chat_logprobs
+
+_encode = msgspec.json.encode
+_TEXT = "\x00text\x00"
+"""Stands for the text while a frame's two halves are rendered."""
+
+
+def event(content: object) -> bytes:
+    return b"data: " + _encode(content) + b"\n\n"
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What all frames of one answer share."""
+
+    id: str
+    created: int
+    model: str
+
+
+class Reply(Protocol):
+    """One shape of answer."""
+
+    def frame(self, choice: int, chunk: Chunk) -> bytes:
+        """The SSE events of one chunk; empty when it has nothing to tell yet."""
+        ...
+
+    def usage_frame(self, usage: Usage) -> bytes: ...
+
+    def whole(self, outcomes: Sequence[Outcome], usage: Usage) -> bytes: ...
+
+
+class ChatReply:
+    def __init__(self, head: Head, texts: TokenTexts, *, with_usage: bool = False) -> None:
+        self._head = _fields(head, "chat.completion")
+        self._frames = _Frames(_fields(head, "chat.completion.chunk"), with_usage, _chat_choice)
+        self._texts = texts
+        self._begun: set[int] = set()
+
+    def frame(self, choice: int, chunk: Chunk) -> bytes:
+        begin = b""
+        if choice not in self._begun:
+            self._begun.add(choice)
+            begin = self._frames.slow(
+                {**_chat_choice(choice), "delta": {"role": "assistant", "content": ""}}
+            )
+        if chunk.finish_reason is None and chunk.logprobs is None:
+            return begin + self._frames.fast(choice, chunk.text)
+        content = {**_chat_choice(choice), "delta": {"content": chunk.text} if chunk.text else {}}
+        if chunk.logprobs is not None:
+            content["logprobs"] = chat_logprobs(chunk.logprobs, self._texts)
+        return begin + self._frames.slow(_ended(content, chunk))
+
+    def usage_frame(self, usage: Usage) -> bytes:
+        return self._frames.usage(usage)
+
+    def whole(self, outcomes: Sequence[Outcome], usage: Usage) -> bytes:
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": outcome.text, "refusal": None},
+                "logprobs": self._logprobs(outcome.logprobs),
+                "finish_reason": outcome.finish_reason,
+                "stop_reason": outcome.stop_reason,
+            }
+            for index, outcome in enumerate(outcomes)
+        ]
+        return _encode({**self._head, "choices": choices, "usage": _usage(usage)})
+
+    def _logprobs(self, logprobs: Sequence[TokenLogprob] | None) -> object:
+        return None if logprobs is None else chat_logprobs(logprobs, self._texts)
+
+
+class CompletionReply:
+    def __init__(self, head: Head, texts: TokenTexts, *, with_usage: bool = False) -> None:
+        self._head = _fields(head, "text_completion")
+        self._frames = _Frames(self._head, with_usage, _text_choice)
+        self._texts = texts
+        self._offsets: dict[int, LegacyLogprobs] = {}
+
+    def frame(self, choice: int, chunk: Chunk) -> bytes:
+        if chunk.finish_reason is None and chunk.logprobs is None:
+            return self._frames.fast(choice, chunk.text)
+        content = {**_text_choice(choice), "text": chunk.text}
+        if chunk.logprobs is not None:
+            shape = self._offsets.setdefault(choice, LegacyLogprobs(self._texts))
+            content["logprobs"] = shape.of(chunk.logprobs)
+        return self._frames.slow(_ended(content, chunk))
+
+    def usage_frame(self, usage: Usage) -> bytes:
+        return self._frames.usage(usage)
+
+    def whole(self, outcomes: Sequence[Outcome], usage: Usage) -> bytes:
+        choices = [
+            {
+                "index": index,
+                "text": outcome.text,
+                "logprobs": None
+                if outcome.logprobs is None
+                else LegacyLogprobs(self._texts).of(outcome.logprobs),
+                "finish_reason": outcome.finish_reason,
+                "stop_reason": outcome.stop_reason,
+            }
+            for index, outcome in enumerate(outcomes)
+        ]
+        return _encode({**self._head, "choices": choices, "usage": _usage(usage)})
+
+
+class _Choice(Protocol):
+    def __call__(self, index: int) -> dict[str, Any]: ...
+
+
+class _Frames:
+    """SSE events of one answer."""
+
+    def __init__(self, head: dict[str, Any], with_usage: bool, choice: _Choice) -> None:
+        self._head = head
+        self._rest: dict[str, Any] = {"usage": None} if with_usage else {}
+        self._choice = choice
+        self._halves: dict[int, tuple[bytes, bytes]] = {}
+
+    def fast(self, choice: int, text: str) -> bytes:
+        """A chunk that is only text; none at all while the text is held back."""
+        if not text:
+            return b""
+        halves = self._halves.get(choice)
+        if halves is None:
+            before, _, after = self.slow(self._choice(choice)).partition(_encode(_TEXT))
+            halves = self._halves[choice] = before, after
+        return halves[0] + _encode(text) + halves[1]
+
+    def slow(self, choice: dict[str, Any]) -> bytes:
+        return event({**self._head, "choices": [choice], **self._rest})
+
+    def usage(self, usage: Usage) -> bytes:
+        return event({**self._head, "choices": [], "usage": _usage(usage)})
+
+
+def _chat_choice(index: int) -> dict[str, Any]:
+    return {"index": index, "delta": {"content": _TEXT}, "logprobs": None, "finish_reason": None}
+
+
+def _text_choice(index: int) -> dict[str, Any]:
+    return {"index": index, "text": _TEXT, "logprobs": None, "finish_reason": None}
+
+
+def _ended(choice: dict[str, Any], chunk: Chunk) -> dict[str, Any]:
+    reason: FinishReason | None = chunk.finish_reason
+    if reason in ("stop", "length"):  # anything else is told as an error
+        choice["finish_reason"] = reason
+        choice["stop_reason"] = chunk.stop_reason
+    return choice
+
+
+def _fields(head: Head, kind: str) -> dict[str, Any]:
+    return {"id": head.id, "object": kind, "created": head.created, "model": head.model}
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }

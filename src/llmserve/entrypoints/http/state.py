@@ -1,0 +1,52 @@
+"""What every route reads of the service."""
+
+from __future__ import annotations
+
+from llmserve.engines.base import EngineInfo, Tokenizer
+from llmserve.entrypoints.http.errors import ApiError, not_ready
+from llmserve.entrypoints.http.logprobs import TokenTexts
+from llmserve.entrypoints.http.response_cache import CacheOptions, ReplyCache
+from llmserve.serving.service import Service
+
+
+class Served:
+    """The service, and its model once there is one: before that, 503 with Retry-After."""
+
+    def __init__(self, service: Service, cache: CacheOptions | None = None) -> None:
+        self.service = service
+        self.cache = ReplyCache(service, cache)
+        self._texts: TokenTexts | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        """While the engine sleeps or is restarted this is what it was: requests may queue."""
+        if self.service.keeper.state == "new":
+            raise not_ready()
+        return self.service.engine.info
+
+    @property
+    def context(self) -> int:
+        """Its length in tokens; 0 before there is a model."""
+        return 0 if self.service.keeper.state == "new" else self.service.engine.info.max_model_len
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.service.engine.tokenizer
+
+    @property
+    def texts(self) -> TokenTexts:
+        if self._texts is None:
+            self._texts = TokenTexts(self.tokenizer)
+        return self._texts
+
+    def check_model(self, name: str | None) -> EngineInfo:
+        """The served model; ApiError 404 where another is asked for. No name means this one."""
+        info = self.info
+        if name is not None and name != info.model_id:
+            raise ApiError(
+                404,
+                f"the model {name!r} does not exist here; {info.model_id!r} is served",
+                param="model",
+                code="model_not_found",
+            )
+        return info

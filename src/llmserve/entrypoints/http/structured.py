@@ -1,0 +1,127 @@
+"""What asks for a reply of a given form: OpenAI's response_format, and vLLM's names. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from llmserve.core.types import Structured
+from llmserve.engines.base import EngineInfo
+from llmserve.entrypoints.http.errors import ApiError
+
+ANY_OBJECT = Structured("json", '{"type":"object"}')
+
+
+class Asking(Protocol):
+    """The fields that may ask; at most one of them does."""
+
+    response_format: Any
+    structured_outputs: Any
+    guided_json: Any
+    guided_regex: Any
+    guided_choice: Any
+
+
+def structured(body: Asking) -> Structured | None:
+    """What the reply must look like; None for any text. ApiError 400 for what cannot be read."""
+    found = asked(body)
+    if len(found) > 1:
+        raise _wrong(found[1][0], "one request can ask for one form of its reply")
+    return found[0][1] if found else None
+
+
+def check_supported(body: Asking, info: EngineInfo) -> None:
+    """ApiError 400 that names the field where this engine cannot keep to a form."""
+    if "structured_outputs" in info.supports:
+        return
+    for name, _ in asked(body):
+        raise ApiError(
+            400, f"{name} is not supported by this server", param=name,
+            code="unsupported_parameter",
+        )
+
+
+def asked(body: Asking) -> list[tuple[str, Structured]]:
+    found = [
+        ("response_format", _response_format(body.response_format)),
+        ("structured_outputs", _structured_outputs(body.structured_outputs)),
+        ("guided_json", _json("guided_json", body.guided_json)),
+        ("guided_regex", _regex("guided_regex", body.guided_regex)),
+        ("guided_choice", _choice("guided_choice", body.guided_choice)),
+    ]
+    return [(name, form) for name, form in found if form is not None]
+
+
+def _response_format(value: Any) -> Structured | None:
+    if value is None:
+        return None
+    match value:
+        case {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return ANY_OBJECT
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            return _json("response_format", schema)
+    raise _wrong(
+        "response_format",
+        "response_format is of type text, json_object or json_schema, the last with "
+        "json_schema.schema",
+    )
+
+
+def _structured_outputs(value: Any) -> Structured | None:
+    name = "structured_outputs"
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise _wrong(name, f"{name} must be an object")
+    given = {key: one for key, one in value.items() if one is not None and one is not False}
+    match given:
+        case {"json": schema, **rest} if not rest:
+            return _json(name, schema)
+        case {"json_object": True, **rest} if not rest:
+            return ANY_OBJECT
+        case {"regex": regex, **rest} if not rest:
+            return _regex(name, regex)
+        case {"choice": choice, **rest} if not rest:
+            return _choice(name, choice)
+    raise _wrong(name, f"{name} takes one of json, json_object, regex and choice")
+
+
+def _json(name: str, schema: Any) -> Structured | None:
+    if schema is None:
+        return None
+    if isinstance(schema, str):
+        try:
+            schema = msgspec.json.decode(schema)
+        except (ValueError, RecursionError):
+            raise _wrong(name, f"the schema of {name} is not valid JSON") from None
+    if not isinstance(schema, Mapping | bool):
+        raise _wrong(name, f"the schema of {name} must be an object")
+    return Structured("json", msgspec.json.encode(schema).decode())
+
+
+def _regex(name: str, regex: Any) -> Structured | None:
+    if regex is None:
+        return None
+    if not isinstance(regex, str) or not regex:
+        raise _wrong(name, f"the regular expression of {name} must be a string, not empty")
+    return Structured("regex", regex)
+
+
+def _choice(name: str, choices: Any) -> Structured | None:
+    if choices is None:
+        return None
+    if (
+        not isinstance(choices, list)
+        or not choices
+        or not all(isinstance(one, str) and one for one in choices)
+    ):
+        raise _wrong(name, f"the choices of {name} must be a list of strings, none empty")
+    return Structured("choice", msgspec.json.encode(choices).decode())
+
+
+def _wrong(param: str, message: str) -> ApiError:
+    return ApiError(400, message, param=param, code="invalid_value")

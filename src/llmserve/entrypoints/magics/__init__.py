@@ -1,0 +1,40 @@
+"""The magics: `%load_ext llmserve`, then `%llmserve help`.
+
+Everything hangs off one `Face` per shell; nothing lives in this module. Errors of the user are one
+red line and fail the cell (so that "Run All" stops there), never a traceback.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmserve.entrypoints.magics.completion import completer
+from llmserve.entrypoints.magics.magic import Face
+
+_NAME = "llmserve"
+
+
+def load_ipython_extension(ip: Any) -> None:
+    """Register `%llmserve`, `%%llmserve` and their completion. Loading again changes nothing."""
+    if _loaded(ip) is not None:
+        return
+    face = Face(ip)
+    ip.register_magic_function(face.llmserve, magic_kind="line_cell", magic_name=_NAME)
+    face.matcher = completer()
+    ip.Completer.custom_matchers.append(face.matcher)
+
+
+def unload_ipython_extension(ip: Any) -> None:
+    """Take magic and completion away. A server that runs goes on, held by its variable."""
+    face = _loaded(ip)
+    if face is None:
+        return
+    for kind in ("line", "cell"):
+        del ip.magics_manager.magics[kind][_NAME]
+    ip.Completer.custom_matchers.remove(face.matcher)
+
+
+def _loaded(ip: Any) -> Face | None:
+    method = ip.magics_manager.magics["line"].get(_NAME)
+    face = getattr(method, "__self__", None)
+    return face if isinstance(face, Face) else None

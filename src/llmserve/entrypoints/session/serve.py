@@ -1,0 +1,75 @@
+"""`serve`: a Session from plain arguments."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+
+from llmserve.core.knobs import SPECS, Knobs
+from llmserve.engines import registry
+from llmserve.entrypoints.http.response_cache import CacheOptions
+from llmserve.entrypoints.session.resources import Switches
+from llmserve.entrypoints.session.session import Session
+from llmserve.observe.request_log_lines import LogOptions
+from llmserve.serving.api_keys import Source, read_agreements
+from llmserve.serving.interpreter import GC_THRESHOLD, SWITCH_INTERVAL_S
+
+
+def serve(
+    model: str | None = None,
+    engine: str = "auto",
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    api_key: str | None = None,
+    api_keys: Source = None,
+    knobs: Mapping[str, object] | None = None,
+    response_cache: bool | Mapping[str, object] | None = None,
+    log_requests: bool | str | os.PathLike[str] | Mapping[str, object] | None = None,
+    switch_interval_s: float | None = SWITCH_INTERVAL_S,
+    gc_threshold: int | None = GC_THRESHOLD,
+    **options: object,
+) -> Session:
+    """Start a server in this process's background and return when it answers.
+
+        session = llmserve.serve()
+        session = llmserve.serve("Qwen/Qwen2.5-0.5B-Instruct", max_num_seqs=8, dtype="float32")
+
+    model: a hub id or a folder; None is the bundled toy storyteller.
+    engine: "torch", "vllm", "simulator", or "auto": vllm where there is a GPU, else torch.
+    host: this machine alone unless told; "0.0.0.0" lets others in who know the key.
+    port: 0 takes a free one; a taken one raises OSError here, in the cell.
+    api_key: None makes a random one. It is never printed; read `session.api_key`.
+    api_keys: keys of tenants, with their terms: a mapping or a JSON file
+        (`serving/api_keys.py`), else the environment's LLMSERVE_API_KEYS. A request with such a key
+        is that tenant's.
+    response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
+    log_requests: a JSON line per request: to a file, or with True to the logger
+        `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.
+    switch_interval_s: the interpreter's thread switch interval while serving, so that a cell that
+        computes does not starve delivery; it costs such a cell a few per cent. None leaves it.
+    gc_threshold: after how many new objects Python looks for cyclic garbage while serving; at its
+        own 700, a full look stops all streams for most of a second. None leaves it.
+    knobs: first values of knobs by name (docs/knobs.md), where keywords would not do.
+    options: names of knobs are their first values, too; the rest goes to the engine
+        (docs/engines.md), which refuses what it does not know by name (TypeError).
+
+    Raises KnobError for a knob's wrong value, ValueError for another wrong one, and EngineError
+    with the engine's own last words where it cannot start. Keep the session in a variable: one
+    that nobody holds any more closes itself.
+    """
+    first = {name: options.pop(name) for name in list(options) if name in SPECS}
+    first.update(knobs or {})
+    return Session(
+        model=model,
+        engine=registry.default() if engine == "auto" else engine,
+        address=(host, port),
+        api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
+        knobs=Knobs().changed(first),
+        switches=Switches.read(switch_interval_s, gc_threshold),
+        agreements=read_agreements(api_keys),
+        cache=CacheOptions.read(response_cache),
+        log=LogOptions.read(log_requests),
+        options=options,
+    )

@@ -1,0 +1,391 @@
+"""`Session` builds the parts and owns them; a magic, a notebook and a command line are its faces.
+
+No module globals: several sessions live side by side, and `close` gives everything of one back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+
+from llmserve.core.clock import MonotonicClock
+from llmserve.core.events import EventBus
+from llmserve.core.knobs import Applied, KnobBoard, Knobs
+from llmserve.core.types import ParamError
+from llmserve.engines import registry
+from llmserve.engines.base import EngineInfo, Pauses
+from llmserve.entrypoints.http.app import build_app
+from llmserve.entrypoints.http.response_cache import CacheOptions
+from llmserve.entrypoints.http.server import Server, bind
+from llmserve.entrypoints.session.resources import House, Switches
+from llmserve.entrypoints.session.shutdown_report import Freed, MemoryStayed, came_back, weighed
+from llmserve.entrypoints.session.tenants_table import standings, tenants_frame
+from llmserve.observe import Telemetry, Why
+from llmserve.observe.request_log_lines import LifecycleLog, LogOptions
+from llmserve.observe.stats import Snapshot
+from llmserve.observe.trace import TraceWriter
+from llmserve.scheduling.user_policy import Choice, try_out
+from llmserve.serving.api_keys import Agreement, Keyring, Source, read_agreements, terms_of
+from llmserve.serving.publisher import publish_step
+from llmserve.serving.requests import Prompt, Reply, collect, next_piece, pieces_of, prompt_text
+from llmserve.serving.runtime import Runtime
+from llmserve.serving.service import Service
+
+if TYPE_CHECKING:
+    import openai
+    import pandas as pd
+
+    from llmserve.bench.load.workload import Load
+    from llmserve.bench.results.result import Result
+    from llmserve.dashboard import Dashboards, DashboardView
+    from llmserve.lab.comparison import Comparison
+    from llmserve.lab.settings import Setting
+    from llmserve.lab.sweep_result import Sweep
+
+F = TypeVar("F", bound=Choice)
+
+
+class Session:
+    """A running server. Use `llmserve.serve` to make one; `with serve() as session:` closes it
+    after. From then on what needs the server raises RuntimeError; what was recorded can be read.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str | None,
+        engine: str,
+        address: tuple[str, int],
+        api_key: str,
+        knobs: Knobs,
+        switches: Switches,
+        agreements: Mapping[str, Agreement],
+        cache: CacheOptions | None,
+        log: LogOptions | None,
+        options: Mapping[str, object],
+    ) -> None:
+        self.api_key = api_key
+        self.clock = MonotonicClock()
+        self.board = KnobBoard(knobs)
+        self.bus = EventBus()
+        self.telemetry = Telemetry(self.bus, self.clock)
+        self._lock = threading.Lock()
+        self._dashboards: Dashboards | None = None
+        if model is not None:
+            options = {"model": model, **options}
+        sink = partial(publish_step, self.bus)
+        made = registry.create(engine, sink=sink, clock=self.clock, **options)
+        self._keyring = Keyring(api_key, agreements)
+        terms = terms_of(agreements)
+        self.service = Service(made, self.board, self.bus, self.clock, terms)
+        app = build_app(self.service, self.telemetry, self._keyring, cache)
+        sock = bind(*address)
+        self.host, self.port = sock.getsockname()[:2]
+        server = Server(app, sock)
+        self.runtime = Runtime()
+        house = House(self.runtime, self.service, server, self.bus, self.clock, switches)
+        self._closer = weakref.finalize(self, house.close)
+        self._house = house
+        try:
+            if log is not None:
+                lifecycle = LifecycleLog(log, partial(prompt_text, self.service))
+                self.bus.attach(lifecycle)
+                house.after_close.append(lifecycle.close)
+            house.open(engine)
+        except BaseException:
+            self._closer()
+            raise
+        self.telemetry.prometheus.model_name = self.info.model_id
+
+    @property
+    def url(self) -> str:
+        """The base URL for OpenAI clients."""
+        return f"http://{self.host}:{self.port}/v1"
+
+    @property
+    def proxy_url(self) -> str:
+        """The same through jupyter-server-proxy, for JupyterHub and Binder; a path from the
+        server's root where the public host is not known to the kernel."""
+        host = os.environ.get("JUPYTERHUB_PUBLIC_URL") or os.environ.get("JUPYTERHUB_HOST", "")
+        prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/")
+        return f"{host.rstrip('/')}{prefix}proxy/{self.port}/v1"
+
+    @property
+    def info(self) -> EngineInfo:
+        """The engine that runs: `model_id`, `max_model_len` and `kv_capacity_tokens` (tokens),
+        `ceilings` of the knobs, `device`, `pids`, what it `supports`."""
+        return self.service.engine.info
+
+    @property
+    def knobs(self) -> Knobs:
+        """All knobs as they are now, frozen; `set` changes them."""
+        return self.board.current
+
+    @property
+    def closed(self) -> bool:
+        """Nothing of it runs any more."""
+        return not self._closer.alive
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        """An openai.OpenAI that knows the address and the key; `options` are its own. Requests
+        name the model as `session.info.model_id`."""
+        import openai
+
+        return openai.OpenAI(base_url=self.url, api_key=self.api_key, **options)
+
+    def generate(self, prompt: Prompt, **sampling: Any) -> Reply:
+        """The whole reply, a str that also carries `outcome`. An interrupt cancels only this.
+
+        prompt: text (a user's turn where the model has a chat template) or a list of messages,
+            [{"role": "user", "content": "Hello"}].
+        sampling: max_tokens (256, or what the context has left), temperature (1; 0 is greedy),
+            top_p, top_k, seed, stop and the other fields of SamplingParams; and `priority` (lower
+            goes first), `tenant`, `ttft_slo_ms`, `raw=True` (no template).
+
+        Raises ParamError for a wrong option or too long a prompt, Refused where the door says no
+        or no place comes free in time, RequestTimeout after `request_timeout_s`, EngineError where
+        the engine dies.
+        """
+        return Reply.of(self.runtime.call(collect(self.service, prompt, sampling)))
+
+    async def agenerate(self, prompt: Prompt, **sampling: Any) -> Reply:
+        """As `generate`, to `await` in a cell or on any event loop."""
+        asked = self.runtime.submit(collect(self.service, prompt, sampling))
+        return Reply.of(await asyncio.wrap_future(asked))
+
+    def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[str]:
+        """Pieces of the reply as they come; options and errors as of `generate`. Leaving the loop
+        early stops the generation."""
+        pieces = pieces_of(self.service, prompt, sampling)
+        try:
+            while (piece := self.runtime.call(next_piece(pieces))) is not None:
+                yield piece
+        finally:
+            if not self.closed:  # not waited for: the collector may close it in any thread
+                self.runtime.submit(pieces.aclose())
+
+    async def astream(self, prompt: Prompt, **sampling: Any) -> AsyncIterator[str]:
+        """As `stream`, from any event loop."""
+        pieces = pieces_of(self.service, prompt, sampling)
+        try:
+            while True:
+                piece = await asyncio.wrap_future(self.runtime.submit(next_piece(pieces)))
+                if piece is None:
+                    return
+                yield piece
+        finally:
+            if not self.closed:
+                await asyncio.wrap_future(self.runtime.submit(pieces.aclose()))
+
+    def set(self, *, evict: object = False, **changes: object) -> Applied:
+        """Change knobs while requests flow: set(max_num_seqs=8, policy="priority").
+
+        Returns once the engine has taken them up: what `changed`, what was `clamped` to a ceiling,
+        at which engine step (`adopted_step`) and after how many `ms`; `str` of it is a sentence.
+
+        evict: requests above a lowered max_num_seqs are preempted at once (they go on later, and
+        lose no token) instead of ending first; of the engines, vLLM can.
+
+        Raises KnobError, and changes nothing, where a name or value is wrong.
+        """
+        return self.runtime.call(self.service.set_knobs(changes, source="code", evict=evict))
+
+    def sleep(self, level: int = 1, *, drain_s: float = 30.0) -> str:
+        """Give the engine's memory back until `wake`; a sentence says what that came to.
+
+        Requests in the engine may end first, for `drain_s` seconds; later ones are ended with an
+        error that says so. Requests that come meanwhile wait, `queue_timeout_s` at most, and are
+        served after `wake`. level: of vLLM on a GPU, 1 keeps the weights in host memory, 2 drops
+        them; an engine without a sleep of its own is stopped, and started by `wake`.
+        """
+        before = weighed(self.service.pids)
+        sleep = self.service.keeper.sleep(level, drain_s)
+        told = self.runtime.call(sleep, telling="going to sleep")
+        return f"{told}; {came_back(before, weighed(self.service.pids))} came back"
+
+    def wake(self) -> str:
+        """Let the engine serve again, with the knobs as they are now. EngineError if it cannot."""
+        return self.runtime.call(self.service.keeper.wake(), telling="waking the engine")
+
+    def restart(self, *, drain_s: float = 5.0) -> str:
+        """A new engine, in whatever state this one is; who waits goes on waiting meanwhile.
+
+        Requests in the engine may end first, for `drain_s` seconds. EngineError as of `wake`.
+        """
+        return self.runtime.call(self.service.keeper.restart(drain_s), telling="restarting")
+
+    def pause(self) -> None:
+        """Freeze the engine between two steps. Who is in it keeps place and KV, and goes on after
+        `resume` as if nothing was; `request_timeout_s` goes on counting. Of the engines, vLLM can.
+        """
+        self.runtime.call(self._pausing().pause())
+
+    def resume(self) -> None:
+        """Let a paused engine go on. No harm to one that is not paused."""
+        self.runtime.call(self._pausing().resume())
+
+    def policy(self, function: F) -> F:
+        """Let your function choose who goes next, as a decorator: `policy=custom` from now on.
+
+        function(waiting, ledger, knobs) -> the id of one of `waiting`, a tuple of Request in order
+        of arrival. `ledger.now` is the time, `ledger.tenants[name]` has `served`, `waiting` and
+        `active`. It is tried on made-up queues first: PolicyError says what it does wrong, and
+        nothing changes. Should it fail later, it is removed and fifo goes on.
+        """
+        try_out(function)
+        self.runtime.call(self.service.use_policy(function))
+        return function
+
+    def tenants(self) -> pd.DataFrame:
+        """One row per tenant: its terms (weight, limits per second, ttft_slo_ms), what it has
+        waiting and active now, and what became of its requests (figures of the newest 2,000)."""
+        standing = self.runtime.call(standings(self.service))
+        return tenants_frame(standing, self.telemetry.requests.rows())
+
+    def tenants_from(self, source: Source) -> None:
+        """Other tenants' keys and terms from now on, as `serve(api_keys=…)` takes them.
+
+        On ValueError nothing has changed. Requests that are here go on, under their tenant's new
+        terms; a key that is left out opens no more.
+        """
+        agreements = read_agreements(source)
+        self.runtime.call(self._agree(agreements))
+
+    def stats(self) -> Snapshot:
+        """Figures of the last 30 s, and totals since the start: `ttft`, `itl`, `tpot`, `e2e`,
+        `queue` (each mean, p50, p95, p99, n; seconds), tokens per second, fills, KV. Print it."""
+        return self.telemetry.stats.snapshot(self.clock.now())
+
+    def explain(self, window_s: float = 30.0) -> Why:
+        """Why it is slow: TTFT and ITL p95 of the last seconds by cause, and the knob that binds.
+
+        Print it, or show it as a cell's last line.
+        """
+        return self.telemetry.why.explain(self.knobs, self.clock.now(), window_s)
+
+    def tape(self) -> pd.DataFrame:
+        """One row per engine step, the newest 10,000: when and how long (seconds), prefill and
+        decode tokens, who runs and waits, KV tokens, and the caps in force."""
+        return self.telemetry.steps.to_frame()
+
+    def requests(self) -> pd.DataFrame:
+        """One row per request, the newest 2,000, the newest last: state, tokens, and `queue_s`,
+        `ttft_s`, `prefill_s`, `decode_s`, `e2e_s` (seconds), preemptions, why it ended."""
+        return self.telemetry.requests.to_frame()
+
+    @contextmanager
+    def trace(self, path: str | os.PathLike[str]) -> Iterator[TraceWriter]:
+        """Write every event to a JSON-lines file: with session.trace("trace.jsonl"): …
+
+        `llmserve.observe.trace.read_trace` gives the events back; as a load it is sent again by
+        `bench(read_load("trace.jsonl"))` of `llmserve.bench.load.traces`.
+        """
+        writer = TraceWriter(
+            os.fspath(path),
+            t=self.clock.now(),
+            model=self.info.model_id,
+            engine=self.info.engine,
+            knobs=self.knobs.as_dict(),
+        )
+        self.bus.attach(writer)
+        try:
+            yield writer
+        finally:
+            self.bus.detach(writer)
+            writer.close()
+
+    def dashboard(self) -> DashboardView:
+        """Live charts and controls; show it as a cell's last line. Its `snapshot()` is a PNG,
+        `to_figure()` a plotly Figure, `save("report.html")` writes a page."""
+        from llmserve.dashboard import Dashboards
+
+        with self._lock:
+            if self._dashboards is None:
+                self._dashboards = Dashboards(self)
+        return self._dashboards.open()
+
+    def bench(self, load: Load | None = None, **options: Any) -> Result:
+        """Run a load against this session: TTFT, ITL, throughput, each with its interval.
+
+        bench(rate=20, duration=30): an open loop, so many requests per second for so many seconds.
+        bench(concurrency=8, requests=64): a closed loop, so many clients; 8 of them unless told.
+        load, or more fields of `llmserve.bench.load.workload.Workload`: prompt_tokens=128,
+        max_tokens=64, mix, seed …
+        repeats=3, after a warmup=True; slo="ttft:200 tpot:50" (ms) counts goodput; progress=True.
+        An interrupt keeps what was measured. ValueError where the fields contradict each other.
+        """
+        from llmserve.bench.run.cell import bench
+        from llmserve.bench.run.process import Address
+
+        options.setdefault("address", Address(self.url, self.api_key))
+        return bench(self.runtime, self.service, self.bus, load, **options)
+
+    def compare(
+        self, a: Setting, b: Setting, load: Load | None = None, **options: Any
+    ) -> Comparison:
+        """Two settings (knobs by name, or a policy) in turns on identical arrivals; the verdict
+        names a better one only where it is shown. pairs=6; the rest as for `bench`.
+
+        compare({"max_num_seqs": 8}, {"max_num_seqs": 32}, rate=20, duration=30)
+        compare("fifo", "fair_share", mix="long:30 short:70", rate=20)
+        """
+        from llmserve.lab.compare import compare
+        from llmserve.lab.settings import here
+
+        return compare(self.runtime, here(self.service, self.bus), a, b, load, **options)
+
+    def sweep(self, load: Load | None = None, **axes: Any) -> Sweep:
+        """Every combination of the axes given as lists, knobs and fields of Workload, without a
+        restart. rounds=3; path= keeps each run, and the same call goes on from there; the rest as
+        for `bench`. KnobError for an axis that is neither.
+
+        sweep(max_num_seqs=[1, 8, 32], concurrency=16).plot()
+        """
+        from llmserve.lab.settings import here
+        from llmserve.lab.sweep import sweep
+
+        return sweep(self.runtime, here(self.service, self.bus), load, **axes)
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the session closes, in the closing thread."""
+        self._house.on_close.append(callback)
+
+    def close(self) -> Freed:
+        """Give back the thread, the port, the child processes and their memory; say how much.
+
+        Safe to call twice. Requests in flight end, waiting ones are refused. Warns with
+        MemoryStayed where engine processes outlive it and hold more than 64 MiB.
+        """
+        first = not self.closed
+        self._closer()
+        self._house.close()  # once more: an interrupt may have ended the wait for it
+        if first and (stayed := self._house.freed.stayed) is not None:
+            warnings.warn(stayed, MemoryStayed, stacklevel=2)
+        return self._house.freed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<llmserve session, closed>"
+        return f"<llmserve session {self.info.model_id} on {self.info.engine}, {self.url}>"
+
+    def _pausing(self) -> Pauses:
+        if "pause" not in self.info.supports:
+            raise ParamError("engine", f"the {self.info.engine} engine cannot pause; vllm can")
+        return cast("Pauses", self.service.engine)
+
+    async def _agree(self, agreements: Mapping[str, Agreement]) -> None:
+        self._keyring.replace(agreements)
+        self.service.agree(terms_of(agreements))

@@ -1,0 +1,1 @@
+"""How the bundled model was trained. Not in the wheel."""

@@ -1,0 +1,95 @@
+"""What each unfinished request has done so far, as its events tell it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from llmserve.core.events import Dispatched, FirstToken, Submitted, TokensEmitted
+
+
+class Journey(msgspec.Struct, kw_only=True, gc=False):
+    """One request from its submission on. Times are the events' own."""
+
+    tenant: str
+    priority: int
+    prompt_tokens: int
+    max_tokens: int
+    submitted: float
+    dispatched: float | None = None
+    first: float | None = None
+    """When its first token came."""
+    last: float | None = None
+    """When its latest token came."""
+    tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def queue_s(self) -> float | None:
+        return None if self.dispatched is None else self.dispatched - self.submitted
+
+    @property
+    def ttft_s(self) -> float | None:
+        return None if self.first is None else self.first - self.submitted
+
+    def tpot_s(self, end: float, tokens: int) -> float | None:
+        """Seconds per token after the first; None where there is none after the first."""
+        return None if self.first is None or tokens < 2 else (end - self.first) / (tokens - 1)
+
+
+class Journeys:
+    """The unfinished requests. At most as many as admission lets wait and run at once.
+
+    Events of a request whose submission was not seen (a fold attached late, a trace that begins
+    in the middle) are passed over: there is nothing to measure from.
+    """
+
+    def __init__(self) -> None:
+        self._live: dict[str, Journey] = {}
+        self.running = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._live) - self.running
+
+    def submit(self, event: Submitted) -> None:
+        self._live[event.request_id] = Journey(
+            tenant=event.tenant,
+            priority=event.priority,
+            prompt_tokens=event.prompt_tokens,
+            max_tokens=event.max_tokens,
+            submitted=event.t,
+        )
+
+    def dispatch(self, event: Dispatched) -> Journey | None:
+        journey = self._live.get(event.request_id)
+        if journey is None or journey.dispatched is not None:
+            return None
+        journey.dispatched = event.t
+        self.running += 1
+        return journey
+
+    def first_token(self, event: FirstToken) -> Journey | None:
+        journey = self._live.get(event.request_id)
+        if journey is None or journey.first is not None:
+            return None
+        journey.first = event.t
+        journey.cached_tokens = event.cached_tokens
+        return journey
+
+    def emit(self, event: TokensEmitted) -> float | None:
+        """The gap since the request's tokens before these; None for its first ones.
+
+        Tokens that arrive together make one gap, as in vLLM: a reader waited once for them.
+        """
+        journey = self._live.get(event.request_id)
+        if journey is None:
+            return None
+        before, journey.last = journey.last, event.t
+        journey.tokens += event.n
+        return None if before is None else event.t - before
+
+    def end(self, request_id: str) -> Journey | None:
+        journey = self._live.pop(request_id, None)
+        if journey is not None and journey.dispatched is not None:
+            self.running -= 1
+        return journey

@@ -1,0 +1,1 @@
+"""Small figures: SVG and plotly from one description."""

@@ -1,0 +1,169 @@
+"""What each tenant has been given, and holds now: the memory that policies and limits share.
+
+The virtual token counter follows Sheng et al., "Fairness in Serving Large Language Models"
+(arXiv 2401.00588), algorithm 2: prompt tokens are charged when a request is handed over, generated
+ones as they come, both divided by the tenant's weight; a tenant that returns is lifted to the
+least served of those who wait, or idle time would become credit.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from itertools import islice
+
+from llmserve.core.types import Request
+from llmserve.scheduling.lazy_heap import GrowingHeap, Key
+
+PROMPT_WEIGHT = 1.0
+OUTPUT_WEIGHT = 2.0
+"""What a prompt and a generated token cost, as in the paper's evaluation."""
+
+_TENANTS = 10_000
+"""Accounts kept; beyond that, the longest idle one is forgotten (and would return lifted)."""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """A token bucket: `burst` at most, refilled at `rate` per second; starts full."""
+
+    level: float | None = None
+    stamp: float = 0.0
+
+    def refill(self, rate: float, burst: float, now: float) -> float:
+        """Tokens there now, after refilling."""
+        level = burst if self.level is None else self.level + (now - self.stamp) * rate
+        self.level, self.stamp = min(level, burst), now
+        return self.level
+
+    def take(self, amount: float = 1.0) -> None:
+        assert self.level is not None, "refill first"
+        self.level -= amount
+
+
+@dataclass(slots=True)
+class Account:
+    """One tenant. `counter` is its service so far in weighted tokens."""
+
+    counter: float = 0.0
+    waiting: int = 0
+    active: int = 0
+    tokens_in_flight: int = 0
+    """Prompt and max_tokens of its active requests."""
+    bucket: Bucket = field(default_factory=Bucket)
+    """Requests it may still send by `rate_limit_rps`."""
+    token_bucket: Bucket = field(default_factory=Bucket)
+    """Tokens it may still ask for by `rate_limit_tps`; below 0 after one larger than the burst."""
+
+    @property
+    def idle(self) -> bool:
+        return self.waiting == 0 and self.active == 0
+
+
+class Ledger:
+    """Accounts by tenant, the least recently touched first."""
+
+    def __init__(self) -> None:
+        self._accounts: OrderedDict[str, Account] = OrderedDict()
+        self._waiting: dict[str, Account] = {}
+        self._least: GrowingHeap[str] = GrowingHeap(self._service_of_waiting)
+        self._last_served = 0.0
+        self.tokens_in_flight = 0
+        """Prompt and max_tokens of everything handed over and not finished."""
+        self._longest_prompt = 0
+        self._most_in_flight = 0
+
+    def account(self, tenant: str) -> Account:
+        account = self._accounts.get(tenant)
+        if account is None:
+            account = self._accounts[tenant] = Account()
+            self._forget(tenant)
+        return account
+
+    @property
+    def tenants(self) -> list[str]:
+        """Whoever has an account."""
+        return list(self._accounts)
+
+    @property
+    def waiting(self) -> dict[str, Account]:
+        """Tenants of whom somebody waits."""
+        return self._waiting
+
+    def arrived(self, request: Request) -> None:
+        account = self.account(request.tenant)
+        if account.waiting == 0:
+            least = self._least.first()
+            floor = self._last_served if least is None else self._waiting[least].counter
+            account.counter = max(account.counter, floor)
+            self._waiting[request.tenant] = account
+            self._least.put(request.tenant)
+        account.waiting += 1
+        self._accounts.move_to_end(request.tenant)
+
+    def left_queue(self, request: Request) -> None:
+        """Handed over, or given up while waiting."""
+        account = self.account(request.tenant)
+        account.waiting -= 1
+        if account.waiting == 0:
+            del self._waiting[request.tenant]
+            self._least.discard(request.tenant)
+            self._last_served = account.counter
+
+    def dispatched(self, request: Request, weight: float) -> None:
+        account = self.account(request.tenant)
+        account.active += 1
+        account.counter += PROMPT_WEIGHT * len(request.prompt_ids) / weight
+        tokens = footprint(request)
+        account.tokens_in_flight += tokens
+        self.tokens_in_flight += tokens
+        self._longest_prompt = max(self._longest_prompt, len(request.prompt_ids))
+        self._most_in_flight = max(self._most_in_flight, self.tokens_in_flight)
+
+    def emitted(self, tenant: str, tokens: int, weight: float) -> None:
+        self.account(tenant).counter += OUTPUT_WEIGHT * tokens / weight
+
+    def finished(self, request: Request) -> None:
+        account, tokens = self.account(request.tenant), footprint(request)
+        account.active -= 1
+        account.tokens_in_flight -= tokens
+        self.tokens_in_flight -= tokens
+
+    def level(self) -> None:
+        """Count anew from here: what was given under another policy is no tenant's debt."""
+        for account in self._accounts.values():
+            account.counter = 0.0
+        self._last_served = 0.0
+        for tenant in self._waiting:
+            self._least.put(tenant)
+
+    def gap(self) -> float:
+        """Largest difference of service between two tenants who both wait, in weighted tokens."""
+        counters = [account.counter for account in self._waiting.values()]
+        return max(counters) - min(counters) if len(counters) > 1 else 0.0
+
+    def bound(self, lightest: float = 1.0) -> float:
+        """What the paper allows that gap to be: 2·max(w_p·L_input, w_q·M) over the least weight.
+
+        L_input is the longest prompt handed over so far, M the most tokens that were in flight.
+        It holds under fair_share while no limit of a tenant's own keeps its requests back.
+        """
+        longest = PROMPT_WEIGHT * self._longest_prompt
+        return 2 * max(longest, OUTPUT_WEIGHT * self._most_in_flight) / lightest
+
+    def _service_of_waiting(self, tenant: str) -> Key | None:
+        account = self._waiting.get(tenant)
+        return None if account is None else (account.counter,)
+
+    def _forget(self, new: str) -> None:
+        """Too many: the longest idle ones, but not the one that is asked for just now."""
+        surplus = len(self._accounts) - _TENANTS
+        if surplus > 0:
+            idle = (name for name, held in self._accounts.items() if held.idle and name != new)
+            for tenant in list(islice(idle, surplus)):
+                del self._accounts[tenant]
+
+
+def footprint(request: Request) -> int:
+    """Tokens the request may come to hold."""
+    return len(request.prompt_ids) + request.sampling.max_tokens

@@ -1,0 +1,1 @@
+"""The serving loop: one service, its requests, and the thread it runs in."""

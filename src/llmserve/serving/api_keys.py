@@ -1,0 +1,133 @@
+"""API keys of tenants, each with its terms: from a mapping, a JSON file or the environment.
+
+    {"gold": {"key": "sk-…", "weight": 3, "rate_limit_tps": 5000}, "free": "sk-…"}
+
+A key is kept as its digest, so nothing that holds this can show it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from llmserve.core.tenants import NAMES, Terms, is_name
+from llmserve.core.validation import plain
+
+ENVIRONMENT = "LLMSERVE_API_KEYS"
+Source = str | os.PathLike[str] | Mapping[str, Any] | None
+
+_SHORTEST_KEY = 8
+
+
+class Agreement(NamedTuple):
+    digests: tuple[bytes, ...]
+    terms: Terms
+
+
+class _Written(Terms, frozen=True, forbid_unknown_fields=True):
+    """As a user writes it."""
+
+    key: str | None = None
+    keys: tuple[str, ...] = ()
+
+
+class Holder(NamedTuple):
+    """Who brought a key; `tenant` is None for the session's own, which may name any tenant."""
+
+    tenant: str | None
+
+
+class Keyring:
+    """Looks a key up in time that tells nothing of which one was nearly right."""
+
+    __slots__ = ("_holders", "_own")
+
+    def __init__(self, own: str | None, agreements: Mapping[str, Agreement]) -> None:
+        self._own: dict[bytes, Holder] = {} if own is None else {digest(own): Holder(None)}
+        self.replace(agreements)
+
+    def replace(self, agreements: Mapping[str, Agreement]) -> None:
+        """Other tenants' keys from now on; on ValueError none of them."""
+        holders = dict(self._own)
+        for tenant, agreement in agreements.items():
+            for one in agreement.digests:
+                if one in holders:
+                    raise ValueError(f"the key of tenant {tenant!r} is another's too")
+                holders[one] = Holder(tenant)
+        self._holders = holders
+
+    def __repr__(self) -> str:
+        return f"Keyring({len(self._holders)} keys, hidden)"
+
+    def holder(self, authorization: bytes) -> Holder | None:
+        """Of what the Authorization header says."""
+        scheme, _, token = authorization.partition(b" ")
+        found = self.holder_of(token)
+        return found if scheme.lower() == b"bearer" else None
+
+    def holder_of(self, key: bytes) -> Holder | None:
+        """Every key is compared, and compared whole, whichever fits."""
+        brought = hashlib.sha256(key.strip()).digest()
+        found = None
+        for known, holder in self._holders.items():
+            if hmac.compare_digest(brought, known):
+                found = holder
+        return found
+
+
+def digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def read_agreements(source: Source) -> dict[str, Agreement]:
+    """Raises ValueError with a sentence that holds no key. None reads LLMSERVE_API_KEYS."""
+    where = "api_keys"
+    if source is None:
+        source, where = os.environ.get(ENVIRONMENT) or {}, ENVIRONMENT
+    if not isinstance(source, Mapping):
+        text = os.fspath(source)
+        if not text.lstrip().startswith("{"):
+            where = f"{where} ({text})"
+            text = Path(text).read_text()
+        try:
+            source = msgspec.json.decode(text, type=dict[str, Any])
+        except msgspec.MsgspecError:
+            raise ValueError(f"{where} holds no JSON object of tenants") from None
+    return {tenant: _agreement(tenant, written, where) for tenant, written in source.items()}
+
+
+def terms_of(agreements: Mapping[str, Agreement]) -> dict[str, Terms]:
+    return {tenant: agreement.terms for tenant, agreement in agreements.items()}
+
+
+def _agreement(tenant: str, written: Any, where: str) -> Agreement:
+    if not is_name(tenant):
+        raise ValueError(f"{where}: {NAMES}")
+    try:
+        fields = {"key": written} if isinstance(written, str) else plain(written)
+        read = msgspec.convert(fields, _Written)
+    except msgspec.MsgspecError as error:  # names the field and the types, never the value
+        raise ValueError(f"{where}, tenant {tenant!r}: {error}") from None
+    keys = read.keys if read.key is None else (read.key, *read.keys)
+    if not keys or not all(map(_is_key, keys)):
+        raise ValueError(
+            f"{where}, tenant {tenant!r}: a key has {_SHORTEST_KEY} or more printable ASCII "
+            "characters and no spaces"
+        )
+    terms = Terms(**{name: getattr(read, name) for name in Terms.__struct_fields__})
+    return Agreement(tuple(_unique(map(digest, keys))), terms)
+
+
+def _is_key(key: str) -> bool:
+    plain = key.isascii() and key.isprintable() and " " not in key
+    return plain and len(key) >= _SHORTEST_KEY
+
+
+def _unique(digests: Iterable[bytes]) -> Iterable[bytes]:
+    return dict.fromkeys(digests)
