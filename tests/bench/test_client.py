@@ -16,7 +16,7 @@ from openai._streaming import SSEDecoder
 
 from bench.awkward import HEAD, answering
 from llmserve.bench.run import client as reading
-from llmserve.bench.run.client import Client, Reply, ReplyError, ReplyTimeout
+from llmserve.bench.run.client import Client, ReplyError, ReplyTimeout, StreamedReply
 from llmserve.bench.run.sse import MOST, Events, TooLong
 from support.serving import KEY, Serving, serving
 
@@ -38,7 +38,7 @@ def event(data: bytes, end: bytes = b"\n") -> bytes:
     return b"data: " + data + end + end
 
 
-async def ours(url: str, body: dict[str, Any] = BODY, key: str = "k") -> Reply | ReplyError:
+async def ours(url: str, body: dict[str, Any] = BODY, key: str = "k") -> StreamedReply | ReplyError:
     async with aclosing(Client(url, key)) as client:
         try:
             return await client.complete(msgspec.json.encode(body), lambda: None, lambda: 0.0)
@@ -48,7 +48,7 @@ async def ours(url: str, body: dict[str, Any] = BODY, key: str = "k") -> Reply |
 
 async def theirs(
     url: str, body: dict[str, Any] = BODY, key: str = "k"
-) -> Reply | openai.APIError:
+) -> StreamedReply | openai.APIError:
     extra = {name: value for name, value in body.items() if name == "ignore_eos"}
     plain = {name: value for name, value in body.items() if name not in extra}
     async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0) as client:
@@ -63,7 +63,7 @@ async def theirs(
         except openai.APIError as error:
             return error
     details = None if usage is None else usage.prompt_tokens_details
-    return Reply(
+    return StreamedReply(
         reason=reason,
         tokens=len(texts) if usage is None else usage.completion_tokens,
         prompt_tokens=None if usage is None else usage.prompt_tokens,
@@ -86,7 +86,7 @@ def test_of_our_endpoint_it_reads_what_asyncopenai_reads(server: Serving) -> Non
         url = f"{server.root}/v1"
         found, same = await ours(url, body, KEY), await theirs(url, body, KEY)
         assert found == same
-        assert isinstance(found, Reply)
+        assert isinstance(found, StreamedReply)
         assert (found.tokens, found.prompt_tokens, found.reason) == (30, 3, "length")
         assert found.cached_tokens == 0
 
@@ -154,7 +154,7 @@ def test_of_an_awkward_server_it_reads_what_asyncopenai_reads(pieces: Sequence[b
 
     found, same = asyncio.run(main())
     assert found == same
-    assert isinstance(found, Reply)
+    assert isinstance(found, StreamedReply)
 
 
 @pytest.mark.parametrize(

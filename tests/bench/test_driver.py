@@ -11,7 +11,7 @@ import pytest
 
 from bench.world import StalledEngine, World
 from llmserve.bench.load.workload import Workload
-from llmserve.bench.results.recorder import Recorder
+from llmserve.bench.results.recorder import BenchRecorder
 from llmserve.bench.results.report import Report
 from llmserve.bench.results.slo import Slo
 from llmserve.bench.run.driver import Bench, Progress, ServiceTarget, run_bench
@@ -122,7 +122,7 @@ def test_the_report_equals_that_of_the_trace_that_was_written_meanwhile(tmp_path
         return report
 
     live = world.run(main)
-    recorder = Recorder(everything=True, slo=slo)
+    recorder = BenchRecorder(everything=True, slo=slo)
     replay(read_trace(path), recorder)
     assert recorder.report(live.workload, lag=live.lag) == live
     figures = live.figures()

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from llmserve.bench.run.job import State
-from llmserve.bench.run.live import Live
-from llmserve.plots.live_figure import Sketch, shown, sketch
+from llmserve.bench.run.live import LiveThroughput
+from llmserve.plots.live_figure import LiveFigure, shown, sketch
 
 START = State("run 1 of 3", 0, 3, 0, 30, 4, 0, 0.0, 0)
 
@@ -22,8 +22,8 @@ def heights(svg: str) -> list[list[float]]:
 
 
 def test_it_shows_tokens_per_second_over_requests_at_most_once_a_second() -> None:
-    now, state, drawn = 10.0, START, list[Sketch]()
-    live = Live(lambda: state, lambda: now, drawn.append)
+    now, state, drawn = 10.0, START, list[LiveFigure]()
+    live = LiveThroughput(lambda: state, lambda: now, drawn.append)
     for tenth in range(1, 31):
         now, state = 10.0 + tenth / 10, replace(START, tokens=20 * tenth)
         live.watch()
@@ -39,8 +39,8 @@ def test_it_shows_tokens_per_second_over_requests_at_most_once_a_second() -> Non
 
 
 def test_it_keeps_the_newest_points_only() -> None:
-    now, drawn = 0.0, list[Sketch]()
-    live = Live(lambda: START, lambda: now, drawn.append)
+    now, drawn = 0.0, list[LiveFigure]()
+    live = LiveThroughput(lambda: START, lambda: now, drawn.append)
     for second in range(1, 1001):
         now = float(second)
         live.watch()

@@ -6,15 +6,15 @@ import pytest
 
 from bench.world import World
 from llmserve.bench.results import recorder as recording
-from llmserve.bench.results.recorder import Recorder
+from llmserve.bench.results.recorder import BenchRecorder
 from llmserve.bench.results.report import Report
 from llmserve.bench.run.driver import Bench
 from llmserve.core.events import Event
 from observe.tape import dispatched, finished, one_request, step, submitted
 
 
-def recorded(*events: Event) -> Recorder:
-    recorder = Recorder()
+def recorded(*events: Event) -> BenchRecorder:
+    recorder = BenchRecorder()
     recorder.expect("a")
     for event in events:
         recorder(event)

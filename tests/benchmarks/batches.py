@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.bench.load.workload import Load
-from llmserve.bench.results.recorder import Recorder
+from llmserve.bench.results.recorder import BenchRecorder
 from llmserve.bench.results.report import Report
 from llmserve.bench.results.slo import Slo
 from llmserve.bench.run.driver import Progress
@@ -84,7 +84,7 @@ class BatchRun:
 
     def __init__(self, target: Batches, load: Load) -> None:
         self._target, self._load = target, load
-        self._recorder = Recorder(everything=True, sees_cache=False)
+        self._recorder = BenchRecorder(everything=True, sees_cache=False)
         self._stopped = False
 
     @property

@@ -47,7 +47,7 @@ class Pair:
     def __init__(self, options: argparse.Namespace) -> None:
         import torch
 
-        from llmserve.engines.torch.cpu_kernels.kernel import Rows
+        from llmserve.engines.torch.cpu_kernels.kernel import FusedRows
         from llmserve.engines.torch.kv.store import Geometry
         from llmserve.engines.torch.model.compact_llama import Compact
         from llmserve.engines.torch.model.packed_linears import Kernels
@@ -63,7 +63,7 @@ class Pair:
         self._vocabulary, self._context = config.vocab_size, options.context
         weights = take_apart(network, self._geometry, CONTEXT)
         start = time.perf_counter()
-        self.rows = Rows(
+        self.rows = FusedRows(
             weights, most_rows=max(options.rows), most_tokens=CONTEXT,
             threads=options.threads,
         )  # fmt: skip
@@ -74,7 +74,7 @@ class Pair:
     def take(self, count: int) -> None:
         """Both forms are to run `count` rows from now on, of random keys and values."""
         from llmserve.engines.torch.kv.store import KvStore
-        from llmserve.engines.torch.model.batch_layout import Part
+        from llmserve.engines.torch.model.batch_layout import BatchPart
 
         dice, owners = random.Random(1), [str(i) for i in range(count)]
         self._store = KvStore(self._geometry)
@@ -86,7 +86,7 @@ class Pair:
         self._places = [self._store.place(owner) for owner in owners]
         self._ids = [dice.randrange(3, self._vocabulary) for _ in owners]
         self._positions = [self._context - 1 - i % 7 for i in range(count)]
-        self._parts = [Part(o, p, 1) for o, p in zip(owners, self._positions, strict=True)]
+        self._parts = [BatchPart(o, p, 1) for o, p in zip(owners, self._positions, strict=True)]
 
     def by_compact(self) -> Any:
         import torch

@@ -41,11 +41,11 @@ def main(options: argparse.Namespace) -> None:
 
 def logits(model: Any, ids: list[int]) -> Any:
     from llmserve.engines.torch.kv.store import KvStore
-    from llmserve.engines.torch.model.batch_layout import Part, arrange
+    from llmserve.engines.torch.model.batch_layout import BatchPart, arrange
 
     kv = KvStore(model.geometry)
     kv.reserve("text", len(ids), 0)
-    batch = arrange([Part("text", 0, len(ids))], kv)
+    batch = arrange([BatchPart("text", 0, len(ids))], kv)
     return model.forward(batch, ids, [*range(len(ids))])
 
 

@@ -47,7 +47,7 @@ def opened(options: dict[str, Any], batch: int, sampling: SamplingParams) -> Any
     from llmserve.core.knobs import Knobs
     from llmserve.engines.batching.step_planner import StepPlanner
     from llmserve.engines.torch import step_loop as runner
-    from llmserve.engines.torch.messages import Submit
+    from llmserve.engines.torch.messages import SubmitRequest
     from llmserve.engines.torch.model.select_forward import load
     from llmserve.engines.torch.options import parse
     from llmserve.engines.torch.sampling.guided_decoding import Grammars
@@ -58,11 +58,11 @@ def opened(options: dict[str, Any], batch: int, sampling: SamplingParams) -> Any
     model, tokenizer = load(parsed), open_tokenizer(Path(parsed.model_path)).backend
     planner = StepPlanner(kv_blocks=4096, block_size=16, max_model_len=model.max_model_len)
     grammars = Grammars(tokenizer, model.vocab_size, model.eos_ids)
-    running = runner.Runner(
+    running = runner.StepLoop(
         model, Detokenizer(tokenizer), planner, Knobs(), grammars=grammars, seed=1
     )
     for i, prompt in enumerate(some_prompts(batch, model.vocab_size)):
-        told = running.handle(Submit(str(i), tuple(prompt), sampling))
+        told = running.handle(SubmitRequest(str(i), tuple(prompt), sampling))
         assert told is None, told
     for _ in range(10):
         running.step()
@@ -86,7 +86,7 @@ def profile(options: dict[str, Any], batch: int) -> dict[str, float]:
         ("planning", running.planner, "record"), ("layout", runner, "arrange"),
         ("masks", flat, "layout"), *[("linears", type(few), "__call__")] * (few is not None),
         ("forward", FlatModel, "forward"), ("sampling", runner, "draw"),
-        ("replies", runner.Runner, "_advance"),
+        ("replies", runner.StepLoop, "_advance"),
         *[("linears", kind, name) for kind in packed_linears.KINDS for name in ("__call__", "add")],
         ("attention", compact, "mix"), ("attention", attention, "mix"),
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from llmserve.core.events import Event, EventBus, Held, StepRecorded, TokensEmitted
+from llmserve.core.events import Event, EventBus, StepRecorded, TokensEmitted, WaitReasonChanged
 from llmserve.core.types import StepRecord, StepRow
 
 
@@ -50,12 +50,21 @@ def test_a_fold_that_raises_is_removed_and_the_others_go_on(
 
 def test_events_travel_as_json_and_come_back_equal() -> None:
     record = StepRecord(
-        index=3, start_s=1.5, duration_s=0.01, rows=(StepRow("a", "prefill", 7),), running=1,
-        waiting=2, kv_used_tokens=16, kv_capacity_tokens=64, max_num_seqs=4,
-        max_num_batched_tokens=8, preempted=("b",), held=(("c", "kv"),),
+        index=3,
+        start_s=1.5,
+        duration_s=0.01,
+        rows=(StepRow("a", "prefill", 7),),
+        running=1,
+        waiting=2,
+        kv_used_tokens=16,
+        kv_capacity_tokens=64,
+        max_num_seqs=4,
+        max_num_batched_tokens=8,
+        preempted=("b",),
+        held=(("c", "kv"),),
         satisfied=("max_num_seqs",),
     )
-    held = Held(t=0.0, request_id="a", reason="cap")
+    held = WaitReasonChanged(t=0.0, request_id="a", reason="cap")
     for event in (token(1), held, StepRecorded(t=2, record=record)):
         decoder: Any = msgspec.json.Decoder(Event)
         assert decoder.decode(msgspec.json.encode(event)) == event
@@ -63,7 +72,17 @@ def test_events_travel_as_json_and_come_back_equal() -> None:
 
 def test_the_union_names_every_event() -> None:
     assert {kind.__name__ for kind in get_args(Event)} == {
-        "Submitted", "Rejection", "Held", "Dispatched", "FirstToken", "TokensEmitted", "Finished",
-        "KnobsChanged", "KnobsSatisfied", "StepRecorded", "DeviceSampled", "FairnessSampled",
+        "Submitted",
+        "Rejection",
+        "WaitReasonChanged",
+        "Dispatched",
+        "FirstToken",
+        "TokensEmitted",
+        "Finished",
+        "KnobsChanged",
+        "KnobsSatisfied",
+        "StepRecorded",
+        "DeviceSampled",
+        "FairnessSampled",
         "CacheLooked",
     }

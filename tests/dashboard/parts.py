@@ -14,19 +14,19 @@ from llmserve.core.events import (
     EventBus,
     Finished,
     FirstToken,
-    Held,
     KnobsChanged,
     StepRecorded,
     Submitted,
     TokensEmitted,
+    WaitReasonChanged,
 )
 from llmserve.core.knobs import Applied, KnobBoard, differences
 from llmserve.core.types import StepRecord, StepRow
 from llmserve.dashboard.charts import Charts
 from llmserve.dashboard.controls import Controls
 from llmserve.dashboard.playground import Playground
-from llmserve.dashboard.queue_figures import Flow
-from llmserve.dashboard.recorder import Recorder
+from llmserve.dashboard.queue_figures import QueueFigures
+from llmserve.dashboard.recorder import SeriesRecorder
 from llmserve.dashboard.view import about
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.simulator.engine import SimulatorEngine
@@ -66,7 +66,7 @@ class Parts:
         self.board = KnobBoard()
         self.bus = EventBus()
         self.telemetry = Telemetry(self.bus, self.clock)
-        self.flow = Flow()
+        self.flow = QueueFigures()
         self.bus.attach(self.flow)
         self.runtime = NoRuntime()
         engine = SimulatorEngine(sink=lambda _: None, clock=self.clock)  # nobody starts it
@@ -109,7 +109,7 @@ class Parts:
             t=begin, request_id=name, tenant="default", priority=0, prompt_tokens=40, max_tokens=64
         )
         publish(submitted)
-        publish(Held(t=begin, request_id=name, reason="cap"))
+        publish(WaitReasonChanged(t=begin, request_id=name, reason="cap"))
         publish(Dispatched(t=begin + ttft_s / 2, request_id=name))
         self._publish_step(begin + ttft_s / 2, ttft_s / 2, StepRow(name, "prefill", 40))
         publish(FirstToken(t=begin + ttft_s, request_id=name))
@@ -181,7 +181,7 @@ class Desk:
     """One dashboard over its parts, driven by hand: no thread samples or pushes."""
 
     parts: Parts
-    recorder: Recorder
+    recorder: SeriesRecorder
     controls: Controls
     charts: Charts
     wire: Wire
@@ -189,7 +189,7 @@ class Desk:
     @classmethod
     def lay(cls) -> Desk:
         parts = Parts()
-        recorder = Recorder(parts.telemetry, parts.board, parts.bus, parts.clock)
+        recorder = SeriesRecorder(parts.telemetry, parts.board, parts.bus, parts.clock)
         recorder.sample()
         controls = Controls(parts.board, INFO, parts.clock, parts.set)
         playground = Playground(parts.service, parts.runtime)

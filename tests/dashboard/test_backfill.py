@@ -11,10 +11,10 @@ from dashboard.parts import Desk, Parts
 from dashboard.story import tell
 from llmserve.bench.load.workload import Workload
 from llmserve.core.events import Event, EventBus, Rejection, StepRecorded
-from llmserve.dashboard.backfill import EVERY_S, MOST_S, Gate, Past
+from llmserve.dashboard.backfill import EVERY_S, MOST_S, Backfill, EventBuffer
 from llmserve.dashboard.batch_tape import KINDS, Cursor, TapeLog
 from llmserve.dashboard.panels import COLUMNS
-from llmserve.dashboard.recorder import Recorder
+from llmserve.dashboard.recorder import SeriesRecorder
 
 LOAD = Workload(rate=12, duration_s=100, prompt_tokens=(20, 200), max_tokens=(8, 80))
 PRIVILEGED = Workload(rate=2, duration_s=100, max_tokens=10, tenant="gold", priority=1, seed=3)
@@ -30,9 +30,9 @@ def desk() -> Desk:
     return desk
 
 
-def late(desk: Desk) -> Recorder:
+def late(desk: Desk) -> SeriesRecorder:
     parts = desk.parts
-    return Recorder(parts.telemetry, parts.board, parts.bus, parts.clock)
+    return SeriesRecorder(parts.telemetry, parts.board, parts.bus, parts.clock)
 
 
 def test_its_figures_are_those_of_each_second_since_the_session_began(desk: Desk) -> None:
@@ -99,7 +99,7 @@ def test_of_a_long_session_it_shows_the_last_ten_minutes() -> None:
 
 def test_an_hour_old_session_without_requests_and_a_new_one_have_no_past_to_tell() -> None:
     parts = Parts()
-    past = Past(parts.telemetry, parts.clock.now())
+    past = Backfill(parts.telemetry, parts.clock.now())
     assert list(past.replay([])) == []
     assert past.began == parts.clock.now()
 
@@ -107,11 +107,11 @@ def test_an_hour_old_session_without_requests_and_a_new_one_have_no_past_to_tell
 def test_what_is_published_while_it_opens_is_told_once_and_in_order() -> None:
     parts, bus, told = Parts(), EventBus(), list[Event]()
     parts.bus.attach(bus.publish)
-    gate = Gate(bus, [told.append])
+    gate = EventBuffer(bus, [told.append])
     parts.play(1.0, ttft_s=0.1)
     refused = Rejection(t=1, request_id="x", tenant="t", priority=0, reason="rate_limit")
     parts.bus.publish(refused)
-    past = Past(parts.telemetry, parts.clock.now())  # has read it all already
+    past = Backfill(parts.telemetry, parts.clock.now())  # has read it all already
     parts.play(1.0, ttft_s=0.1)
     assert told == []
     gate.open(past.known)

@@ -9,12 +9,12 @@ from llmserve.core.events import (
     Dispatched,
     Event,
     Finished,
-    Held,
     Rejection,
     StepRecorded,
     Submitted,
+    WaitReasonChanged,
 )
-from llmserve.core.types import HoldReason, StepRecord, StepRow
+from llmserve.core.types import StepRecord, StepRow, WaitReason
 from llmserve.dashboard.batch_tape import (
     KINDS,
     OPEN,
@@ -28,22 +28,28 @@ from llmserve.dashboard.batch_tape import (
 
 
 def submitted(id: str, t: float = 0.0) -> Event:
-    return Submitted(
-        t=t, request_id=id, tenant="gold", priority=2, prompt_tokens=40, max_tokens=64
-    )
+    return Submitted(t=t, request_id=id, tenant="gold", priority=2, prompt_tokens=40, max_tokens=64)
 
 
 def step(
     *rows: tuple[str, str, int],
     preempted: tuple[str, ...] = (),
-    held: tuple[tuple[str, HoldReason], ...] = (),
+    held: tuple[tuple[str, WaitReason], ...] = (),
     index: int = 0,
 ) -> Event:
     record = StepRecord(
-        index=index, start_s=11.0, duration_s=0.5,
+        index=index,
+        start_s=11.0,
+        duration_s=0.5,
         rows=tuple(StepRow(id, "prefill" if k == "p" else "decode", n) for id, k, n in rows),
-        running=len(rows), waiting=3, kv_used_tokens=64, kv_capacity_tokens=100,
-        max_num_seqs=4, max_num_batched_tokens=20, preempted=preempted, held=held,
+        running=len(rows),
+        waiting=3,
+        kv_used_tokens=64,
+        kv_capacity_tokens=100,
+        max_num_seqs=4,
+        max_num_batched_tokens=20,
+        preempted=preempted,
+        held=held,
     )
     return StepRecorded(t=11.5, record=record)
 
@@ -83,7 +89,7 @@ def test_what_still_goes_on_is_open() -> None:
 
 def test_a_wait_shows_from_its_step_on_and_is_named_once_its_reason_is_told() -> None:
     news = told(
-        submitted("a"), step(("b", "d", 1)), Held(t=0, request_id="a", reason="cap"),
+        submitted("a"), step(("b", "d", 1)), WaitReasonChanged(t=0, request_id="a", reason="cap"),
         step(("b", "d", 1)), step(("b", "d", 1), held=(("a", "kv"),)),
         step(("b", "d", 1), ("a", "p", 9)),
     )  # fmt: skip
@@ -100,7 +106,9 @@ def test_a_preempted_one_loses_its_kv_and_computes_again() -> None:
     )  # fmt: skip
     own = [s for s in segments(news) if s[0] == 0]
     assert own == [
-        (0, "prefill", 0, 0, 9, 0), (0, "preempted", 1, 2, 0, 0), (0, "prefill", 3, None, 10, 0)
+        (0, "prefill", 0, 0, 9, 0),
+        (0, "preempted", 1, 2, 0, 0),
+        (0, "prefill", 3, None, 10, 0),
     ]
     assert news.rows[0][-2] == 1
 
@@ -108,7 +116,9 @@ def test_a_preempted_one_loses_its_kv_and_computes_again() -> None:
 def test_who_runs_and_gets_no_token_waits_for_the_budget_and_keeps_its_kv() -> None:
     news = told(step(("a", "d", 1)), step(("b", "d", 1)), step(("a", "d", 1)))
     assert [s for s in segments(news) if s[0] == 0] == [
-        (0, "decode", 0, 0, 1, 0), (0, "token_budget", 1, 1, 0, 1), (0, "decode", 2, None, 1, 1)
+        (0, "decode", 0, 0, 1, 0),
+        (0, "token_budget", 1, 1, 0, 1),
+        (0, "decode", 2, None, 1, 1),
     ]
 
 
@@ -182,6 +192,9 @@ def test_it_keeps_the_newest_steps_and_requests_and_no_more() -> None:
     assert log.news(Cursor(steps=5)).first_step == 100
 
 
-@pytest.mark.parametrize("reason", get_args(HoldReason))
-def test_every_reason_for_a_wait_has_a_kind(reason: HoldReason) -> None:
-    assert segments(told(submitted("a"), Held(t=0, request_id="a", reason=reason)))[0][1] == reason
+@pytest.mark.parametrize("reason", get_args(WaitReason))
+def test_every_reason_for_a_wait_has_a_kind(reason: WaitReason) -> None:
+    assert (
+        segments(told(submitted("a"), WaitReasonChanged(t=0, request_id="a", reason=reason)))[0][1]
+        == reason
+    )

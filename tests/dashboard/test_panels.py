@@ -11,13 +11,17 @@ from dashboard.parts import GIB, Parts
 from llmserve.core.events import DeviceSampled, Dispatched, Rejection, Submitted
 from llmserve.dashboard.panels import COLUMNS, Panel, panels, row
 from llmserve.dashboard.png import to_png
-from llmserve.dashboard.queue_figures import REASONS, Flow
+from llmserve.dashboard.queue_figures import REASONS, QueueFigures
 from llmserve.plots.svg import nice_ceiling
 
 
 def device(kind: Literal["gpu", "host"], used: int, own: int | None) -> DeviceSampled:
     return DeviceSampled(
-        t=0, kind=kind, name=f"{kind}{used}", used_bytes=used * GIB, total_bytes=80 * GIB,
+        t=0,
+        kind=kind,
+        name=f"{kind}{used}",
+        used_bytes=used * GIB,
+        total_bytes=80 * GIB,
         own_bytes=None if own is None else own * GIB,
     )
 
@@ -28,8 +32,8 @@ def figures(parts: Parts) -> dict[str, float]:
     return dict(zip(COLUMNS, row(snapshot, flow), strict=True))
 
 
-def shown(*devices: DeviceSampled, flow: Flow | None = None) -> dict[str, Panel]:
-    return {panel.id: panel for panel in panels(devices, flow or Flow())}
+def shown(*devices: DeviceSampled, flow: QueueFigures | None = None) -> dict[str, Panel]:
+    return {panel.id: panel for panel in panels(devices, flow or QueueFigures())}
 
 
 def test_a_row_holds_the_figures_of_the_last_seconds_in_the_units_of_the_panels() -> None:
@@ -67,7 +71,7 @@ def test_power_and_temperature_are_panels_only_where_the_platform_tells_them() -
 
 
 def test_every_line_of_every_panel_has_a_column() -> None:
-    flow = Flow()
+    flow = QueueFigures()
     for i in range(9):
         event = Submitted(
             t=0, request_id=f"r{i}", tenant=f"t{i}", priority=i, prompt_tokens=1, max_tokens=1
@@ -91,7 +95,7 @@ def test_goodput_counts_only_what_met_the_objective() -> None:
 
 
 def test_who_waits_is_told_by_tenant_where_there_are_two_else_by_class() -> None:
-    flow = Flow()
+    flow = QueueFigures()
 
     def submit(id: str, tenant: str, level: int) -> None:
         flow(
@@ -113,7 +117,7 @@ def test_who_waits_is_told_by_tenant_where_there_are_two_else_by_class() -> None
 
 
 def test_refusals_are_a_panel_once_there_are_some_by_their_reason() -> None:
-    flow = Flow()
+    flow = QueueFigures()
     assert "refused" not in shown(flow=flow)
     flow(Rejection(t=1, request_id="a", tenant="t", priority=0, reason="rate_limit"))
     assert [line.label for line in shown(flow=flow)["refused"].lines] == ["rate_limit"]
@@ -129,7 +133,7 @@ def test_the_picture_is_a_png_with_the_lines_in_their_colours() -> None:
     times = np.arange(100.0)
     values = np.tile(np.arange(100, dtype=np.float32)[:, None], len(COLUMNS))
     values[40:60] = np.nan
-    drawn = to_png(panels((), Flow()), times, values, [30.0, 1e9])
+    drawn = to_png(panels((), QueueFigures()), times, values, [30.0, 1e9])
     image = Image.open(io.BytesIO(drawn)).convert("RGB")
     assert image.size == (2400, 880)
     colours = {colour for _, colour in image.getcolors(1 << 20) or ()}
@@ -138,7 +142,9 @@ def test_the_picture_is_a_png_with_the_lines_in_their_colours() -> None:
 
 
 def test_the_picture_of_an_empty_session_can_be_drawn() -> None:
-    empty = to_png(panels((), Flow()), np.empty(0), np.empty((0, len(COLUMNS)), np.float32), [])
+    empty = to_png(
+        panels((), QueueFigures()), np.empty(0), np.empty((0, len(COLUMNS)), np.float32), []
+    )
     assert empty.startswith(b"\x89PNG")
 
 

@@ -18,7 +18,7 @@ from llmserve.core.events import Event, KnobsChanged, Submitted
 from llmserve.core.knobs import KnobError
 from llmserve.lab.compare import Comparing
 from llmserve.lab.comparison import CONFIDENCE, Comparison
-from llmserve.lab.settings import NeedsRestart, ServicePanel, Side, Switch
+from llmserve.lab.settings import NeedsRestart, ServiceKnobPanel, Side, Switch
 
 SMALL = Workload(rate=40, requests=8, prompt_tokens=4, max_tokens=4)
 BUSY = Workload(concurrency=4, requests=16, prompt_tokens=4, max_tokens=8)
@@ -106,7 +106,7 @@ def test_two_policies_of_one_service_and_its_knobs_come_back() -> None:
         async with simulated(clock) as (service, bus):
             bus.attach(lambda e: sources.append(e.source) if isinstance(e, KnobsChanged) else None)
             await service.set_knobs({"max_num_seqs": 4})
-            switch, target = Switch(ServicePanel(service)), ServiceTarget(service, bus)
+            switch, target = Switch(ServiceKnobPanel(service)), ServiceTarget(service, bus)
             a, b = (switch.side(s, target) for s in ("fifo", {"max_num_seqs": 2}))
             found = await Comparing(a, b, load, pairs=3, slo=Slo(ttft_ms=200)).run()
             await switch.back()
@@ -131,7 +131,7 @@ def test_settings_do_not_add_up_and_wrong_ones_are_refused_before_anything_runs(
 
     async def main() -> None:
         async with simulated(clock, max_num_seqs_ceiling=8) as (service, bus):
-            switch, target = Switch(ServicePanel(service)), ServiceTarget(service, bus)
+            switch, target = Switch(ServiceKnobPanel(service)), ServiceTarget(service, bus)
             await switch.to({"policy": "priority"})
             await switch.to({"max_num_seqs": 2})
             now = service.board.current
@@ -213,7 +213,7 @@ def test_refusals_of_one_side_are_told_beside_its_latencies() -> None:
 
     async def main() -> Comparison:
         async with simulated(clock) as (service, bus):
-            switch, target = Switch(ServicePanel(service)), ServiceTarget(service, bus)
+            switch, target = Switch(ServiceKnobPanel(service)), ServiceTarget(service, bus)
             strict = {"max_active": 1, "queue_mode": "reject"}
             a, b = (switch.side(s, target) for s in ({}, strict))
             return await Comparing(a, b, SMALL, pairs=2, warmup=False).run()

@@ -22,7 +22,7 @@ from llmserve.core.types import Request
 from llmserve.engines.base import EngineError
 from llmserve.lab.compare import Comparing
 from llmserve.lab.comparison import Comparison
-from llmserve.lab.settings import ServicePanel, Side, Stage, Switch
+from llmserve.lab.settings import ServiceKnobPanel, Side, Stage, Switch
 from llmserve.lab.sweep import Sweeping
 from llmserve.lab.sweep_result import Sweep
 from llmserve.serving.service import Service
@@ -31,7 +31,7 @@ from support.scripted import ScriptedEngine
 LOAD = Workload(concurrency=2, requests=4, prompt_tokens=4, max_tokens=3)
 
 
-class FallingPanel(ServicePanel):
+class FallingPanel(ServiceKnobPanel):
     """Lets its knobs be turned so many times, and then nobody answers."""
 
     def __init__(self, service: Service, times: int, gone: type[Exception] = OSError) -> None:
@@ -128,7 +128,7 @@ def test_runs_that_served_nothing_are_no_points_and_are_measured_again(tmp_path:
         async def main() -> Sweep:
             async with simulated(clock) as (service, bus):
                 target = Dead(service, bus, serves)
-                stage = Stage(target, ServicePanel(service), "simulator", "none")
+                stage = Stage(target, ServiceKnobPanel(service), "simulator", "none")
                 grid = {"concurrency": [1, 2]}
                 return await Sweeping(stage, grid, LOAD, rounds=2, warmup=False, path=path).run()
 

@@ -20,7 +20,7 @@ from llmserve.lab.settings import here
 from llmserve.lab.sweep import Sweeping, redrawing
 from llmserve.lab.sweep_result import Sweep, combinations
 from llmserve.observe.window import Summary
-from llmserve.plots.live_figure import Sketch
+from llmserve.plots.live_figure import LiveFigure
 from llmserve.serving.service import Service
 
 LOAD = Workload(concurrency=8, requests=16, prompt_tokens=4, max_tokens=8)
@@ -319,7 +319,7 @@ def test_a_sweep_shows_everywhere_and_comes_back_from_json() -> None:
 
 
 def test_the_live_plot_gains_a_point_with_every_run_and_names_it() -> None:
-    clock, drawn = VirtualClock(), list[Sketch]()
+    clock, drawn = VirtualClock(), list[LiveFigure]()
 
     async def main() -> None:
         async with simulated(clock) as (service, bus):

@@ -7,9 +7,9 @@ import pytest
 from llmserve.bench.load.workload import Workload
 from llmserve.bench.run.driver import Bench, ServiceTarget
 from llmserve.core.clock import VirtualClock
-from llmserve.core.events import Event, EventBus, Held, KnobsChanged, StepRecorded
+from llmserve.core.events import Event, EventBus, KnobsChanged, StepRecorded, WaitReasonChanged
 from llmserve.core.knobs import KnobBoard, Knobs
-from llmserve.core.types import HoldReason, StepRecord, StepRow
+from llmserve.core.types import StepRecord, StepRow, WaitReason
 from llmserve.engines.simulator.engine import SimulatorEngine
 from llmserve.observe.attribution import WhyFold, explain, ruling_knob
 from llmserve.observe.attribution_report import COLOURS, LABELS, Breakdown, Why
@@ -19,8 +19,8 @@ from llmserve.serving.service import Service
 from observe.tape import dispatched, finished, first, refused, submitted, tokens
 
 
-def held(t: float, id: str, reason: HoldReason) -> Event:
-    return Held(t=t, request_id=id, reason=reason)
+def held(t: float, id: str, reason: WaitReason) -> Event:
+    return WaitReasonChanged(t=t, request_id=id, reason=reason)
 
 
 def step(
@@ -29,7 +29,7 @@ def step(
     took: float,
     *rows: tuple[str, str, int],
     preempted: tuple[str, ...] = (),
-    held: tuple[tuple[str, HoldReason], ...] = (),
+    held: tuple[tuple[str, WaitReason], ...] = (),
 ) -> Event:
     record = StepRecord(
         index=index, start_s=start, duration_s=took,

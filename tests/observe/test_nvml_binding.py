@@ -15,7 +15,7 @@ import llmserve
 from llmserve.core.clock import VirtualClock
 from llmserve.engines.registry import has_gpu
 from llmserve.observe.gpu import DeviceSampler
-from llmserve.observe.process_memory import Scales
+from llmserve.observe.process_memory import MemoryScales
 
 GIB = 2**30
 NOT_TOLD = pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value
@@ -83,7 +83,7 @@ def install(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
 
 def weighed() -> tuple[int | None, int | None]:
     """Of this process, and of the device."""
-    scales = Scales()
+    scales = MemoryScales()
     try:
         found = scales.weigh(())
         assert found.kernel is not None

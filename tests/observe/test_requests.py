@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmserve.core.events import Event, Finished, Held
+from llmserve.core.events import Event, Finished, WaitReasonChanged
 from llmserve.observe import RequestLog
 from observe.tape import dispatched, finished, first, one_request, refused, step, submitted, tokens
 
@@ -24,8 +24,8 @@ def test_a_row_tells_the_whole_life_of_a_request() -> None:
 def test_a_row_tells_why_a_request_waits() -> None:
     events: list[Event] = [
         submitted(0),
-        Held(t=1, request_id="a", reason="cap"),
-        Held(t=2, request_id="a", reason="kv", step=5),
+        WaitReasonChanged(t=1, request_id="a", reason="cap"),
+        WaitReasonChanged(t=2, request_id="a", reason="kv", step=5),
     ]
     (row,) = folded(*events).rows()
     assert (row.state, row.hold_reason, row.queue_s) == ("waiting", "kv", None)

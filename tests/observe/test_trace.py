@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.clock import VirtualClock
-from llmserve.core.events import DeviceSampled, Event, EventBus, Held, KnobsChanged, KnobsSatisfied
+from llmserve.core.events import (
+    DeviceSampled,
+    Event,
+    EventBus,
+    KnobsChanged,
+    KnobsSatisfied,
+    WaitReasonChanged,
+)
 from llmserve.core.knobs import Knobs
 from llmserve.observe import LiveStats, PrometheusExporter, RequestLog, StepLog, Telemetry
 from llmserve.observe.trace import TraceError, TraceWriter, read_trace, replay
@@ -31,7 +38,7 @@ def every_kind() -> list[Event]:
         *one_request(),
         submitted(7, "é\n"),
         refused(8, "é\n", "queue_timeout"),
-        Held(t=9, request_id="b", reason="cap", step=3),
+        WaitReasonChanged(t=9, request_id="b", reason="cap", step=3),
         KnobsChanged(
             t=9, changed={"policy": ("fifo", "priority"), "max_active": (None, 3)}, source="ui",
             step=None, ms=0.1, clamped=("max_active",),

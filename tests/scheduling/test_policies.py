@@ -12,9 +12,9 @@ from llmserve.core.knobs import Knobs, PolicyName
 from llmserve.core.tenants import Terms
 from llmserve.core.types import Request
 from llmserve.scheduling.admission import Accepted, Rejected
-from llmserve.scheduling.lazy_heap import GrowingHeap, Key
+from llmserve.scheduling.lazy_heap import Key, LazyHeap
 from llmserve.scheduling.ledger import OUTPUT_WEIGHT, PROMPT_WEIGHT
-from llmserve.scheduling.output_length import Lengths
+from llmserve.scheduling.output_length import OutputLengths
 from llmserve.scheduling.policies import POLICIES
 from llmserve.scheduling.scheduler import Scheduler
 from support.requests import request
@@ -180,7 +180,7 @@ def test_a_growing_heap_gives_the_least_whatever_grew(changes: list[tuple[str, i
     def key(item: str) -> tuple[float] | None:
         return (keys[item],) if item in keys else None
 
-    heap: GrowingHeap[str] = GrowingHeap(key)
+    heap: LazyHeap[str] = LazyHeap(key)
     for item, amount in changes:
         if item not in keys:
             keys[item] = amount
@@ -318,7 +318,7 @@ def test_shortest_first_learns_how_long_replies_are_per_tenant_and_prompt_length
 
 
 def test_what_is_learned_of_lengths_is_bounded_and_never_above_what_is_asked() -> None:
-    lengths = Lengths()
+    lengths = OutputLengths()
     for n in range(10_100):
         lengths.learn(request("x", tenant=f"t{n}"), 5)
     assert len(lengths._kinds) == 10_000

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from llmserve.core.events import Finished, Held, KnobsChanged, Rejection, TokensEmitted
+from llmserve.core.events import Finished, KnobsChanged, Rejection, TokensEmitted, WaitReasonChanged
 from llmserve.core.knobs import KnobError, Knobs
 from llmserve.core.types import Outcome, ParamError
 from llmserve.engines.base import EngineError, RequestFailed
@@ -43,7 +43,7 @@ def test_no_more_than_max_active_are_in_the_engine_and_all_are_served() -> None:
 
     world = run(story, knobs=Knobs(max_active=3))
     assert most == 3
-    assert {e.reason for e in world.of(Held)} == {"cap"}
+    assert {e.reason for e in world.of(WaitReasonChanged)} == {"cap"}
 
 
 def test_leaving_while_queued_frees_the_place() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmserve.engines.torch.cpu_kernels.kernel import Rows
+from llmserve.engines.torch.cpu_kernels.kernel import FusedRows
 from llmserve.engines.torch.kv.store import Geometry, KvStore
 from llmserve.engines.torch.model.weights import Weights, take_apart
 
@@ -89,7 +89,7 @@ def kept_in_bfloat16(
 class Drive:
     """Sequences in slots, taken on by steps of a Rows."""
 
-    def __init__(self, model: Model, rows: Rows) -> None:
+    def __init__(self, model: Model, rows: FusedRows) -> None:
         self.model, self.rows = model, rows
         self.kv = KvStore(model.geometry)
         self.ids: dict[str, list[int]] = {}

@@ -21,9 +21,9 @@ from llmserve.engines import registry
 from llmserve.engines.base import Engine, EngineInfo
 from llmserve.entrypoints.http.app import build_app
 from llmserve.entrypoints.http.response_cache import CacheOptions
-from llmserve.entrypoints.http.server import Server, bind
+from llmserve.entrypoints.http.server import HttpServer, bind
 from llmserve.observe import Telemetry
-from llmserve.serving.api_keys import Agreement, Keyring, terms_of
+from llmserve.serving.api_keys import Keyring, KeyTerms, terms_of
 from llmserve.serving.publisher import publish_step
 from llmserve.serving.runtime import Runtime
 from llmserve.serving.service import Service
@@ -57,7 +57,7 @@ class Serving:
     service: Service
     telemetry: Telemetry
     runtime: Runtime
-    server: Server
+    server: HttpServer
     bus: EventBus
 
     @property
@@ -122,7 +122,7 @@ class Serving:
 def serving(
     engine: str,
     *,
-    agreements: Mapping[str, Agreement] | None = None,
+    agreements: Mapping[str, KeyTerms] | None = None,
     cache: CacheOptions | None = None,
     **options: object,
 ) -> Iterator[Serving]:
@@ -131,7 +131,7 @@ def serving(
     made: Engine = registry.create(engine, sink=partial(publish_step, bus), clock=clock, **options)
     service = Service(made, KnobBoard(), bus, clock, terms_of(agreements or {}))
     app = build_app(service, telemetry, Keyring(KEY, agreements or {}), cache)
-    server = Server(app, bind("127.0.0.1", 0))
+    server = HttpServer(app, bind("127.0.0.1", 0))
     with ExitStack() as stack:
         runtime = Runtime()
         stack.callback(runtime.close)

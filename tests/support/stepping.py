@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from llmserve.core.knobs import Knobs
-from llmserve.core.types import HoldReason, Request
+from llmserve.core.types import Request, WaitReason
 from llmserve.engines.batching.sequence import Plan, Sequence
 from llmserve.engines.batching.step_planner import StepPlanner
 from support.requests import request
@@ -33,7 +33,7 @@ class Stepper:
         self.now = 0.0
         self.finished: list[str] = []
         self.plans: list[Plan] = []
-        self.told: dict[str, HoldReason] = {}
+        self.told: dict[str, WaitReason] = {}
 
     def set(self, **changes: object) -> None:
         self.knobs = self.knobs.changed(changes)

@@ -13,8 +13,8 @@ import torch
 
 from llmserve.core.knobs import Knobs
 from llmserve.core.types import SamplingParams
-from llmserve.engines.torch.messages import Abort, Delta, Retune, Stepped, Submit
-from llmserve.engines.torch.step_loop import Runner
+from llmserve.engines.torch.messages import Abort, Delta, Retune, Stepped, SubmitRequest
+from llmserve.engines.torch.step_loop import StepLoop
 
 VOCAB = 320
 EOS = 2
@@ -109,13 +109,13 @@ def words(count: int, seed: int) -> tuple[int, ...]:
 class Driven:
     """A runner, and what it has said so far."""
 
-    runner: Runner
+    runner: StepLoop
     steps: list[Stepped] = field(default_factory=list)
     deltas: dict[str, list[Delta]] = field(default_factory=dict)
 
     def submit(self, request_id: str, prompt: Sequence[int], **sampling: Any) -> None:
         self.deltas[request_id] = []
-        message = Submit(request_id, tuple(prompt), SamplingParams(**sampling))
+        message = SubmitRequest(request_id, tuple(prompt), SamplingParams(**sampling))
         answer = self.runner.handle(message)
         assert answer is None or isinstance(answer, Stepped)
         if answer is not None:

@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from llmserve.core.knobs import KnobValue
-from llmserve.core.types import FinishReason, HoldReason, Request, StepRecord
+from llmserve.core.types import FinishReason, Request, StepRecord, WaitReason
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +58,11 @@ class Rejection(_Event, frozen=True, kw_only=True):
     retry_after_s: float | None = None
 
 
-class Held(_Event, frozen=True, kw_only=True):
+class WaitReasonChanged(_Event, frozen=True, kw_only=True):
     """The reason for which a request waits is now this one."""
 
     request_id: str
-    reason: HoldReason
+    reason: WaitReason
     step: int | None = None
     """The engine's step that said so; None when the front scheduler did."""
 
@@ -150,7 +150,7 @@ class DeviceSampled(_Event, frozen=True, kw_only=True):
 
 
 Event = (
-    Submitted | Rejection | Held | Dispatched | FirstToken | TokensEmitted | Finished
+    Submitted | Rejection | WaitReasonChanged | Dispatched | FirstToken | TokensEmitted | Finished
     | KnobsChanged | KnobsSatisfied | StepRecorded | FairnessSampled | CacheLooked | DeviceSampled
 )
 

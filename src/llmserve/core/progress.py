@@ -13,7 +13,7 @@ SHOWN_AFTER_S = 2.0
 _TOLD: ContextVar[bool] = ContextVar("llmserve_wait_told", default=False)
 
 
-class Line(Protocol):
+class ProgressLine(Protocol):
     """One line of text that can be written anew."""
 
     def write(self, text: str) -> None: ...
@@ -25,14 +25,14 @@ class Waiting:
     """Call it now and then; a wait that is over sooner than that shows nothing."""
 
     def __init__(
-        self, what: str | Callable[[], str], find: Callable[[], Line | None] | None = None,
+        self, what: str | Callable[[], str], find: Callable[[], ProgressLine | None] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         """what: as "starting vllm", or what gives it anew each second. find: the line to write on,
         None where nobody would read it."""
         self._what, self._find, self._now = what, find or line, now
         self._began = now()
-        self._line: Line | None = None
+        self._line: ProgressLine | None = None
         self._told = -1
 
     def __call__(self) -> None:
@@ -66,7 +66,7 @@ def told_already() -> Iterator[None]:
         _TOLD.reset(token)
 
 
-def line() -> Line | None:
+def line() -> ProgressLine | None:
     """The cell's output in a notebook, else standard error where that is a terminal. None where
     nobody would read it, or another tells already."""
     if _TOLD.get():

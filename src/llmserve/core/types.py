@@ -13,7 +13,7 @@ import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
 RowKind = Literal["prefill", "decode"]
-HoldReason = Literal["cap", "token_budget", "kv", "policy", "tenant_limit", "batch", "prefix"]
+WaitReason = Literal["cap", "token_budget", "kv", "policy", "tenant_limit", "batch", "prefix"]
 """Why a request waits: at most so many at once (cap), no room in the step's token budget, no free
 KV block, another goes first by policy, its tenant's limit, a static batch that is closed, or
 another computes most of its prompt just now, which it then copies (prefix)."""
@@ -188,7 +188,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     preempted: tuple[str, ...] = ()
-    held: tuple[tuple[str, HoldReason], ...] = ()
+    held: tuple[tuple[str, WaitReason], ...] = ()
     """Waiting requests whose reason for waiting changed in this step."""
     satisfied: tuple[str, ...] = ()
     """Lowered caps that the running set fits for the first time in this step."""

@@ -19,17 +19,17 @@ from llmserve.core.events import (
     EventBus,
     Finished,
     FirstToken,
-    Held,
     KnobsSatisfied,
     Rejection,
     RejectReason,
     StepRecorded,
     Submitted,
+    WaitReasonChanged,
 )
 from llmserve.core.types import FinishReason, StepRecord
 from llmserve.dashboard.panels import WINDOW_S
 from llmserve.observe.attribution import WhyFold
-from llmserve.observe.request_timeline import Journeys
+from llmserve.observe.request_timeline import RequestTimelines
 from llmserve.observe.requests import RequestLog, RequestRow
 from llmserve.observe.stats import LiveStats, Snapshot
 from llmserve.observe.steps import StepLog
@@ -50,7 +50,7 @@ class TelemetryLike(Protocol):
     def why(self) -> WhyFold: ...
 
 
-class Gate:
+class EventBuffer:
     """Keeps what is published meanwhile, until folds have been told what was before."""
 
     def __init__(self, bus: EventBus, folds: Sequence[Fold]) -> None:
@@ -81,7 +81,7 @@ class Gate:
             self._bus.detach(self)
 
 
-class Past:
+class Backfill:
     """Reads the logs once, when it is made."""
 
     def __init__(self, telemetry: TelemetryLike, now: float) -> None:
@@ -108,7 +108,7 @@ class Past:
     def replay(self, folds: Sequence[Fold]) -> Iterator[Snapshot]:
         """Tell the folds; on the way the figures as they were at each second, of those seconds
         whose samples are all still there."""
-        journeys = Journeys()
+        journeys = RequestTimelines()
         last: StepRecord | None = None
         due = max(self.began, self._now - MOST_S) + EVERY_S
         for event in [*self._events, None]:
@@ -122,7 +122,9 @@ class Past:
                 for fold in folds:
                     fold(event)
 
-    def _at(self, t: float, journeys: Journeys, last: StepRecord | None) -> Iterator[Snapshot]:
+    def _at(
+        self, t: float, journeys: RequestTimelines, last: StepRecord | None
+    ) -> Iterator[Snapshot]:
         snapshot = self._stats.snapshot(t, WINDOW_S)
         if snapshot.capped:
             return
@@ -133,7 +135,7 @@ class Past:
         )  # fmt: skip
 
 
-def _count(journeys: Journeys, event: Event) -> None:
+def _count(journeys: RequestTimelines, event: Event) -> None:
     if isinstance(event, Submitted):
         journeys.submit(event)
     elif isinstance(event, Dispatched):
@@ -151,13 +153,11 @@ def _request(row: RequestRow) -> Iterator[Event]:
             prompt_tokens=row.prompt_tokens, max_tokens=row.max_tokens,
         )  # fmt: skip
         if row.hold_reason is not None:
-            yield Held(t=born, request_id=name, reason=row.hold_reason)
+            yield WaitReasonChanged(t=born, request_id=name, reason=row.hold_reason)
     if row.queue_s is not None:
         yield Dispatched(t=born + row.queue_s, request_id=name)
     if row.ttft_s is not None:
-        yield FirstToken(
-            t=born + row.ttft_s, request_id=name, cached_tokens=row.cached_tokens or 0
-        )
+        yield FirstToken(t=born + row.ttft_s, request_id=name, cached_tokens=row.cached_tokens or 0)
     if row.e2e_s is None:
         return
     if row.state == "refused":
@@ -176,8 +176,7 @@ def _request(row: RequestRow) -> Iterator[Event]:
 def _step(record: StepRecord) -> Iterator[Event]:
     t = record.start_s + record.duration_s
     for request_id, reason in record.held:
-        yield Held(t=t, request_id=request_id, reason=reason, step=record.index)
+        yield WaitReasonChanged(t=t, request_id=request_id, reason=reason, step=record.index)
     yield StepRecorded(t=t, record=record)
     for name in record.satisfied:
         yield KnobsSatisfied(t=t, name=name, step=record.index)
-

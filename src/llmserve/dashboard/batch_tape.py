@@ -25,23 +25,23 @@ from llmserve.core.events import (
     Event,
     Finished,
     FirstToken,
-    Held,
     Rejection,
     StepRecorded,
     Submitted,
+    WaitReasonChanged,
 )
-from llmserve.core.types import HoldReason, StepRecord
+from llmserve.core.types import StepRecord, WaitReason
 
 STEPS = 10_000
 SEGMENTS = 60_000
 REQUESTS = 2_000
-KINDS: Final = ("prefill", "decode", "preempted", "waiting", *get_args(HoldReason))
+KINDS: Final = ("prefill", "decode", "preempted", "waiting", *get_args(WaitReason))
 """What a segment may be. A waiting one is named by its reason once that is told."""
 OPEN: Final = 0xFFFF_FFFF
 UPDATE_BYTES = 10_000
 _ROW_BYTES = 130
 _PREFILL, _DECODE, _PREEMPTED, _WAITING = range(4)
-_REASON: Final = {reason: KINDS.index(reason) for reason in get_args(HoldReason)}
+_REASON: Final = {reason: KINDS.index(reason) for reason in get_args(WaitReason)}
 _STEP = struct.Struct("<df5I")  # start, duration, index, prefill, decode, waiting, KV tokens
 _SEGMENT = struct.Struct("<3IHHI")  # request, first and last step, kind, tokens a step, KV before
 
@@ -145,7 +145,7 @@ class TapeLog:
                 row.tenant, row.priority = event.tenant, event.priority
                 row.prompt_tokens, row.submitted = event.prompt_tokens, event.t
                 self._begin(row.id, _WAITING, 0, 0)
-            elif isinstance(event, Held):
+            elif isinstance(event, WaitReasonChanged):
                 self._held(event.request_id, event.reason)
             elif isinstance(event, Dispatched):
                 self._row(event.request_id).dispatched = event.t
@@ -248,7 +248,7 @@ class TapeLog:
             self._closed.append(segment.pack(last))
             self._closed_total += 1
 
-    def _held(self, request_id: str, reason: HoldReason) -> None:
+    def _held(self, request_id: str, reason: WaitReason) -> None:
         segment = self._open.get(request_id)
         if segment is None or request_id in self._running or segment.kind == _PREEMPTED:
             return

@@ -19,10 +19,10 @@ import traitlets
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import KnobBoard
 from llmserve.dashboard.controls import Controls
-from llmserve.dashboard.page_link import Link
-from llmserve.dashboard.page_messages import PERIOD_S, Message, Outbox
+from llmserve.dashboard.page_link import PageLink
+from llmserve.dashboard.page_messages import PERIOD_S, Message, PageMessages
 from llmserve.dashboard.playground import Playground
-from llmserve.dashboard.recorder import Recorder
+from llmserve.dashboard.recorder import SeriesRecorder
 from llmserve.dashboard.styles import pin_comm
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
 
     def __init__(
         self,
-        recorder: Recorder,
+        recorder: SeriesRecorder,
         board: KnobBoard,
         controls: Controls,
         clock: Clock,
@@ -61,8 +61,8 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
         self._clock = clock
         self.playground = playground
         self._guard = threading.RLock()
-        self._link = Link()
-        self._outbox = Outbox(recorder, board, controls, about, self._link, playground)
+        self._link = PageLink()
+        self._outbox = PageMessages(recorder, board, controls, about, self._link, playground)
         self._pictures: dict[int, tuple[threading.Event, list[bytes]]] = {}
         self._picture_ids = itertools.count(1)
         pin_comm(self)

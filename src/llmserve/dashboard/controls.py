@@ -21,7 +21,7 @@ from llmserve.core.clock import Clock
 from llmserve.core.knobs import SPECS, Applied, KnobBoard, KnobValue, Layer, Spec
 from llmserve.dashboard.page_link import GONE_S
 from llmserve.dashboard.presets import History
-from llmserve.dashboard.styles import Look, pin_comm
+from llmserve.dashboard.styles import Styles, pin_comm
 from llmserve.dashboard.toolbar import Toolbar
 from llmserve.engines.base import EngineInfo
 
@@ -50,7 +50,7 @@ class Controls:
         self._told: dict[str, list[tuple[float, KnobValue]]] = {}
         self.status = ""
         self._changed = False
-        look = Look()
+        look = Styles()
         self.by_name = {
             spec.name: Control(spec, getattr(board.current, spec.name), info, look)
             for spec in SPECS.values()
@@ -127,7 +127,7 @@ class Controls:
             self._told[name] = told[places[0] + 1 :] if places else told
         return bool(places)
 
-    def _arrange(self, look: Look) -> ipywidgets.Box:
+    def _arrange(self, look: Styles) -> ipywidgets.Box:
         groups = []
         for layer in _LAYERS:
             rows = [c.row for c in self.by_name.values() if c.spec.layer == layer]
@@ -149,7 +149,7 @@ class Controls:
 class Control:
     """The widgets of one knob: a value, its unit, and a checkbox where None is allowed."""
 
-    def __init__(self, spec: Spec, value: KnobValue, info: EngineInfo, look: Look) -> None:
+    def __init__(self, spec: Spec, value: KnobValue, info: EngineInfo, look: Styles) -> None:
         self.spec = spec
         reason = info.unsupported.get(spec.name)
         ceiling = info.ceilings.get(spec.name)
@@ -218,7 +218,7 @@ class Control:
                 widget.observe(changed, names="value")
 
 
-def _value_widget(spec: Spec, value: KnobValue, ceiling: int | None, look: Look) -> Any:
+def _value_widget(spec: Spec, value: KnobValue, ceiling: int | None, look: Styles) -> Any:
     common = {"description": spec.name, "layout": look.wide}
     if spec.type == "choice":
         return ipywidgets.Dropdown(options=spec.choices, value=value, style=look.text, **common)

@@ -10,13 +10,13 @@ EXPLAIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
+class LatencyPanel:
     lines: tuple[str, ...] = ()
     bars: tuple[tuple[str, float, tuple[tuple[str, float, str], ...]], ...] = ()
     """Figure, its p95 in ms, and its parts: label, ms, colour."""
 
     @classmethod
-    def of(cls, why: Why) -> Explained:
+    def of(cls, why: Why) -> LatencyPanel:
         bars = tuple(
             (
                 b.metric,

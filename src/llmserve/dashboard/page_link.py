@@ -15,7 +15,7 @@ GONE_S = 10.0
 """Who is silent for so long does not only draw, or wait for its machine: it is gone."""
 
 
-class Link:
+class PageLink:
     def __init__(self) -> None:
         self.seq = 0
         self.position = 0

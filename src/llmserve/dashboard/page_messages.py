@@ -13,11 +13,11 @@ from llmserve.core.knobs import KnobBoard, Knobs, KnobValue
 from llmserve.dashboard.batch_tape import KINDS, STEPS, UPDATE_BYTES, Cursor
 from llmserve.dashboard.codec import Frame, encode
 from llmserve.dashboard.controls import Controls
-from llmserve.dashboard.latency_panel import Explained
-from llmserve.dashboard.page_link import Link
+from llmserve.dashboard.latency_panel import LatencyPanel
+from llmserve.dashboard.page_link import PageLink
 from llmserve.dashboard.panels import COLUMNS, WINDOW_S
 from llmserve.dashboard.playground import Playground
-from llmserve.dashboard.recorder import Recorder
+from llmserve.dashboard.recorder import SeriesRecorder
 from llmserve.dashboard.replies import Told
 from llmserve.dashboard.series import CAPACITY
 
@@ -25,16 +25,16 @@ PERIOD_S = 0.2
 Message = tuple[dict[str, object], list[bytes]]
 
 
-class Outbox:
+class PageMessages:
     """Not for several threads at once: its owner has a lock."""
 
     def __init__(
         self,
-        recorder: Recorder,
+        recorder: SeriesRecorder,
         board: KnobBoard,
         controls: Controls,
         about: Mapping[str, str | int | None],
-        link: Link,
+        link: PageLink,
         playground: Playground | None,
     ) -> None:
         """`playground`: of a live page; one without it has no controls either that would have to
@@ -51,7 +51,7 @@ class Outbox:
         self._marks_sent = 0
         self._knobs: tuple[Knobs | None, dict[str, KnobValue]] = (None, {})
         self._state_sent: dict[str, object] = {}
-        self._explained_sent = Explained()
+        self._explained_sent = LatencyPanel()
         self._tape_sent: Cursor | None = None
         """None: the page has nothing of the tape, or has lost some."""
         self._tape_seq = 0
@@ -63,15 +63,17 @@ class Outbox:
         if whole:
             self.forget_tape()
             self.forget_replies()
-            self._explained_sent = Explained()
+            self._explained_sent = LatencyPanel()
         yield from self._rows(whole)
         yield from self._why()
         yield from self._tape()
         yield from self._replies()
 
-    def copy(self) -> Outbox:
+    def copy(self) -> PageMessages:
         """Of the same session, for a page that has nothing."""
-        return Outbox(self._recorder, self._board, self._controls, self._about, Link(), None)
+        return PageMessages(
+            self._recorder, self._board, self._controls, self._about, PageLink(), None
+        )
 
     def forget_tape(self) -> None:
         """The page has lost some of it: send it whole."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmserve.core.events import DeviceSampled
-from llmserve.dashboard.queue_figures import REASONS, SLOTS, Flow
+from llmserve.dashboard.queue_figures import REASONS, SLOTS, QueueFigures
 from llmserve.observe.stats import Snapshot
 
 WINDOW_S = 5.0
@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class PanelLine:
     column: str
     label: str
 
@@ -39,7 +39,7 @@ class Panel:
     id: str
     title: str
     unit: str
-    lines: tuple[Line, ...]
+    lines: tuple[PanelLine, ...]
     step: bool = False
     """Counts hold until the next sample; they are not drawn as slopes."""
     total: float | None = None
@@ -49,42 +49,44 @@ class Panel:
 
 
 def panels(
-    devices: tuple[DeviceSampled, ...], flow: Flow, slo_ms: float = 1000.0
+    devices: tuple[DeviceSampled, ...], flow: QueueFigures, slo_ms: float = 1000.0
 ) -> tuple[Panel, ...]:
     """Those that have something to tell here: refusals once there are some, power of a GPU."""
-    goodput = Line("goodput", f"TTFT ≤ {slo_ms:g} ms")
+    goodput = PanelLine("goodput", f"TTFT ≤ {slo_ms:g} ms")
     made = [
         Panel("ttft", "Time to first token", "ms", _percentiles("ttft", 50, 95, 99), brief=True),
         Panel("itl", "Between tokens", "ms", _percentiles("itl", 50, 95), brief=True),
         Panel("e2e", "Whole requests", "ms", _percentiles("e2e", 50, 95)),
         Panel(
             "throughput", "Throughput", "tokens/s",
-            (Line("generated_rate", "generated"), Line("prompt_rate", "prompt")), brief=True,
+            (PanelLine("generated_rate", "generated"), PanelLine("prompt_rate", "prompt")),
+            brief=True,
         ),
-        Panel("goodput", "Goodput", "requests/s", (goodput, Line("finished", "finished"))),
+        Panel("goodput", "Goodput", "requests/s", (goodput, PanelLine("finished", "finished"))),
         Panel(
             "requests", "In flight", "requests",
-            (Line("running", "running"), Line("waiting", "waiting")), step=True, brief=True,
+            (PanelLine("running", "running"), PanelLine("waiting", "waiting")),
+            step=True, brief=True,
         ),
         _waiting_panel(flow),
         Panel(
             "batch", "Batch fill", "%",
-            (Line("token_fill", "token budget"), Line("seq_fill", "places")),
+            (PanelLine("token_fill", "token budget"), PanelLine("seq_fill", "places")),
             total=100, brief=True,
         ),
         Panel("step", "Engine step", "ms", _percentiles("step", 50, 95)),
         Panel(
             "kv", "KV cache", "%",
-            (Line("kv_use", "in use"), Line("prefix_hits", "prefix hits")), total=100,
+            (PanelLine("kv_use", "in use"), PanelLine("prefix_hits", "prefix hits")), total=100,
         ),
         _memory_panel(devices),
         *_device_panels(devices),
     ]  # fmt: skip
     if flow.reasons:
-        refused = tuple(Line(f"refused_{r}", r) for r in REASONS if r in flow.reasons)
+        refused = tuple(PanelLine(f"refused_{r}", r) for r in REASONS if r in flow.reasons)
         made.append(Panel("refused", "Refused", "requests/s", refused))
     if flow.speculates:
-        accepted = (Line("accepted", "drafts accepted"),)
+        accepted = (PanelLine("accepted", "drafts accepted"),)
         made.append(Panel("speculation", "Speculation", "%", accepted, total=100))
     return tuple(made)
 
@@ -113,20 +115,22 @@ def row(snapshot: Snapshot, flow: Mapping[str, float]) -> list[float]:
     return [_NONE if value is None else value for value in values]
 
 
-def _percentiles(name: str, *ranks: int) -> tuple[Line, ...]:
-    return tuple(Line(f"{name}_p{rank}", f"p{rank}") for rank in ranks)
+def _percentiles(name: str, *ranks: int) -> tuple[PanelLine, ...]:
+    return tuple(PanelLine(f"{name}_p{rank}", f"p{rank}") for rank in ranks)
 
 
-def _waiting_panel(flow: Flow) -> Panel:
+def _waiting_panel(flow: QueueFigures) -> Panel:
     """By tenant where there are several, else by class where there are several."""
     title = "Waiting"
-    lines: tuple[Line, ...] = (Line("waiting", "all"),)
+    lines: tuple[PanelLine, ...] = (PanelLine("waiting", "all"),)
     if len(flow.tenants) > 1:
         title = "Waiting by tenant"
-        lines += tuple(Line(f"waiting_t{i}", tenant) for i, tenant in enumerate(flow.tenants))
+        lines += tuple(PanelLine(f"waiting_t{i}", tenant) for i, tenant in enumerate(flow.tenants))
     elif len(flow.classes) > 1:
         title = "Waiting by class"
-        lines += tuple(Line(f"waiting_c{i}", f"{level}") for i, level in enumerate(flow.classes))
+        lines += tuple(
+            PanelLine(f"waiting_c{i}", f"{level}") for i, level in enumerate(flow.classes)
+        )
     return Panel("waiting", title, "requests", lines, step=True)
 
 
@@ -172,7 +176,7 @@ def _memory_panel(devices: tuple[DeviceSampled, ...]) -> Panel:
     title = "Memory"
     if shown:
         title = "GPU memory" if shown[0].kind == "gpu" else "Host memory, no GPU"
-    lines = (Line("memory_own", "this session"), Line("memory_used", "in use by all"))
+    lines = (PanelLine("memory_own", "this session"), PanelLine("memory_used", "in use by all"))
     whole = None if math.isnan(total) else total
     return Panel("memory", title, "GiB", lines, total=whole, brief=True)
 
@@ -182,10 +186,14 @@ def _device_panels(devices: tuple[DeviceSampled, ...]) -> list[Panel]:
     shown = _shown(devices)
     gpu = bool(shown) and shown[0].kind == "gpu"
     title, label = ("GPU utilisation", "of the GPU") if gpu else ("Host CPU, no GPU", "all cores")
-    made = [Panel("device", title, "%", (Line("utilization", label),), total=100)] if shown else []
+    made = (
+        [Panel("device", title, "%", (PanelLine("utilization", label),), total=100)]
+        if shown
+        else []
+    )
     if any(device.power_w is not None for device in shown):
-        made.append(Panel("power", "GPU power", "W", (Line("power", "drawn"),)))
+        made.append(Panel("power", "GPU power", "W", (PanelLine("power", "drawn"),)))
     if any(device.temperature_c is not None for device in shown):
-        hottest = (Line("temperature", "hottest"),)
+        hottest = (PanelLine("temperature", "hottest"),)
         made.append(Panel("temperature", "GPU temperature", "°C", hottest))
     return made

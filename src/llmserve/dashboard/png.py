@@ -41,7 +41,7 @@ def to_png(panels: Sequence[Panel], times: Times, values: Values, marks: Sequenc
     bold = ImageFont.load_default(13 * _SCALE)
     for i, panel in enumerate(panels):
         corner = (i % _PER_ROW * _WIDTH, i // _PER_ROW * _HEIGHT)
-        _Plot(ImageDraw.Draw(image), corner, font, bold).draw(panel, times, values, marks)
+        _PanelRect(ImageDraw.Draw(image), corner, font, bold).draw(panel, times, values, marks)
     out = io.BytesIO()
     image.save(out, "PNG")
     return lighten(out.getvalue())
@@ -57,7 +57,7 @@ def lighten(png: bytes) -> bytes:
     return out.getvalue()
 
 
-class _Plot:
+class _PanelRect:
     """One panel's rectangle; coordinates are in unscaled pixels from its corner."""
 
     def __init__(

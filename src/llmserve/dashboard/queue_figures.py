@@ -28,7 +28,7 @@ REASONS: Final[tuple[RejectReason, ...]] = get_args(RejectReason)
 _KEPT = 20_480
 
 
-class Flow:
+class QueueFigures:
     """Attach to an EventBus; `figures` from any thread."""
 
     def __init__(self) -> None:

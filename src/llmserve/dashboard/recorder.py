@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from llmserve.core.clock import Clock
 from llmserve.core.events import DeviceSampled, Event, EventBus, KnobsChanged, KnobsSatisfied
 from llmserve.core.knobs import KnobBoard
-from llmserve.dashboard.backfill import Gate, Past, TelemetryLike
+from llmserve.dashboard.backfill import Backfill, EventBuffer, TelemetryLike
 from llmserve.dashboard.batch_tape import TapeLog
-from llmserve.dashboard.latency_panel import EXPLAIN_S, Explained
+from llmserve.dashboard.latency_panel import EXPLAIN_S, LatencyPanel
 from llmserve.dashboard.panels import COLUMNS, WINDOW_S, Panel, panels, row
-from llmserve.dashboard.queue_figures import Flow
+from llmserve.dashboard.queue_figures import QueueFigures
 from llmserve.dashboard.series import Mark, Marks, Series
 from llmserve.observe.stats import Snapshot
 
 
-class Recorder:
+class SeriesRecorder:
     """`sample` adds a row; any thread may read."""
 
     def __init__(
@@ -42,13 +42,13 @@ class Recorder:
         self._events: deque[Event] = deque(maxlen=1000)  # knob changes only, so it never fills
         self._devices: tuple[DeviceSampled, ...] = ()
         self._panels: tuple[object, tuple[Panel, ...]] = (None, ())
-        self._explained = (-math.inf, Explained())
+        self._explained = (-math.inf, LatencyPanel())
         self.requests_seen = 0
-        self._flow = Flow()
+        self._flow = QueueFigures()
         self.tape = TapeLog()
         self._folds = (self._hear, self.tape, self._flow)
-        gate = Gate(bus, self._folds)
-        past = Past(telemetry, clock.now())
+        gate = EventBuffer(bus, self._folds)
+        past = Backfill(telemetry, clock.now())
         self.t0 = self.tape.t0 = past.began
         """When the session began: times on the page count from it."""
         for snapshot in past.replay(self._folds):
@@ -92,13 +92,13 @@ class Recorder:
         with self._lock:
             return self._marks.revision, self._marks.since(revision)
 
-    def explained(self) -> Explained:
+    def explained(self) -> LatencyPanel:
         """Why it is slow, worked out now and then, however many dashboards ask."""
         now = self._clock.now()
         with self._lock:
             made, explained = self._explained
             if now - made >= EXPLAIN_S:
-                explained = Explained.of(self._why.explain(self._board.current, now))
+                explained = LatencyPanel.of(self._why.explain(self._board.current, now))
                 self._explained = (now, explained)
         return explained
 

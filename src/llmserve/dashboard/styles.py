@@ -19,7 +19,7 @@ def pin_comm(widget: ipywidgets.Widget) -> None:
         comm._reply_subshell_for = lambda data, default: default
 
 
-class Look:
+class Styles:
     """Layouts and styles, shared by all controls so that the saved state stays small."""
 
     def __init__(self) -> None:

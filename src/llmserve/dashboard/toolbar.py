@@ -13,7 +13,7 @@ import ipywidgets
 
 from llmserve.core.knobs import Applied, KnobValue
 from llmserve.dashboard.presets import PRESETS, History, defaults, preset
-from llmserve.dashboard.styles import Look, pin_comm
+from llmserve.dashboard.styles import Styles, pin_comm
 from llmserve.engines.base import EngineInfo
 
 
@@ -23,7 +23,7 @@ class Toolbar:
     def __init__(
         self,
         info: EngineInfo,
-        look: Look,
+        look: Styles,
         history: History,
         run: Callable[[str, Callable[..., Applied | None]], None],
     ) -> None:
@@ -72,7 +72,7 @@ class Toolbar:
         self._run(words, lambda set_knobs: set_knobs(**changes))
 
     def _button(
-        self, text: str, name: str, tooltip: str, look: Look, press: Callable[[], None]
+        self, text: str, name: str, tooltip: str, look: Styles, press: Callable[[], None]
     ) -> ipywidgets.Button:
         button = ipywidgets.Button(
             description=text, tooltip=tooltip, layout=look.button, style=look.press
@@ -81,7 +81,7 @@ class Toolbar:
         button.on_click(lambda _: press())
         return button
 
-    def _choice(self, value: str, label: str, look: Look) -> ipywidgets.Dropdown:
+    def _choice(self, value: str, label: str, look: Styles) -> ipywidgets.Dropdown:
         choice = ipywidgets.Dropdown(
             options=tuple(PRESETS), value=value, description=label, layout=look.choice,
             style=look.short,

@@ -22,7 +22,7 @@ from llmserve.dashboard.charts import PERIOD_S, Charts, static
 from llmserve.dashboard.controls import Controls
 from llmserve.dashboard.playground import Playground, RuntimeLike
 from llmserve.dashboard.png import lighten, to_png
-from llmserve.dashboard.recorder import Recorder
+from llmserve.dashboard.recorder import SeriesRecorder
 from llmserve.engines.base import EngineInfo
 from llmserve.serving.service import Service
 
@@ -80,7 +80,7 @@ class Dashboards:
         self._service = session.service
         self._runtime = session.runtime
         self._about = about(session.info, session.url)
-        self._recorder = Recorder(
+        self._recorder = SeriesRecorder(
             session.telemetry, session.board, session.bus, session.clock
         )
         self._views: list[DashboardView] = []
@@ -148,7 +148,7 @@ class DashboardView(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no
         self,
         charts: Charts,
         controls: Controls,
-        recorder: Recorder,
+        recorder: SeriesRecorder,
         forget: Callable[[DashboardView], None],
     ) -> None:
         super().__init__([charts, controls.box])

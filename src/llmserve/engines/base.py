@@ -121,7 +121,7 @@ class Tells(Protocol):
 
 
 @runtime_checkable
-class ChecksForms(Protocol):
+class ChecksSchemas(Protocol):
     """An engine that can tell whether a reply can be held to a form before it takes the request."""
 
     async def check_form(self, form: Structured) -> None:

@@ -62,7 +62,7 @@ class Sleeps(Protocol):
         ...
 
 
-class EngineKeeper:
+class EngineSupervisor:
     def __init__(self, engine: Engine, front: Front) -> None:
         self.state: State = "new"
         self._engine = engine

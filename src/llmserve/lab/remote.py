@@ -184,7 +184,7 @@ class _Answer(msgspec.Struct):
     clamped: tuple[Clamp, ...] = ()
 
 
-class RemotePanel:
+class RemoteKnobPanel:
     """The knobs of an llmserve at an address."""
 
     def __init__(self, client: Client, told: _Told) -> None:
@@ -203,7 +203,7 @@ class RemotePanel:
         return msgspec.convert(answer, _Answer).clamped
 
 
-class ForeignPanel:
+class ForeignKnobPanel:
     """Of a server that is no llmserve."""
 
     def __init__(self, url: str) -> None:
@@ -221,16 +221,16 @@ class ForeignPanel:
         raise KnobError(name, str(self.lacks(name)))
 
 
-async def _panel(client: Client) -> RemotePanel | ForeignPanel:
+async def _panel(client: Client) -> RemoteKnobPanel | ForeignKnobPanel:
     try:
         answer = await client.ask("GET", _knobs_url(client))
-        return RemotePanel(client, msgspec.convert(answer, _Told))
+        return RemoteKnobPanel(client, msgspec.convert(answer, _Told))
     except ReplyError as error:
         if error.status in (0, 401, 403):
             raise RemoteError(f"{client.url}: {error}") from error
     except (msgspec.ValidationError, KnobError):
         pass  # it answers anything, or is an llmserve of another time
-    return ForeignPanel(client.url)
+    return ForeignKnobPanel(client.url)
 
 
 def _knobs_url(client: Client) -> str:

@@ -36,7 +36,7 @@ def label_of(setting: Setting) -> str:
     return text or "as it is"
 
 
-class Panel(Protocol):
+class KnobPanel(Protocol):
     """A server's knobs, wherever it runs."""
 
     @property
@@ -51,7 +51,7 @@ class Panel(Protocol):
         ...
 
 
-class ServicePanel:
+class ServiceKnobPanel:
     """Of the service in this process."""
 
     def __init__(self, service: Service) -> None:
@@ -73,7 +73,7 @@ class Stage:
     """A server to be measured: where requests go, and what can be turned."""
 
     target: Target
-    panel: Panel
+    panel: KnobPanel
     engine: str
     model: str
 
@@ -81,13 +81,13 @@ class Stage:
 def here(service: Service, bus: EventBus) -> Stage:
     info = service.engine.info
     target = ServiceTarget(service, bus)
-    return Stage(target, ServicePanel(service), info.engine, info.model_id)
+    return Stage(target, ServiceKnobPanel(service), info.engine, info.model_id)
 
 
 class Switch:
     """Turns a server's knobs from setting to setting, and back to what they were."""
 
-    def __init__(self, panel: Panel) -> None:
+    def __init__(self, panel: KnobPanel) -> None:
         self._panel = panel
         self._before = panel.knobs
         self._touched: set[str] = set()

@@ -23,7 +23,7 @@ from llmserve.core.knobs import SPECS, KnobError
 from llmserve.core.validation import plain
 from llmserve.lab.settings import NeedsRestart, Stage, Switch
 from llmserve.lab.sweep_result import Point, Sweep, combinations
-from llmserve.plots.live_figure import Sketch, shown
+from llmserve.plots.live_figure import LiveFigure, shown
 from llmserve.serving.runtime import Runtime
 
 ROUNDS = 3
@@ -243,7 +243,7 @@ def sweep(
     return run_job(runtime, job, progress=progress, watch=watch)
 
 
-def redrawing(job: Sweeping, update: Callable[[Sketch], None]) -> Callable[[], None]:
+def redrawing(job: Sweeping, update: Callable[[LiveFigure], None]) -> Callable[[], None]:
     """What draws the curve anew, in the cell's own thread, when another run has ended."""
     drawn = 0
 

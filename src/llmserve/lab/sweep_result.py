@@ -12,7 +12,7 @@ from llmserve.bench.results.intervals import interval
 from llmserve.bench.results.report import UNEVEN, Report, not_served, share_served, unseen
 from llmserve.lab.comparison import CONFIDENCE, HIGHER_IS_BETTER, apart
 from llmserve.plots.figures import heat, lines
-from llmserve.plots.live_figure import Sketch, sketch
+from llmserve.plots.live_figure import LiveFigure, sketch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,7 +169,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         }
         return lines(title, drawn, x="tokens/s", y=f"{latency} (ms)")
 
-    def sketch(self) -> Sketch:
+    def sketch(self) -> LiveFigure:
         """The curve so far, each point with its values, for a sweep under way."""
         found = self._places("ttft_p95")
         drawn = {name: ([x for x, _, _ in p], [y for _, y, _ in p]) for name, p in found.items()}

@@ -18,16 +18,16 @@ from llmserve.core.events import (
     Event,
     Finished,
     FirstToken,
-    Held,
     KnobsChanged,
     Rejection,
     StepRecorded,
     Submitted,
     TokensEmitted,
+    WaitReasonChanged,
 )
 from llmserve.core.knobs import Knobs
-from llmserve.observe.attribution_report import Breakdown, Effect, Part, Why
-from llmserve.observe.time_by_cause import CAUSES, Cause, Spending
+from llmserve.observe.attribution_report import Breakdown, CausePart, Effect, Why
+from llmserve.observe.time_by_cause import CAUSES, Cause, CauseClock
 from llmserve.observe.window import Samples, Summary, between
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class WhyFold:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._spending = Spending()
+        self._spending = CauseClock()
         self._firsts = Samples(2 + len(CAUSES), _SAMPLES)  # t, TTFT, its parts
         self._gaps = Samples(3 + len(CAUSES), _SAMPLES)  # t, gap, its parts, tokens behind it
         self._others = Samples(2, _SAMPLES)  # t, tokens that ended no gap
@@ -77,7 +77,7 @@ class WhyFold:
                 self._spending.step(event.record)
             elif isinstance(event, Submitted):
                 self._spending.submit(event.request_id, event.t)
-            elif isinstance(event, Held):
+            elif isinstance(event, WaitReasonChanged):
                 if event.step is None:  # the engine's own are in its steps, with the time of each
                     self._spending.hold(event.request_id, event.reason, event.t)
             elif isinstance(event, Dispatched):
@@ -261,7 +261,7 @@ def _p95(rows: NDArray[np.float64]) -> float | None:
     return Summary.of(rows[:, 1]).p95
 
 
-def _parts(rows: NDArray[np.float64], p95: float) -> tuple[Part, ...]:
+def _parts(rows: NDArray[np.float64], p95: float) -> tuple[CausePart, ...]:
     import numpy as np
 
     least = min(int(_TAIL * len(rows)), len(rows) - 1)
@@ -269,7 +269,7 @@ def _parts(rows: NDArray[np.float64], p95: float) -> tuple[Part, ...]:
     means = tail[:, 2:].mean(axis=0)
     whole = float(means.sum()) or 1.0
     parts = [
-        Part(cause, p95 * float(mean) / whole, float(mean) / whole)
+        CausePart(cause, p95 * float(mean) / whole, float(mean) / whole)
         for cause, mean in zip(CAUSES, means, strict=True)
         if mean > 0
     ]

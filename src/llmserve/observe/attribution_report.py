@@ -11,7 +11,7 @@ from llmserve.core.knobs import KnobValue
 from llmserve.observe.time_by_cause import Cause
 
 
-class Part(msgspec.Struct, frozen=True):
+class CausePart(msgspec.Struct, frozen=True):
     cause: Cause
     seconds: float
     share: float
@@ -37,7 +37,7 @@ class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
     metric: Literal["TTFT", "ITL"]
     n: int
     p95_s: float
-    parts: tuple[Part, ...]
+    parts: tuple[CausePart, ...]
     knob: str | None
     """The one that binds; None where it is the model's own work, or nothing stands out."""
     value: KnobValue = None

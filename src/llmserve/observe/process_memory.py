@@ -18,7 +18,7 @@ from llmserve.observe.gpu import find_nvml, nvml_errors
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class ProcessMemory:
     pid: int
     what: str
     """The process's own name for itself."""
@@ -28,19 +28,19 @@ class Holding:
 
 
 @dataclass(frozen=True, slots=True)
-class Holdings:
-    engine: tuple[Holding, ...] = ()
-    kernel: Holding | None = None
+class MemoryReadings:
+    engine: tuple[ProcessMemory, ...] = ()
+    kernel: ProcessMemory | None = None
     device_used: int | None = None
     """Bytes in use on all GPUs, by whomever; None where there is no GPU."""
     own_count: int | None = None
     """Bytes on GPUs as the engine itself counts them; None where it was not asked."""
 
-    def of(self, pid: int) -> Holding | None:
+    def of(self, pid: int) -> ProcessMemory | None:
         return next((one for one in self.engine if one.pid == pid), None)
 
 
-class Scales:
+class MemoryScales:
     """`nvml` is the module `pynvml` or one like it; None looks for it."""
 
     def __init__(self, *, nvml: Any | None = None) -> None:
@@ -54,12 +54,14 @@ class Scales:
             ]
             self._devices = [device for device in found if device is not _NOT_KNOWN]
 
-    def weigh(self, processes: Iterable[psutil.Process]) -> Holdings:
+    def weigh(self, processes: Iterable[psutil.Process]) -> MemoryReadings:
         """Those that still are, and this process. Takes milliseconds."""
         by_pid = self._by_pid()
         weighed = (_weigh(process, by_pid) for process in processes)
         kernel = _weigh(psutil.Process(os.getpid()), by_pid)
-        return Holdings(tuple(one for one in weighed if one is not None), kernel, self._used())
+        return MemoryReadings(
+            tuple(one for one in weighed if one is not None), kernel, self._used()
+        )
 
     def close(self) -> None:
         """Give NVML back. Safe to call twice, and without a GPU."""
@@ -91,12 +93,12 @@ class Scales:
 _NOT_KNOWN = object()
 
 
-def _weigh(process: psutil.Process, by_pid: dict[int, int]) -> Holding | None:
+def _weigh(process: psutil.Process, by_pid: dict[int, int]) -> ProcessMemory | None:
     """None where it has ended."""
     if has_ended(process):
         return None
     try:
         resident = process.memory_info().rss
-        return Holding(process.pid, process.name(), resident, by_pid.get(process.pid))
+        return ProcessMemory(process.pid, process.name(), resident, by_pid.get(process.pid))
     except psutil.Error:
         return None

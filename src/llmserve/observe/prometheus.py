@@ -19,13 +19,13 @@ from llmserve.core.events import (
     FairnessSampled,
     Finished,
     FirstToken,
-    Held,
     KnobsChanged,
     KnobsSatisfied,
     Rejection,
     StepRecorded,
     Submitted,
     TokensEmitted,
+    WaitReasonChanged,
 )
 from llmserve.core.types import StepRecord
 from llmserve.observe.histogram import (
@@ -36,7 +36,7 @@ from llmserve.observe.histogram import (
     TTFT_BUCKETS,
     Histogram,
 )
-from llmserve.observe.request_timeline import Journeys
+from llmserve.observe.request_timeline import RequestTimelines
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -83,7 +83,7 @@ class PrometheusExporter:
         self.model_name = model_name
         self._lock = threading.Lock()
         self._registry: CollectorRegistry | None = None
-        self._journeys = Journeys()
+        self._journeys = RequestTimelines()
         self._histograms = {name: Histogram(spec[1]) for name, spec in _HISTOGRAMS.items()}
         self._gaps = self._histograms["inter_token_latency_seconds"]
         self._counts = dict.fromkeys(_COUNTERS, 0)
@@ -134,7 +134,7 @@ class PrometheusExporter:
                     self._fairness = event
                 case CacheLooked():
                     self._cache["hit" if event.hit else "miss"] += 1
-                case Held() | KnobsSatisfied():
+                case WaitReasonChanged() | KnobsSatisfied():
                     pass
                 case _:
                     assert_never(event)

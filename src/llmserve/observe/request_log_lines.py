@@ -24,7 +24,7 @@ from llmserve.core.events import (
     Submitted,
     TokensEmitted,
 )
-from llmserve.observe.request_timeline import Journey, Journeys
+from llmserve.observe.request_timeline import RequestTimeline, RequestTimelines
 
 LOGGER = "llmserve.requests"
 
@@ -56,7 +56,7 @@ class LifecycleLog:
     def __init__(
         self, options: LogOptions, prompt_of: Callable[[str], str | None] | None = None
     ) -> None:
-        self._journeys = Journeys()
+        self._journeys = RequestTimelines()
         self._prompts: dict[str, str | None] = {}
         self._prompt_of = prompt_of if options.prompts else None
         self._listener: QueueListener | None = None
@@ -116,7 +116,9 @@ class LifecycleLog:
             case _:
                 pass  # the rest is not of one request
 
-    def _write(self, journey: Journey | None, now: float, fields: dict[str, object]) -> None:
+    def _write(
+        self, journey: RequestTimeline | None, now: float, fields: dict[str, object]
+    ) -> None:
         if journey is not None:
             fields |= {
                 "tenant": journey.tenant,

@@ -7,7 +7,7 @@ import msgspec
 from llmserve.core.events import Dispatched, FirstToken, Submitted, TokensEmitted
 
 
-class Journey(msgspec.Struct, kw_only=True, gc=False):
+class RequestTimeline(msgspec.Struct, kw_only=True, gc=False):
     """One request from its submission on. Times are the events' own."""
 
     tenant: str
@@ -36,7 +36,7 @@ class Journey(msgspec.Struct, kw_only=True, gc=False):
         return None if self.first is None or tokens < 2 else (end - self.first) / (tokens - 1)
 
 
-class Journeys:
+class RequestTimelines:
     """The unfinished requests. At most as many as admission lets wait and run at once.
 
     Events of a request whose submission was not seen (a fold attached late, a trace that begins
@@ -44,7 +44,7 @@ class Journeys:
     """
 
     def __init__(self) -> None:
-        self._live: dict[str, Journey] = {}
+        self._live: dict[str, RequestTimeline] = {}
         self.running = 0
 
     @property
@@ -52,7 +52,7 @@ class Journeys:
         return len(self._live) - self.running
 
     def submit(self, event: Submitted) -> None:
-        self._live[event.request_id] = Journey(
+        self._live[event.request_id] = RequestTimeline(
             tenant=event.tenant,
             priority=event.priority,
             prompt_tokens=event.prompt_tokens,
@@ -60,7 +60,7 @@ class Journeys:
             submitted=event.t,
         )
 
-    def dispatch(self, event: Dispatched) -> Journey | None:
+    def dispatch(self, event: Dispatched) -> RequestTimeline | None:
         journey = self._live.get(event.request_id)
         if journey is None or journey.dispatched is not None:
             return None
@@ -68,7 +68,7 @@ class Journeys:
         self.running += 1
         return journey
 
-    def first_token(self, event: FirstToken) -> Journey | None:
+    def first_token(self, event: FirstToken) -> RequestTimeline | None:
         journey = self._live.get(event.request_id)
         if journey is None or journey.first is not None:
             return None
@@ -88,7 +88,7 @@ class Journeys:
         journey.tokens += event.n
         return None if before is None else event.t - before
 
-    def end(self, request_id: str) -> Journey | None:
+    def end(self, request_id: str) -> RequestTimeline | None:
         journey = self._live.pop(request_id, None)
         if journey is not None and journey.dispatched is not None:
             self.running -= 1

@@ -23,7 +23,6 @@ from llmserve.core.events import (
     FairnessSampled,
     Finished,
     FirstToken,
-    Held,
     KnobsChanged,
     KnobsSatisfied,
     Rejection,
@@ -31,8 +30,9 @@ from llmserve.core.events import (
     StepRecorded,
     Submitted,
     TokensEmitted,
+    WaitReasonChanged,
 )
-from llmserve.core.types import FinishReason, HoldReason
+from llmserve.core.types import FinishReason, WaitReason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +59,7 @@ class RequestRow(msgspec.Struct, kw_only=True, gc=False):
     finish_reason: FinishReason | RejectReason | None = None
     error: str | None = None
     preemptions: int = 0
-    hold_reason: HoldReason | None = None
+    hold_reason: WaitReason | None = None
     """Why it waits, or last waited."""
 
 
@@ -96,7 +96,7 @@ class RequestLog:
                             row.preemptions += 1
                 case Submitted():
                     self._submit(event)
-                case Held():
+                case WaitReasonChanged():
                     if (row := self._rows.get(event.request_id)) is not None:
                         row.hold_reason = event.reason
                 case Dispatched():

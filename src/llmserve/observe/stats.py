@@ -22,16 +22,16 @@ from llmserve.core.events import (
     FairnessSampled,
     Finished,
     FirstToken,
-    Held,
     KnobsChanged,
     KnobsSatisfied,
     Rejection,
     StepRecorded,
     Submitted,
     TokensEmitted,
+    WaitReasonChanged,
 )
 from llmserve.core.types import StepRecord
-from llmserve.observe.request_timeline import Journeys
+from llmserve.observe.request_timeline import RequestTimelines
 from llmserve.observe.window import Samples, Summary
 
 DELIVERIES = 262_144
@@ -128,7 +128,7 @@ class LiveStats:
     def __init__(self, window_s: float = 30.0) -> None:
         self.window_s = window_s
         self._lock = threading.Lock()
-        self._journeys = Journeys()
+        self._journeys = RequestTimelines()
         self._began: float | None = None
         self._last = -math.inf
         self._deliveries = Samples(3, DELIVERIES)  # t, tokens, gap
@@ -178,7 +178,7 @@ class LiveStats:
                     self._fairness = event
                 case CacheLooked():
                     self._cache[event.hit] += 1
-                case Held() | KnobsChanged() | KnobsSatisfied():
+                case WaitReasonChanged() | KnobsChanged() | KnobsSatisfied():
                     pass
                 case _:
                     assert_never(event)

@@ -17,7 +17,7 @@ from typing import Final, Literal, get_args
 
 import msgspec
 
-from llmserve.core.types import HoldReason, RowKind, StepRecord
+from llmserve.core.types import RowKind, StepRecord, WaitReason
 
 Cause = Literal[
     "cap", "policy", "in_flight", "token_budget", "kv", "tenant_limit", "batch", "prefix",
@@ -31,7 +31,7 @@ _NOTHING = [0.0] * len(CAUSES)
 _BASELINE_STEPS = 63
 
 
-class Spent(msgspec.Struct, gc=False):
+class TimeByCause(msgspec.Struct, gc=False):
     """One request's time since its arrival or last delivery, up to `since`."""
 
     began: float
@@ -53,17 +53,17 @@ class Spent(msgspec.Struct, gc=False):
             self.since = t
 
 
-class Spending:
+class CauseClock:
     """The unfinished requests. Fold steps in order; a request unknown to it is passed over."""
 
     def __init__(self) -> None:
-        self.live: dict[str, Spent] = {}
+        self.live: dict[str, TimeByCause] = {}
         self._decode_steps: deque[float] = deque(maxlen=_BASELINE_STEPS)
 
     def submit(self, request_id: str, t: float) -> None:
-        self.live[request_id] = Spent(t, t, _NOTHING.copy())
+        self.live[request_id] = TimeByCause(t, t, _NOTHING.copy())
 
-    def hold(self, request_id: str, reason: HoldReason, t: float) -> None:
+    def hold(self, request_id: str, reason: WaitReason, t: float) -> None:
         """The front scheduler's word. Its token budget is of requests in flight, not of a step."""
         if (spent := self.live.get(request_id)) is not None:
             spent.until(t)
@@ -147,7 +147,7 @@ class Spending:
 
 
 def _compute(
-    spent: Spent, kind: RowKind, tokens: int, start: float, end: float, others: float
+    spent: TimeByCause, kind: RowKind, tokens: int, start: float, end: float, others: float
 ) -> None:
     """Put a step with a row of this request under its causes; the part before `since` is past."""
     again = kind == "prefill" and (spent.lost > 0 or spent.told)

@@ -20,7 +20,7 @@ _MARK = "#9e9e9e"
 
 
 @dataclass(frozen=True, slots=True)
-class Sketch:
+class LiveFigure:
     """Show it with `shown`, or as a cell's last line."""
 
     title: str
@@ -34,7 +34,7 @@ def sketch(
     title: str, panels: Mapping[str, Series], *, x: str, start: float = 0.0,
     marks: Mapping[float, str] | None = None,
     notes: Sequence[tuple[float, float, str]] = (),
-) -> Sketch:  # fmt: skip
+) -> LiveFigure:  # fmt: skip
     """One plot over the other, each named by its y axis with the unit. `start`: where the x axis
     begins; `marks` are labelled x values, `notes` texts beside points of the first plot."""
     xs = [v for series in panels.values() for each, _ in series.values() for v in each]
@@ -49,7 +49,7 @@ def sketch(
         parts += [*plot.axes(name), *plot.marks(marks or {}), *plot.lines()]
     parts += [*(plots[0].note(*each) for each in notes)]
     parts += [*(plots[-1].times(x) if plots else ())]
-    return Sketch(title, page(_WIDTH, height, title, parts))
+    return LiveFigure(title, page(_WIDTH, height, title, parts))
 
 
 class _Plot:
@@ -114,7 +114,7 @@ def in_notebook() -> bool:
     return ip is not None and hasattr(ip, "kernel")
 
 
-def shown(first: Sketch) -> Callable[[Sketch], None]:
+def shown(first: LiveFigure) -> Callable[[LiveFigure], None]:
     """A place in the cell that shows the latest sketch, `first` at once, so that a progress bar
     stays below it; does nothing where there is no notebook."""
     if not in_notebook():

@@ -26,7 +26,7 @@ class Rejected(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class AdmissionState:
     """What the door knows of the house and of the request's tenant."""
 
     waiting: int
@@ -52,7 +52,7 @@ class Load:
         return max(0, self.ahead + 1 - max(0, knobs.active_cap - self.active))
 
 
-def admit(request: Request, load: Load, knobs: Knobs, now: float) -> Accepted | Rejected:
+def admit(request: Request, load: AdmissionState, knobs: Knobs, now: float) -> Accepted | Rejected:
     """Both buckets are asked, and neither is drawn from, before all have had their say."""
     verdict = (
         _too_long(request, load)
@@ -70,7 +70,9 @@ def admit(request: Request, load: Load, knobs: Knobs, now: float) -> Accepted | 
     return Accepted()
 
 
-def admit_kept(request: Request, load: Load, knobs: Knobs, now: float) -> Accepted | Rejected:
+def admit_kept(
+    request: Request, load: AdmissionState, knobs: Knobs, now: float
+) -> Accepted | Rejected:
     """Of one whose reply is here already: it takes no place and no tokens, but is a request."""
     verdict = _request_rate(request, load, knobs, now)
     if verdict is None and load.rate_limit_rps is not None:
@@ -78,7 +80,7 @@ def admit_kept(request: Request, load: Load, knobs: Knobs, now: float) -> Accept
     return verdict or Accepted()
 
 
-def _too_long(request: Request, load: Load) -> Rejected | None:
+def _too_long(request: Request, load: AdmissionState) -> Rejected | None:
     prompt = len(request.prompt_ids)
     if prompt + 1 <= load.max_model_len:
         return None
@@ -89,7 +91,9 @@ def _too_long(request: Request, load: Load) -> Rejected | None:
     )
 
 
-def _request_rate(request: Request, load: Load, knobs: Knobs, now: float) -> Rejected | None:
+def _request_rate(
+    request: Request, load: AdmissionState, knobs: Knobs, now: float
+) -> Rejected | None:
     rps = load.rate_limit_rps
     if rps is None:
         return None
@@ -104,7 +108,9 @@ def _request_rate(request: Request, load: Load, knobs: Knobs, now: float) -> Rej
     )
 
 
-def _token_rate(request: Request, load: Load, knobs: Knobs, now: float) -> Rejected | None:
+def _token_rate(
+    request: Request, load: AdmissionState, knobs: Knobs, now: float
+) -> Rejected | None:
     tps, burst = load.rate_limit_tps, knobs.rate_burst_tokens
     if tps is None:
         return None
@@ -120,7 +126,7 @@ def _token_rate(request: Request, load: Load, knobs: Knobs, now: float) -> Rejec
     )
 
 
-def _place(request: Request, load: Load, knobs: Knobs) -> Rejected | None:
+def _place(request: Request, load: AdmissionState, knobs: Knobs) -> Rejected | None:
     free = 0 if load.waiting else max(0, knobs.active_cap - load.active)
     line = max(1, request.choices) - free
     if line <= 0:
@@ -141,7 +147,7 @@ def _place(request: Request, load: Load, knobs: Knobs) -> Rejected | None:
     return None
 
 
-def _objective(request: Request, load: Load, knobs: Knobs, now: float) -> Rejected | None:
+def _objective(request: Request, load: AdmissionState, knobs: Knobs, now: float) -> Rejected | None:
     """Refuse now what would only be served after its TTFT objective, if that is wanted."""
     if knobs.admission_slo == "off":
         return None
@@ -160,7 +166,7 @@ def _objective(request: Request, load: Load, knobs: Knobs, now: float) -> Reject
     )
 
 
-def predicted_ttft_s(load: Load, knobs: Knobs) -> float | None:
+def predicted_ttft_s(load: AdmissionState, knobs: Knobs) -> float | None:
     """None while no place has come free yet and one is needed."""
     places = load.places_needed(knobs)
     if places == 0:
@@ -170,7 +176,7 @@ def predicted_ttft_s(load: Load, knobs: Knobs) -> float | None:
     return places / load.free_per_s + load.first_token_s
 
 
-def _retry_after(places: int, load: Load) -> float:
+def _retry_after(places: int, load: AdmissionState) -> float:
     """Seconds until so many places should have come free at the measured rate."""
     if not load.free_per_s:
         return UNKNOWN_RATE_RETRY_S

@@ -10,7 +10,7 @@ Key = tuple[float, ...]
 T = TypeVar("T", bound=Hashable)
 
 
-class GrowingHeap(Generic[T]):
+class LazyHeap(Generic[T]):
     """Items by a key that may only grow; one valid entry an item, the others are skipped."""
 
     def __init__(self, key: Callable[[T], Key | None]) -> None:

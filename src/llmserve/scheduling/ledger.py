@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from llmserve.core.types import Request
-from llmserve.scheduling.lazy_heap import GrowingHeap, Key
+from llmserve.scheduling.lazy_heap import Key, LazyHeap
 
 PROMPT_WEIGHT = 1.0
 OUTPUT_WEIGHT = 2.0
@@ -24,7 +24,7 @@ _TENANTS = 10_000
 
 
 @dataclass(slots=True)
-class Bucket:
+class TokenBucket:
     """A token bucket: `burst` at most, refilled at `rate` per second; starts full."""
 
     level: float | None = None
@@ -50,9 +50,9 @@ class Account:
     active: int = 0
     tokens_in_flight: int = 0
     """Prompt and max_tokens of its active requests."""
-    bucket: Bucket = field(default_factory=Bucket)
+    bucket: TokenBucket = field(default_factory=TokenBucket)
     """Requests it may still send by `rate_limit_rps`."""
-    token_bucket: Bucket = field(default_factory=Bucket)
+    token_bucket: TokenBucket = field(default_factory=TokenBucket)
     """Tokens it may still ask for by `rate_limit_tps`; below 0 after one larger than the burst."""
 
     @property
@@ -66,7 +66,7 @@ class Ledger:
     def __init__(self) -> None:
         self._accounts: OrderedDict[str, Account] = OrderedDict()
         self._waiting: dict[str, Account] = {}
-        self._least: GrowingHeap[str] = GrowingHeap(self._service_of_waiting)
+        self._least: LazyHeap[str] = LazyHeap(self._service_of_waiting)
         self._last_served = 0.0
         self.tokens_in_flight = 0
         """Prompt and max_tokens of everything handed over and not finished."""

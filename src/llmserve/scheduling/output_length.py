@@ -14,7 +14,7 @@ _FEWEST = 4
 """Replies before they are believed."""
 
 
-class Lengths:
+class OutputLengths:
     """Mean reply per tenant and per length of prompt, which is told by its power of two."""
 
     def __init__(self) -> None:

@@ -14,9 +14,9 @@ from typing import Protocol
 
 from llmserve.core.knobs import Knobs
 from llmserve.core.types import Request
-from llmserve.scheduling.lazy_heap import GrowingHeap, Key
+from llmserve.scheduling.lazy_heap import Key, LazyHeap
 from llmserve.scheduling.ledger import OUTPUT_WEIGHT, PROMPT_WEIGHT, Ledger
-from llmserve.scheduling.output_length import Lengths
+from llmserve.scheduling.output_length import OutputLengths
 from llmserve.scheduling.policies import POLICIES
 from llmserve.scheduling.user_policy import LedgerView, UserPolicy
 
@@ -27,7 +27,7 @@ order_of = attrgetter(
 """The knobs that a line is built by; where another changes, `turn` will do."""
 
 
-class Line(Protocol):
+class TenantQueue(Protocol):
     def add(self, request: Request, now: float) -> None: ...
 
     def remove(self, request: Request) -> None: ...
@@ -53,11 +53,11 @@ class Line(Protocol):
         ...
 
 
-class WaitingLine:
+class RequestQueue:
     """Requests waiting, under one policy. Build a new one when the policy changes."""
 
     def __init__(
-        self, knobs: Knobs, ledger: Ledger, lengths: Lengths, weight: Callable[[str], float]
+        self, knobs: Knobs, ledger: Ledger, lengths: OutputLengths, weight: Callable[[str], float]
     ) -> None:
         self._policy = POLICIES["fifo" if knobs.policy == "custom" else knobs.policy]
         self._lengths = lengths if knobs.length_estimate == "learned" else None
@@ -69,8 +69,8 @@ class WaitingLine:
         self._ranks = None if knobs.admission_slo == "off" else _Ranks()
         self._parked: set[str] = set()
         self._requests: dict[str, Request] = {}
-        self._lines: dict[str, GrowingHeap[str]] = {}
-        self._tenants: GrowingHeap[str] = GrowingHeap(self._tenant_key)
+        self._lines: dict[str, LazyHeap[str]] = {}
+        self._tenants: LazyHeap[str] = LazyHeap(self._tenant_key)
 
     def add(self, request: Request, now: float) -> None:
         self._now = now
@@ -81,7 +81,7 @@ class WaitingLine:
             self._ranks.add(request, self._group(request), self._rank(request, reply))
         line = self._lines.get(request.tenant)
         if line is None:
-            line = self._lines[request.tenant] = GrowingHeap(self._request_key)
+            line = self._lines[request.tenant] = LazyHeap(self._request_key)
         line.put(request.id)
         if request.tenant not in self._parked:
             self._tenants.put(request.tenant)
@@ -206,7 +206,7 @@ class _Ranks:
         return bisect_right(keys, key) - gone
 
 
-class ChosenLine:
+class UserPolicyQueue:
     """Requests waiting, in order of arrival; a user's function chooses among them."""
 
     def __init__(self, knobs: Knobs, ledger: Ledger, policy: UserPolicy) -> None:

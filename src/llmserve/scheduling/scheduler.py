@@ -13,21 +13,21 @@ from typing import NamedTuple
 
 from llmserve.core.knobs import Knobs, weights_of
 from llmserve.core.tenants import NONE, Terms
-from llmserve.core.types import HoldReason, Request
+from llmserve.core.types import Request, WaitReason
 from llmserve.scheduling.admission import (
     Accepted,
-    Load,
+    AdmissionState,
     Rejected,
     admit,
     admit_kept,
     predicted_ttft_s,
 )
 from llmserve.scheduling.ledger import Ledger, footprint
-from llmserve.scheduling.output_length import Lengths
-from llmserve.scheduling.queue import ChosenLine, Line, WaitingLine, order_of
+from llmserve.scheduling.output_length import OutputLengths
+from llmserve.scheduling.queue import RequestQueue, TenantQueue, UserPolicyQueue, order_of
 from llmserve.scheduling.user_policy import PolicyError, UserPolicy
-from llmserve.scheduling.wait_estimate import Pace
-from llmserve.scheduling.wait_reasons import Holds
+from llmserve.scheduling.wait_estimate import WaitEstimate
+from llmserve.scheduling.wait_reasons import WaitReasons
 
 
 class Expired(NamedTuple):
@@ -59,14 +59,16 @@ class Scheduler:
         self._queue_since: dict[str, float] = {}
         self._ledger = Ledger()
         self._knobs = Knobs()
-        self._lengths = Lengths()
-        self._pace = Pace()
+        self._lengths = OutputLengths()
+        self._pace = WaitEstimate()
         self._weights: dict[str, float] = {}
-        self._line: Line = WaitingLine(self._knobs, self._ledger, self._lengths, self.weight)
+        self._line: TenantQueue = RequestQueue(
+            self._knobs, self._ledger, self._lengths, self.weight
+        )
         self._emitted: dict[str, int] = {}  # of the active
         self._charged: set[str] = set()  # who drew from a bucket of tokens
         self._broken: PolicyError | None = None
-        self._holds = Holds()
+        self._holds = WaitReasons()
 
     @property
     def waiting(self) -> int:
@@ -80,9 +82,9 @@ class Scheduler:
     def ledger(self) -> Ledger:
         return self._ledger
 
-    def load(self, request: Request, knobs: Knobs, now: float) -> Load:
+    def load(self, request: Request, knobs: Knobs, now: float) -> AdmissionState:
         terms = self._terms.get(request.tenant, NONE)
-        return Load(
+        return AdmissionState(
             len(self._waiting),
             len(self._active),
             self.max_model_len,
@@ -235,7 +237,7 @@ class Scheduler:
         ends = oldest + knobs.request_timeout_s
         return ends if queued is None else min(ends, queued + knobs.queue_timeout_s)
 
-    def holds(self) -> list[tuple[str, HoldReason]]:
+    def holds(self) -> list[tuple[str, WaitReason]]:
         """Waiting requests whose reason for waiting changed since the last call."""
         return self._holds.take()
 
@@ -316,13 +318,13 @@ class Scheduler:
 
     def _order(self, now: float) -> None:
         if self._knobs.policy == "custom" and self.user_policy is not None:
-            self._line = ChosenLine(self._knobs, self._ledger, self.user_policy)
+            self._line = UserPolicyQueue(self._knobs, self._ledger, self.user_policy)
         else:
-            self._line = WaitingLine(self._knobs, self._ledger, self._lengths, self.weight)
+            self._line = RequestQueue(self._knobs, self._ledger, self._lengths, self.weight)
         for request in self._waiting.values():
             self._line.add(request, now)
 
-    def _explain_waiting(self, reason: HoldReason) -> None:
+    def _explain_waiting(self, reason: WaitReason) -> None:
         """Those who came last wait for this; walked from the newest, so O(new ones)."""
         for request_id in reversed(self._waiting):
             if request_id in self._holds:

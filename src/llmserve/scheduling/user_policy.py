@@ -23,7 +23,7 @@ class PolicyError(ValueError):
     """A user's policy cannot be used; the message says what it did."""
 
 
-class Standing(NamedTuple):
+class TenantService(NamedTuple):
     """One tenant of whom somebody waits."""
 
     served: float
@@ -36,7 +36,7 @@ class LedgerView(NamedTuple):
     """What a policy may know besides the requests."""
 
     now: float
-    tenants: Mapping[str, Standing]
+    tenants: Mapping[str, TenantService]
 
     @classmethod
     def of(cls, ledger: Ledger, now: float) -> LedgerView:
@@ -44,7 +44,7 @@ class LedgerView(NamedTuple):
             now,
             MappingProxyType(
                 {
-                    tenant: Standing(account.counter, account.waiting, account.active)
+                    tenant: TenantService(account.counter, account.waiting, account.active)
                     for tenant, account in ledger.waiting.items()
                 }
             ),
@@ -125,7 +125,7 @@ def _case(
         for n in range(count)
     )
     tenants = {
-        tenant: Standing(
+        tenant: TenantService(
             rng.uniform(0, 1000), sum(r.tenant == tenant for r in waiting), rng.randint(0, 3)
         )
         for tenant in sorted({request.tenant for request in waiting})

@@ -28,7 +28,7 @@ class _Mean:
         return sum(self._values) / len(self._values) if self._values else None
 
 
-class Pace:
+class WaitEstimate:
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
         self._unborn: set[str] = set()

@@ -25,7 +25,7 @@ Source = str | os.PathLike[str] | Mapping[str, Any] | None
 _SHORTEST_KEY = 8
 
 
-class Agreement(NamedTuple):
+class KeyTerms(NamedTuple):
     digests: tuple[bytes, ...]
     terms: Terms
 
@@ -48,11 +48,11 @@ class Keyring:
 
     __slots__ = ("_holders", "_own")
 
-    def __init__(self, own: str | None, agreements: Mapping[str, Agreement]) -> None:
+    def __init__(self, own: str | None, agreements: Mapping[str, KeyTerms]) -> None:
         self._own: dict[bytes, Holder] = {} if own is None else {digest(own): Holder(None)}
         self.replace(agreements)
 
-    def replace(self, agreements: Mapping[str, Agreement]) -> None:
+    def replace(self, agreements: Mapping[str, KeyTerms]) -> None:
         """Other tenants' keys from now on; on ValueError none of them."""
         holders = dict(self._own)
         for tenant, agreement in agreements.items():
@@ -85,7 +85,7 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def read_agreements(source: Source) -> dict[str, Agreement]:
+def read_agreements(source: Source) -> dict[str, KeyTerms]:
     """Raises ValueError with a sentence that holds no key. None reads LLMSERVE_API_KEYS."""
     where = "api_keys"
     if source is None:
@@ -102,11 +102,11 @@ def read_agreements(source: Source) -> dict[str, Agreement]:
     return {tenant: _agreement(tenant, written, where) for tenant, written in source.items()}
 
 
-def terms_of(agreements: Mapping[str, Agreement]) -> dict[str, Terms]:
+def terms_of(agreements: Mapping[str, KeyTerms]) -> dict[str, Terms]:
     return {tenant: agreement.terms for tenant, agreement in agreements.items()}
 
 
-def _agreement(tenant: str, written: Any, where: str) -> Agreement:
+def _agreement(tenant: str, written: Any, where: str) -> KeyTerms:
     if not is_name(tenant):
         raise ValueError(f"{where}: {NAMES}")
     try:
@@ -121,7 +121,7 @@ def _agreement(tenant: str, written: Any, where: str) -> Agreement:
             "characters and no spaces"
         )
     terms = Terms(**{name: getattr(read, name) for name in Terms.__struct_fields__})
-    return Agreement(tuple(_unique(map(digest, keys))), terms)
+    return KeyTerms(tuple(_unique(map(digest, keys))), terms)
 
 
 def _is_key(key: str) -> bool:

@@ -15,7 +15,7 @@ from llmserve.engines.base import Engine
 from llmserve.engines.limits import clamp
 from llmserve.scheduling.scheduler import Scheduler
 from llmserve.scheduling.user_policy import Choice, PolicyError, UserPolicy
-from llmserve.serving.publisher import Announcer
+from llmserve.serving.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +28,14 @@ class Evicts(Protocol):
         ...
 
 
-class Tuner:
+class KnobUpdates:
     def __init__(
         self,
         engine: Engine,
         board: KnobBoard,
         scheduler: Scheduler,
         clock: Clock,
-        tell: Announcer,
+        tell: Publisher,
     ) -> None:
         self.policy_error: PolicyError | None = None
         self._engine = engine

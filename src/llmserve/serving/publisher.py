@@ -10,12 +10,12 @@ from llmserve.core.events import (
     EventBus,
     FairnessSampled,
     Finished,
-    Held,
     KnobsChanged,
     KnobsSatisfied,
     Rejection,
     StepRecorded,
     Submitted,
+    WaitReasonChanged,
 )
 from llmserve.core.knobs import Applied
 from llmserve.core.types import Chunk, Request, StepRecord
@@ -31,13 +31,15 @@ def publish_step(bus: EventBus, record: StepRecord) -> None:
     """The sink of an engine's steps: called before that step's chunks arrive."""
     now = record.start_s + record.duration_s
     for request_id, reason in record.held:
-        bus.publish(Held(t=now, request_id=request_id, reason=reason, step=record.index))
+        bus.publish(
+            WaitReasonChanged(t=now, request_id=request_id, reason=reason, step=record.index)
+        )
     bus.publish(StepRecorded(t=now, record=record))
     for name in record.satisfied:
         bus.publish(KnobsSatisfied(t=now, name=name, step=record.index))
 
 
-class Announcer:
+class Publisher:
     def __init__(self, bus: EventBus, clock: Clock) -> None:
         self._bus = bus
         self._clock = clock

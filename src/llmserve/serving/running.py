@@ -16,7 +16,7 @@ from llmserve.core.events import Dispatched, EventBus, FirstToken, TokensEmitted
 from llmserve.core.types import Chunk, FinishReason, ParamError, Request
 from llmserve.engines.base import Engine, EngineError, RequestFailed
 from llmserve.scheduling.scheduler import Scheduler
-from llmserve.serving.publisher import Announcer
+from llmserve.serving.publisher import Publisher
 from llmserve.serving.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class _Running:
     task: asyncio.Task[None] = field(init=False)
 
 
-class Runner:
+class RunningRequests:
     """`died` is called when a request fails because the engine did, `left` after each end."""
 
     def __init__(
@@ -44,7 +44,7 @@ class Runner:
         scheduler: Scheduler,
         bus: EventBus,
         clock: Clock,
-        tell: Announcer,
+        tell: Publisher,
         *,
         died: Callable[[], None],
         left: Callable[[], None],

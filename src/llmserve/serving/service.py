@@ -15,21 +15,21 @@ from typing import cast
 import msgspec
 
 from llmserve.core.clock import Clock
-from llmserve.core.events import EventBus, Held
+from llmserve.core.events import EventBus, WaitReasonChanged
 from llmserve.core.knobs import Applied, KnobBoard, Knobs
 from llmserve.core.tenants import Terms
 from llmserve.core.types import Request, SamplingParams
-from llmserve.engines.base import ChecksForms, Counts, Engine, EngineError
-from llmserve.engines.supervisor import EngineKeeper
+from llmserve.engines.base import ChecksSchemas, Counts, Engine, EngineError
+from llmserve.engines.supervisor import EngineSupervisor
 from llmserve.scheduling.admission import Accepted, Rejected
 from llmserve.scheduling.ledger import Ledger
 from llmserve.scheduling.scheduler import Scheduler
 from llmserve.scheduling.user_policy import Choice, PolicyError, UserPolicy
-from llmserve.serving.knob_updates import Tuner
-from llmserve.serving.publisher import Announcer
-from llmserve.serving.running import Runner
+from llmserve.serving.knob_updates import KnobUpdates
+from llmserve.serving.publisher import Publisher
+from llmserve.serving.running import RunningRequests
 from llmserve.serving.stream import Refused, RequestTimeout, Stream
-from llmserve.serving.waiting import Lobby
+from llmserve.serving.waiting import WaitingRequests
 
 
 class Service:
@@ -49,15 +49,15 @@ class Service:
         self.bus = bus
         self.clock = clock
         self.terms: Mapping[str, Terms] = terms or {}
-        self.keeper = EngineKeeper(engine, self)
+        self.keeper = EngineSupervisor(engine, self)
         self._scheduler = Scheduler(max_model_len=0, terms=self.terms)
-        self._tell = Announcer(bus, clock)
-        self._tuner = Tuner(engine, board, self._scheduler, clock, self._tell)
-        self._runner = Runner(
+        self._tell = Publisher(bus, clock)
+        self._tuner = KnobUpdates(engine, board, self._scheduler, clock, self._tell)
+        self._runner = RunningRequests(
             engine, self._scheduler, bus, clock, self._tell,
             died=self.keeper.died, left=self._pump,
         )  # fmt: skip
-        self._lobby = Lobby(self._scheduler, clock, self._tell)
+        self._lobby = WaitingRequests(self._scheduler, clock, self._tell)
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self.at_the_gate = 0
@@ -94,7 +94,7 @@ class Service:
         """ParamError for a form that no reply can be held to: ask before `submit`, once for all
         the replies to it."""
         form = sampling.structured_outputs
-        if form is not None and isinstance(self.engine, ChecksForms):
+        if form is not None and isinstance(self.engine, ChecksSchemas):
             await self.engine.check_form(form)
 
     def submit(self, request: Request) -> Stream:
@@ -230,7 +230,7 @@ class Service:
             self._runner.run(self._lobby.leave(request.id))
         self._tuner.drop_broken_policy()
         for request_id, reason in self._scheduler.holds():
-            self.bus.publish(Held(t=now, request_id=request_id, reason=reason))
+            self.bus.publish(WaitReasonChanged(t=now, request_id=request_id, reason=reason))
         self._tell.fairness(self._scheduler.fairness)
         self._set_alarm(self.board.current)
 

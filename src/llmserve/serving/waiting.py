@@ -6,12 +6,12 @@ from llmserve.core.clock import Clock
 from llmserve.core.types import Chunk, FinishReason, Request
 from llmserve.scheduling.admission import Rejected
 from llmserve.scheduling.scheduler import Scheduler
-from llmserve.serving.publisher import Announcer
+from llmserve.serving.publisher import Publisher
 from llmserve.serving.stream import Refused, Stream
 
 
-class Lobby:
-    def __init__(self, scheduler: Scheduler, clock: Clock, tell: Announcer) -> None:
+class WaitingRequests:
+    def __init__(self, scheduler: Scheduler, clock: Clock, tell: Publisher) -> None:
         self._scheduler = scheduler
         self._clock = clock
         self._tell = tell

@@ -13,7 +13,7 @@ from llmserve.core.events import EventBus
 from llmserve.core.knobs import KnobBoard, Knobs
 from llmserve.core.types import Chunk
 from llmserve.engines.base import EngineError
-from llmserve.engines.process.delivery import Delivery, Turn
+from llmserve.engines.process.delivery import Delivery, LoopTurn
 from llmserve.engines.simulator.engine import SimulatorEngine
 from llmserve.serving.service import Service
 from support.requests import request
@@ -79,7 +79,7 @@ def test_from_the_moment_its_task_is_cancelled_nothing_is_delivered() -> None:
 def test_all_with_news_are_told_in_order_when_the_turn_is_over_and_once() -> None:
     async def main() -> None:
         told: list[str] = []
-        turn = Turn()
+        turn = LoopTurn()
         turn.note(lambda: told.append("a"))
         turn.note(lambda: told.append("b"))
         assert told == []

@@ -12,7 +12,7 @@ from llmserve.engines.batching.step_planner import StepPlanner
 from llmserve.engines.torch.kv.store import Geometry, KvStore
 from llmserve.engines.torch.model.select_forward import load
 from llmserve.engines.torch.options import parse
-from llmserve.engines.torch.step_loop import Runner
+from llmserve.engines.torch.step_loop import StepLoop
 from llmserve.engines.torch.text.detokenize import Detokenizer
 from llmserve.engines.torch.text.tokenizer import open_tokenizer
 from support.tiny_models import SHAPE, Drive, Driven, save_model
@@ -70,7 +70,7 @@ def drive() -> Drive:
             prefix_caching=prefix_caching,
         )
         detokenizer = Detokenizer(open_tokenizer(folder).backend)
-        runner = Runner(
+        runner = StepLoop(
             model, detokenizer, planner, Knobs().changed(knobs), seed=1, kv=store(model.geometry)
         )
         return Driven(runner)

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmserve.core.types import SamplingParams, Structured
-from llmserve.engines.torch.messages import Stepped, Submit
+from llmserve.engines.torch.messages import Stepped, SubmitRequest
 from llmserve.engines.torch.sampling.guided_decoding import Grammars
 from llmserve.engines.torch.text.tokenizer import open_tokenizer
 from support.tiny_models import VOCAB, Drive, Driven, generate, reference
@@ -95,7 +95,7 @@ def forming(llama: Path, drive: Drive) -> Any:
 
 def send(driven: Driven, name: str, prompt: tuple[int, ...], sampling: SamplingParams) -> None:
     driven.deltas[name] = []
-    answer = driven.runner.handle(Submit(name, prompt, sampling))
+    answer = driven.runner.handle(SubmitRequest(name, prompt, sampling))
     if isinstance(answer, Stepped):
         driven.deltas[name] += answer.deltas
 

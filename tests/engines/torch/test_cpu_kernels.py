@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llmserve.engines.torch.cpu_kernels import limits, plan
-from llmserve.engines.torch.cpu_kernels.kernel import Rows
+from llmserve.engines.torch.cpu_kernels.kernel import FusedRows
 from llmserve.engines.torch.kv.store import Geometry, KvStore, Place, Slab
 from llmserve.engines.torch.model.weights import Weights
 from support.fused_drive import KINDS, MOST_ROWS, MOST_TOKENS, Drive, Model
@@ -40,12 +40,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def drive(models: Callable[[str], Model], folder: None) -> Iterator[Callable[..., Drive]]:
-    opened: list[Rows] = []
+    opened: list[FusedRows] = []
 
     def make(kind: str = "grouped queries", threads: int = 2) -> Drive:
         model = models(kind)
         opened.append(
-            Rows(model.weights, most_rows=MOST_ROWS, most_tokens=MOST_TOKENS, threads=threads)
+            FusedRows(model.weights, most_rows=MOST_ROWS, most_tokens=MOST_TOKENS, threads=threads)
         )
         return Drive(model, opened[-1])
 
@@ -221,7 +221,7 @@ def test_weights_that_would_come_out_wrong_are_refused_in_words(
     ]
     for weights, reason in cases:
         with pytest.raises(ValueError, match=reason):
-            Rows(weights, most_rows=8, most_tokens=MOST_TOKENS, threads=1)
+            FusedRows(weights, most_rows=8, most_tokens=MOST_TOKENS, threads=1)
 
 
 @pytest.mark.parametrize(

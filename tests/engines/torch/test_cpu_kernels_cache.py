@@ -13,7 +13,7 @@ import pytest
 from numba import types
 
 from llmserve.engines.torch.cpu_kernels import compile_cache
-from llmserve.engines.torch.cpu_kernels.thread_pool import Crew
+from llmserve.engines.torch.cpu_kernels.thread_pool import ThreadPool
 
 SIGNATURE = types.int64(types.int64)
 PATIENCE_S = 20.0
@@ -144,11 +144,13 @@ def test_damaged_files_are_compiled_anew(damage: bytes, base: Path) -> None:
 
 
 @pytest.fixture
-def crew() -> Iterator[Callable[..., Crew]]:
-    made: list[Crew] = []
+def crew() -> Iterator[Callable[..., ThreadPool]]:
+    made: list[ThreadPool] = []
 
-    def make(threads: int, work: Callable[[int], int], patience_s: float = PATIENCE_S) -> Crew:
-        made.append(Crew(threads, work, lambda: None, patience_s))
+    def make(
+        threads: int, work: Callable[[int], int], patience_s: float = PATIENCE_S
+    ) -> ThreadPool:
+        made.append(ThreadPool(threads, work, lambda: None, patience_s))
         return made[-1]
 
     yield make
@@ -156,7 +158,7 @@ def crew() -> Iterator[Callable[..., Crew]]:
         one.stop()
 
 
-def test_all_threads_do_their_part_each_time(crew: Callable[..., Crew]) -> None:
+def test_all_threads_do_their_part_each_time(crew: Callable[..., ThreadPool]) -> None:
     did: list[int] = []
 
     def work(thread: int) -> int:
@@ -170,7 +172,7 @@ def test_all_threads_do_their_part_each_time(crew: Callable[..., Crew]) -> None:
         did.clear()
 
 
-def test_the_first_failure_is_told_and_told_again(crew: Callable[..., Crew]) -> None:
+def test_the_first_failure_is_told_and_told_again(crew: Callable[..., ThreadPool]) -> None:
     def work(thread: int) -> int:
         if thread == 2:
             raise MemoryError("no room")
@@ -183,7 +185,9 @@ def test_the_first_failure_is_told_and_told_again(crew: Callable[..., Crew]) -> 
         assert isinstance(caught.value.__cause__, MemoryError)
 
 
-def test_an_interrupt_reaches_the_caller_and_breaks_the_crew(crew: Callable[..., Crew]) -> None:
+def test_an_interrupt_reaches_the_caller_and_breaks_the_crew(
+    crew: Callable[..., ThreadPool],
+) -> None:
     def work(thread: int) -> int:
         if thread == 0:
             raise KeyboardInterrupt
@@ -196,7 +200,7 @@ def test_an_interrupt_reaches_the_caller_and_breaks_the_crew(crew: Callable[...,
         broken.run()
 
 
-def test_a_thread_that_does_not_come_back_is_given_up(crew: Callable[..., Crew]) -> None:
+def test_a_thread_that_does_not_come_back_is_given_up(crew: Callable[..., ThreadPool]) -> None:
     release = threading.Event()
     stuck = crew(2, lambda thread: 0 if thread == 0 or release.wait() else 1, 0.05)
     with pytest.raises(RuntimeError, match="does not come back"):
@@ -214,11 +218,11 @@ def test_a_crew_that_cannot_be_complete_leaves_no_thread(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(threading.Thread, "start", scarce)
     with pytest.raises(RuntimeError, match="new thread"):
-        Crew(5, lambda thread: 0, lambda: None, PATIENCE_S)
+        ThreadPool(5, lambda thread: 0, lambda: None, PATIENCE_S)
     assert {*threading.enumerate()} <= before
 
 
-def test_a_stopped_crew_has_no_threads_and_runs_no_more(crew: Callable[..., Crew]) -> None:
+def test_a_stopped_crew_has_no_threads_and_runs_no_more(crew: Callable[..., ThreadPool]) -> None:
     done = crew(3, lambda thread: 0)
     done.run()
     done.stop()

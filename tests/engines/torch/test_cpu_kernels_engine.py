@@ -22,7 +22,7 @@ import torch
 from llmserve.core.clock import MonotonicClock
 from llmserve.core.types import Chunk, Request, SamplingParams
 from llmserve.engines.base import EngineError, Tells
-from llmserve.engines.torch.cpu_kernels.kernel import Rows
+from llmserve.engines.torch.cpu_kernels.kernel import FusedRows
 from llmserve.engines.torch.engine import TorchEngine
 from llmserve.engines.torch.kv.store import KvStore
 from llmserve.engines.torch.messages import Busy
@@ -31,12 +31,12 @@ from llmserve.engines.torch.model.attention import UnsupportedModel
 from llmserve.engines.torch.model.compact_llama import Compact
 from llmserve.engines.torch.model.flat_model import FlatModel
 from llmserve.engines.torch.model.packed_linears import Plain
-from llmserve.engines.torch.model.row_blocks import InBlocks
+from llmserve.engines.torch.model.row_blocks import RowBlocks
 from llmserve.engines.torch.model.select_forward import load
 from llmserve.engines.torch.model.verify import Stretch, after, difference
 from llmserve.engines.torch.model.weights import Weights
 from llmserve.engines.torch.options import parse
-from llmserve.engines.torch.process_client import Lifetime
+from llmserve.engines.torch.process_client import ProcessClient
 from support.tiny_models import SHAPE, VOCAB, Drive, Driven, save_model
 
 WIDE = SHAPE | {"head_dim": 32, "initializer_range": 0.1}
@@ -179,8 +179,8 @@ def test_logits_are_those_of_compact_but_for_rounding(llama: Path) -> None:
 
 
 def weights_of(model: FlatModel) -> Weights:
-    assert isinstance(model.few, InBlocks)
-    assert isinstance(model.few.few, Rows)
+    assert isinstance(model.few, RowBlocks)
+    assert isinstance(model.few.few, FusedRows)
     return model.few.few._weights
 
 
@@ -215,13 +215,13 @@ def test_kernels_are_taken_where_a_trial_says_that_they_pay(
         rows = sum(one.end - one.start for one in step)
         return 1.0 if model.few is None else slower.get(rows, 0.9)
 
-    def noted(self: select_forward.Ways, weights: Weights) -> Rows:
+    def noted(self: select_forward.ForwardChoices, weights: Weights) -> FusedRows:
         rows = real(self, weights)
         opened_rows.append(weakref.ref(rows))
         return rows
 
-    real, opened_rows = select_forward.Ways._open_rows, list[weakref.ref[Rows]]()
-    monkeypatch.setattr(select_forward.Ways, "_open_rows", noted)
+    real, opened_rows = select_forward.ForwardChoices._open_rows, list[weakref.ref[FusedRows]]()
+    monkeypatch.setattr(select_forward.ForwardChoices, "_open_rows", noted)
     monkeypatch.setattr(race, "seconds", seconds)
     model = opened(llama)
     assert (model.path, model.most_few) == (path, most)
@@ -235,12 +235,12 @@ def test_kernels_are_taken_where_a_trial_says_that_they_pay(
 def test_kernels_that_come_out_wrong_are_not_taken(
     llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = Rows.__call__
+    real = FusedRows.__call__
 
-    def wrong(self: Rows, ids: list[int], *rest: Any) -> torch.Tensor:
+    def wrong(self: FusedRows, ids: list[int], *rest: Any) -> torch.Tensor:
         return real(self, ids, *rest) * (1.5 if len(ids) == 9 else 1)
 
-    monkeypatch.setattr(Rows, "__call__", wrong)
+    monkeypatch.setattr(FusedRows, "__call__", wrong)
     model = opened(llama)
     assert model.few is None
     assert "not fused: its logits come out 50" in model.path
@@ -308,12 +308,12 @@ def test_kernels_that_fail_in_a_step_end_its_requests_and_no_later_ones(
     model = driven.runner._model
     monkeypatch.setattr(model, "few", model.few)  # other tests have the same model
 
-    def broken(self: Rows, *_: Any) -> torch.Tensor:
+    def broken(self: FusedRows, *_: Any) -> torch.Tensor:
         raise RuntimeError("the fused kernels failed: a thread does not come back")
 
     ask(driven, given, 0)
     driven.step()
-    monkeypatch.setattr(Rows, "__call__", broken)
+    monkeypatch.setattr(FusedRows, "__call__", broken)
     driven.step()
     assert "does not come back" in (driven.end("r0").error or "")
     ask(driven, given, 1)
@@ -326,7 +326,7 @@ def test_what_a_child_is_busy_with_is_known_to_its_engine() -> None:
         engine = TorchEngine(sink=lambda _: None, clock=MonotonicClock())
         assert isinstance(engine, Tells)
         assert engine.busy_with == ""
-        engine._run = Lifetime(lambda _: None, {})
+        engine._run = ProcessClient(lambda _: None, {})
         for what in ("compiling kernels", ""):
             engine._run.child_said(msgspec.msgpack.encode(Busy(what)))
             assert engine.busy_with == what

@@ -13,7 +13,7 @@ from llmserve.engines.torch.text.detokenize import (
     REPLACEMENT,
     ByteStream,
     Detokenizer,
-    Stream,
+    TextStream,
     WindowStream,
     byte_characters,
 )
@@ -55,7 +55,7 @@ def sentencepiece() -> Any:
     return made
 
 
-def pieces(stream: Stream, ids: list[int]) -> list[str]:
+def pieces(stream: TextStream, ids: list[int]) -> list[str]:
     return [stream.push(token) for token in ids]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llmserve.engines.torch.kv.store import FEWEST_SLOTS, SHORTEST, Geometry, KvStore
 from llmserve.engines.torch.model import cuda_graphs
-from llmserve.engines.torch.model.batch_layout import Batch, Part, Step, arrange, layout
+from llmserve.engines.torch.model.batch_layout import Batch, BatchPart, Step, arrange, layout
 from llmserve.engines.torch.model.cuda_graphs import Graphs, bucket_length, bucket_rows, pad
 from support.tiny_models import Drive, Driven, greedy, words
 
@@ -74,7 +74,7 @@ def test_lengths_are_padded_within_their_slab(longest: int) -> None:
 
 
 def decodes(kv: KvStore, *owners: str) -> Batch:
-    return arrange([Part(owner, 5, 1) for owner in owners], kv)
+    return arrange([BatchPart(owner, 5, 1) for owner in owners], kv)
 
 
 def decode(kv: KvStore, *owners: str) -> Step:
@@ -113,7 +113,7 @@ def test_an_owner_without_a_row_is_never_taken_for_padding(without: str) -> None
 
 def test_a_step_with_a_prompt_runs_as_it_is() -> None:
     kv = store(*"ab")
-    assert pad(layout(arrange([Part("a", 5, 1), Part("b", 0, 4)], kv)), 64) is None
+    assert pad(layout(arrange([BatchPart("a", 5, 1), BatchPart("b", 0, 4)], kv)), 64) is None
 
 
 def test_more_rows_than_the_inputs_hold_run_as_they_are() -> None:
@@ -284,7 +284,7 @@ def test_graphs_are_few_and_the_latest_used_stay(monkeypatch: pytest.MonkeyPatch
 
 
 def at_length(graph: Graphs, kv: KvStore, position: int, *owners: str) -> None:
-    batch = arrange([Part(owner, position, 1) for owner in owners or "ab"], kv)
+    batch = arrange([BatchPart(owner, position, 1) for owner in owners or "ab"], kv)
     rows = len(batch.order)
     graph(layout(batch), torch.ones(rows, dtype=torch.long), torch.tensor([position] * rows),
           torch.arange(rows))

@@ -13,7 +13,7 @@ import pytest
 from llmserve.core.types import Chunk, Request, SamplingParams, TokenLogprob
 from llmserve.engines.base import EngineError, RequestFailed
 from llmserve.engines.torch.messages import Delta, Stepped
-from llmserve.engines.torch.process_client import Lifetime
+from llmserve.engines.torch.process_client import ProcessClient
 
 ONE = Request(id="r", prompt_ids=(1,), sampling=SamplingParams(logprobs=0), arrival=0.0)
 
@@ -23,8 +23,8 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 @asynccontextmanager
-async def living() -> AsyncIterator[Lifetime]:
-    life = Lifetime(lambda record: None, {})
+async def living() -> AsyncIterator[ProcessClient]:
+    life = ProcessClient(lambda record: None, {})
     yield life
     await life.stop()
 

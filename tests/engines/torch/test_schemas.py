@@ -14,7 +14,7 @@ from llmserve.core.types import SamplingParams, Structured
 from llmserve.engines.torch.sampling.guided_decoding import Grammars, forbidden
 from llmserve.engines.torch.sampling.sampler import Draws, draw
 from llmserve.engines.torch.sampling.schemas import check
-from llmserve.engines.torch.step_loop import Runner
+from llmserve.engines.torch.step_loop import StepLoop
 from llmserve.engines.torch.text.tokenizer import open_tokenizer
 from support.tiny_models import EOS, VOCAB, Drive, Driven, generate, reference
 
@@ -141,7 +141,7 @@ def test_a_form_that_is_lost_on_the_way_fails_alone(
 
 def test_without_matchers_a_form_is_refused_and_not_forgotten(llama: Path, drive: Drive) -> None:
     driven = drive(llama)
-    assert isinstance(driven.runner, Runner)
+    assert isinstance(driven.runner, StepLoop)
     ask(driven, "a", SCHEMA)
     driven.finish()
     assert "structured" in (driven.end("a").error or "")

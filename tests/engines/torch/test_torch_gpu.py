@@ -20,7 +20,7 @@ from llmserve.engines.torch.model import cuda
 from llmserve.engines.torch.model.cuda_graphs import Graphs
 from llmserve.engines.torch.model.select_forward import load
 from llmserve.engines.torch.options import parse
-from llmserve.engines.torch.step_loop import Runner
+from llmserve.engines.torch.step_loop import StepLoop
 from llmserve.engines.torch.text.detokenize import Detokenizer
 from llmserve.engines.torch.text.tokenizer import open_tokenizer
 from llmserve.entrypoints.session.shutdown_report import device_used
@@ -39,7 +39,7 @@ def driven(folder: Path, *, graphs: bool, dtype: str = "float32", forward: str =
         kv_blocks=4096, block_size=16, max_model_len=model.max_model_len, prefix_caching=False
     )
     detokenizer = Detokenizer(open_tokenizer(folder).backend)
-    return Driven(Runner(model, detokenizer, planner, Knobs(max_num_seqs=32), seed=1))
+    return Driven(StepLoop(model, detokenizer, planner, Knobs(max_num_seqs=32), seed=1))
 
 
 def say(one: Driven, rows: int, turn: int = 0) -> float:

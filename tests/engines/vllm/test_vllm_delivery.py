@@ -14,8 +14,8 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from llmserve.core.types import Chunk, Request, SamplingParams
 from llmserve.engines.base import Deliver
-from llmserve.engines.process.delivery import Turn
-from llmserve.engines.vllm.output_hook import Tap
+from llmserve.engines.process.delivery import LoopTurn
+from llmserve.engines.vllm.output_hook import OutputHook
 from llmserve.entrypoints.session.session import Session
 from support.crowd import collect_all, crowd
 
@@ -30,11 +30,11 @@ def output(*ids: int, reason: str | None = None) -> RequestOutput:
     return RequestOutput("r", None, [1, 2], None, [part], reason is not None, num_cached_tokens=2)
 
 
-def tapped(deliver: Deliver, *before: RequestOutput) -> tuple[RequestOutputCollector, Tap]:
+def tapped(deliver: Deliver, *before: RequestOutput) -> tuple[RequestOutputCollector, OutputHook]:
     collector = RequestOutputCollector(RequestOutputKind.DELTA, "r-12345678")
     for one in before:
         collector.put(one)
-    return collector, Tap(collector, Turn(), deliver, raw=False)
+    return collector, OutputHook(collector, LoopTurn(), deliver, raw=False)
 
 
 def test_what_one_turn_brought_is_one_chunk_and_what_came_before_the_tap_is_not_lost() -> None:

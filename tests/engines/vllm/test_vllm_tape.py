@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from llmserve.core.events import Held
+from llmserve.core.events import WaitReasonChanged
 from llmserve.core.types import Request, SamplingParams
 from llmserve.entrypoints.session.session import Session
 from support.crowd import Watcher, collect_all, crowd
@@ -93,7 +93,7 @@ def test_who_waits_is_told_why(session: Session) -> None:
     session.set(max_num_seqs=4)
     with Watcher(session) as watcher:
         session.runtime.call(collect_all(session, crowd(session, 16, tag="held")))
-    held = [event for event in watcher.events if isinstance(event, Held)]
+    held = [event for event in watcher.events if isinstance(event, WaitReasonChanged)]
     assert {event.reason for event in held} == {"cap"}
     waited = {event.request_id for event in held}
     assert waited >= {f"held-{number}" for number in range(5, 16)}
@@ -101,7 +101,7 @@ def test_who_waits_is_told_why(session: Session) -> None:
     long = crowd(session, 16, tag="budget", longest_prompt=200)  # most take several steps
     with Watcher(session) as watcher:
         session.runtime.call(collect_all(session, long))
-    assert "token_budget" in {e.reason for e in watcher.events if isinstance(e, Held)}
+    assert "token_budget" in {e.reason for e in watcher.events if isinstance(e, WaitReasonChanged)}
 
 
 def test_a_prefix_that_is_cached_is_told_in_the_step_and_in_the_row(session: Session) -> None:

@@ -8,7 +8,7 @@ from contextlib import closing
 import httpx
 import pytest
 
-from llmserve.core.events import Dispatched, Finished, FirstToken, Held, Submitted
+from llmserve.core.events import Dispatched, Finished, FirstToken, Submitted, WaitReasonChanged
 from llmserve.core.types import StepRecord
 from support.serving import MESSAGES, Serving
 
@@ -89,7 +89,7 @@ def test_leaving_while_queued_frees_the_place(
         with closing(server.post_and_hold(CHAT, server.long_body(stream=True))):
             first = tail.wait(Dispatched)
             with closing(server.post_and_hold(CHAT, server.long_body(stream=streaming))):
-                queued = tail.wait(Held, lambda e: e.request_id != first.request_id)
+                queued = tail.wait(WaitReasonChanged, lambda e: e.request_id != first.request_id)
             gone = tail.wait(Finished)
             assert gone.request_id == queued.request_id, "the one that runs must go on"
             assert gone.reason == "abort"

@@ -15,7 +15,7 @@ import pytest
 
 from llmserve.core.events import FirstToken
 from llmserve.core.validation import shown
-from llmserve.entrypoints.http.server import Server, bind
+from llmserve.entrypoints.http.server import HttpServer, bind
 from support.serving import MESSAGES, PATIENCE_S, Serving, serving
 
 CHAT = "/v1/chat/completions"
@@ -60,7 +60,7 @@ def test_a_small_write_never_waits_for_the_clients_acknowledgement() -> None:
 
 def test_stop_before_start_gives_the_port_back() -> None:
     sock = bind("127.0.0.1", 0)
-    server = Server(_no_app, sock)
+    server = HttpServer(_no_app, sock)
     asyncio.run(server.stop())
     bind("127.0.0.1", server.port).close()
 
@@ -138,7 +138,7 @@ def test_signals_stay_the_callers() -> None:
     """On the main thread too, where uvicorn would take them."""
 
     async def while_serving() -> object:
-        server = Server(_no_app, bind("127.0.0.1", 0))
+        server = HttpServer(_no_app, bind("127.0.0.1", 0))
         await server.start()
         handler = signal.getsignal(signal.SIGTERM)
         await server.stop()

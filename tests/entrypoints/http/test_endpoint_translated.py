@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmserve.core.types import ParamError
-from llmserve.entrypoints.http.held_response import Call, blamed, translated
+from llmserve.entrypoints.http.held_response import ForwardedCall, blamed, translated
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -48,24 +48,24 @@ def told(message: str, param: str | None = None, code: int = 400) -> bytes:
 def test_an_error_names_its_field(
     path: str, fields: dict[str, Any], body: bytes, param: str | None, code: str
 ) -> None:
-    error = translated(400, body, Call(path, fields, limit=512))
+    error = translated(400, body, ForwardedCall(path, fields, limit=512))
     assert (error.param, error.code) == (param, code)
 
 
 def test_a_prompt_that_leaves_no_room_is_told_the_limit() -> None:
     body = told("max_tokens must be at least 1, got 0.", "max_tokens")
-    error = translated(400, body, Call(COMPLETIONS, {"prompt": [5] * 512}, limit=512))
+    error = translated(400, body, ForwardedCall(COMPLETIONS, {"prompt": [5] * 512}, limit=512))
     assert "512 tokens" in error.message
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b'{"error": 3}', b"oh"])
 def test_a_body_that_is_no_error_object_is_told_as_it_is(body: bytes) -> None:
-    error = translated(500, body, Call(CHAT, {}))
+    error = translated(500, body, ForwardedCall(CHAT, {}))
     assert (error.status, error.code) == (500, "internal_error")
 
 
 def test_a_form_that_cannot_be_is_blamed_on_its_field() -> None:
-    call = Call(CHAT, {"messages": [], "response_format": {"type": "json_schema"}})
+    call = ForwardedCall(CHAT, {"messages": [], "response_format": {"type": "json_schema"}})
     error = blamed(ParamError("prompt", "Failed to transform regex into a grammar"), call)
     assert isinstance(error, ParamError)
     assert error.param == "response_format"

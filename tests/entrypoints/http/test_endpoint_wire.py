@@ -18,7 +18,7 @@ from llmserve.engines.base import EngineError, EngineInfo
 from llmserve.entrypoints.http import prompts, protocol
 from llmserve.entrypoints.http.errors import ApiError, as_api_error
 from llmserve.entrypoints.http.logprobs import TokenTexts, chat_logprobs
-from llmserve.entrypoints.http.merged_streams import Arrival, arrivals
+from llmserve.entrypoints.http.merged_streams import TaggedChunk, arrivals
 from llmserve.entrypoints.http.responses import ChatReply, CompletionReply, Head
 from llmserve.scheduling.admission import Rejected
 from llmserve.serving.stream import Refused, RequestTimeout, Stream
@@ -172,7 +172,7 @@ def stream(id: str) -> Stream:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_chunks_that_wait_arrive_together_and_in_order(count: int) -> None:
-    async def read() -> list[list[Arrival]]:
+    async def read() -> list[list[TaggedChunk]]:
         streams = [stream(str(i)) for i in range(count)]
         for one in streams:
             one.put(Chunk(text="a"), 1.0)

@@ -15,7 +15,7 @@ import pytest
 from llmserve.core.events import CacheLooked, Event, Submitted
 from llmserve.entrypoints.http.app import build_app
 from llmserve.entrypoints.http.response_cache import CacheOptions
-from llmserve.entrypoints.http.server import Server, bind
+from llmserve.entrypoints.http.server import HttpServer, bind
 from llmserve.serving.api_keys import Keyring
 from support.serving import KEY, MESSAGES, Serving
 
@@ -27,7 +27,7 @@ CERTAIN: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 12, "temperature"
 def kept(server: Serving) -> Iterator[Serving]:
     """Begins with nothing kept."""
     app = build_app(server.service, server.telemetry, Keyring(KEY, {}), CacheOptions())
-    second = Server(app, bind("127.0.0.1", 0))
+    second = HttpServer(app, bind("127.0.0.1", 0))
     server.runtime.call(second.start())
     yield replace(server, server=second)
     server.runtime.call(second.stop())

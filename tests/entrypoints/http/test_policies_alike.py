@@ -19,8 +19,8 @@ from llmserve.core.events import (
     FairnessSampled,
     Finished,
     FirstToken,
-    Held,
     KnobsChanged,
+    WaitReasonChanged,
 )
 from llmserve.core.tenants import Terms
 from llmserve.core.types import Outcome, Request, SamplingParams
@@ -203,7 +203,9 @@ def test_a_tenant_at_its_limit_waits_while_others_pass(house: House, limit: str)
     finally:
         call(agree({}))
     assert house.names(Dispatched)[:2] == ["loud", "quiet"]
-    held = [e for e in house.events if isinstance(e, Held) and e.reason == "tenant_limit"]
+    held = [
+        e for e in house.events if isinstance(e, WaitReasonChanged) and e.reason == "tenant_limit"
+    ]
     assert held
     here = 0
     for event in house.events:
@@ -219,7 +221,7 @@ def test_the_token_budget_and_max_active_bound_who_is_in_the_engine(house: House
     assert house.crowd(eight(), max_active=8, max_tokens_in_flight=45) == 2
     house.events.clear()
     assert house.crowd(eight(), max_active=3) == 3
-    reasons = {event.reason for event in house.events if isinstance(event, Held)}
+    reasons = {event.reason for event in house.events if isinstance(event, WaitReasonChanged)}
     assert "cap" in reasons
 
 
@@ -244,7 +246,7 @@ def test_a_share_of_the_kv_room_holds_back_a_second_giant_of_a_tenant(house: Hou
     share = max(0.001, 1.5 * size / capacity)
     with house.server.knobs(kv_share_per_tenant=share, max_active=8, admission_slo="off"):
         assert house.server.runtime.call(run(), PATIENCE_S) == ["first", "other"]
-    told = [event.reason for event in house.events if isinstance(event, Held)]
+    told = [event.reason for event in house.events if isinstance(event, WaitReasonChanged)]
     assert "tenant_limit" in told
 
 
@@ -327,9 +329,7 @@ def test_a_claim_that_makes_no_sense_is_400_and_names_the_field(
 
 @pytest.mark.parametrize("header", ["X-TTFT-SLO-MS", "X-Priority"])
 @pytest.mark.parametrize("value", ["soon", "nan", "", "1e99", "-1e99"])
-def test_a_header_that_makes_no_sense_is_400(
-    http: httpx.Client, header: str, value: str
-) -> None:
+def test_a_header_that_makes_no_sense_is_400(http: httpx.Client, header: str, value: str) -> None:
     assert http.post(CHAT, json=SHORT, headers={header: value}).status_code == 400
 
 

@@ -20,9 +20,9 @@ import pytest
 import llmserve
 from llmserve.core.clock import MonotonicClock, VirtualClock
 from llmserve.entrypoints.session import resources, shutdown_report
-from llmserve.entrypoints.session.resources import House
-from llmserve.entrypoints.session.shutdown_report import MIB, Freed, MemoryStayed, Proof
-from llmserve.observe.process_memory import Scales
+from llmserve.entrypoints.session.resources import SessionResources
+from llmserve.entrypoints.session.shutdown_report import MIB, MemoryStayed, Proof, ShutdownReport
+from llmserve.observe.process_memory import MemoryScales
 
 STUBBORN = """
 import signal, sys
@@ -50,7 +50,7 @@ STAYS: dict[str, Any] = {"by": psutil.Process.terminate, "patience_s": 0.5}
 """For `close`: what the stubborn one does not hear, for who could not be killed."""
 
 
-def close(pid: int, **options: Any) -> Freed:
+def close(pid: int, **options: Any) -> ShutdownReport:
     clock = MonotonicClock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutdown_report, "_GRACE_S", 0.1)  # it never ends by itself
@@ -98,7 +98,7 @@ class Card:
 
 def test_a_process_that_ends_is_weighed_before_and_gone_after() -> None:
     with stubborn(100) as child:
-        freed = close(child.pid, scales=Scales(nvml=NoGpu()))
+        freed = close(child.pid, scales=MemoryScales(nvml=NoGpu()))
         assert freed.processes[child.pid] > 100 * MIB
         assert freed.left == ()
         assert freed.stayed is None
@@ -109,7 +109,7 @@ def test_a_process_that_ends_is_weighed_before_and_gone_after() -> None:
 
 def test_a_process_that_cannot_be_ended_is_named_with_what_it_holds_and_the_cure() -> None:
     with stubborn(100) as child:
-        freed = close(child.pid, scales=Scales(nvml=NoGpu()), **STAYS)
+        freed = close(child.pid, scales=MemoryScales(nvml=NoGpu()), **STAYS)
         assert freed.left == (child.pid,)
         assert freed.stayed is not None
         assert f"pid {child.pid} (" in freed.stayed
@@ -119,14 +119,14 @@ def test_a_process_that_cannot_be_ended_is_named_with_what_it_holds_and_the_cure
 
 def test_a_small_remainder_is_told_and_not_warned_of() -> None:
     with stubborn(1) as child:
-        freed = close(child.pid, scales=Scales(nvml=NoGpu()), **STAYS)
+        freed = close(child.pid, scales=MemoryScales(nvml=NoGpu()), **STAYS)
         assert freed.left == (child.pid,)
         assert freed.stayed is None
 
 
 def test_the_kernels_own_memory_is_told_and_not_judged() -> None:
     held = b"x" * (100 * MIB)
-    freed = close(0, scales=Scales(nvml=NoGpu()))
+    freed = close(0, scales=MemoryScales(nvml=NoGpu()))
     assert freed.after.kernel is not None
     assert freed.after.kernel.resident > len(held)
     assert freed.stayed is None
@@ -139,7 +139,7 @@ def test_descendants_of_an_engine_process_are_ended_and_weighed_too() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "ready\n"
-        freed = close(parent.pid, scales=Scales(nvml=NoGpu()))
+        freed = close(parent.pid, scales=MemoryScales(nvml=NoGpu()))
         assert len(freed.processes) == 2
         assert freed.left == ()
 
@@ -147,7 +147,7 @@ def test_descendants_of_an_engine_process_are_ended_and_weighed_too() -> None:
 def test_a_gpu_is_weighed_by_process_where_the_driver_tells() -> None:
     with stubborn(1) as child:
         card = Card([900 * MIB], {child.pid: 800 * MIB, 1: 100 * MIB})
-        freed = close(child.pid, scales=Scales(nvml=card), **STAYS)
+        freed = close(child.pid, scales=MemoryScales(nvml=card), **STAYS)
         assert freed.before.engine[0].device == 800 * MIB
         assert freed.stayed is not None
         assert "800 MiB" in freed.stayed
@@ -163,7 +163,7 @@ def test_where_it_does_not_the_devices_own_figure_is_told_and_labelled(
     """As in a container: the driver knows the process by another pid, or tells of none."""
     with stubborn(1) as child:
         card = Card([900 * MIB, 100 * MIB], processes)
-        freed = close(child.pid, scales=Scales(nvml=card))
+        freed = close(child.pid, scales=MemoryScales(nvml=card))
         assert freed.before.engine[0].device is None
         assert freed.gpu_bytes == 800 * MIB
         (line,) = (line for line in str(freed).splitlines() if "all who use it" in line)
@@ -175,7 +175,7 @@ def test_there_the_engines_own_count_is_told_beside_it(stays: bool, after: str) 
     with stubborn(1) as child:
         card = Card([900 * MIB, 100 * MIB], None)
         how = STAYS if stays else {}
-        freed = close(child.pid, scales=Scales(nvml=card), own_count=700 * MIB, **how)
+        freed = close(child.pid, scales=MemoryScales(nvml=card), own_count=700 * MIB, **how)
         (line,) = (line for line in str(freed).splitlines() if "own count" in line)
         assert line.split()[-3:] == ["700", "MiB", after]
 
@@ -193,7 +193,7 @@ def test_an_engine_is_asked_for_its_own_count_where_it_has_one_and_may_fail_to_t
 def test_it_waits_for_a_driver_that_takes_memory_back_late() -> None:
     clock = MonotonicClock()
     card = Card([900 * MIB, 900 * MIB, 500 * MIB, 100 * MIB], None)
-    proof = Proof((), 100 * MIB, clock, scales=Scales(nvml=card), patience_s=60)
+    proof = Proof((), 100 * MIB, clock, scales=MemoryScales(nvml=card), patience_s=60)
     assert proof.freed(8000, clock.now()).gpu_bytes == 800 * MIB
 
 
@@ -203,7 +203,7 @@ def test_a_session_warns_in_the_cell_that_closes_it_once() -> None:
         session = llmserve.serve(engine="simulator")
         engine: Any = session.service.engine
         engine.info = msgspec.structs.replace(engine.info, pids=(child.pid,))
-        house: House = session._house
+        house: SessionResources = session._house
         patch.setattr(house, "end_by", psutil.Process.terminate)
         patch.setattr(resources, "Proof", partial(Proof, patience_s=0.5))
         with pytest.warns(MemoryStayed, match=f"pid {child.pid}") as caught:
@@ -236,11 +236,11 @@ def test_patience_with_a_driver_has_an_end() -> None:
         return real()
 
     clock.now = now  # type: ignore[method-assign]  # each look at it takes a second
-    freed = Proof((), 100 * MIB, clock, scales=Scales(nvml=card)).freed(8000, 0.0)
+    freed = Proof((), 100 * MIB, clock, scales=MemoryScales(nvml=card)).freed(8000, 0.0)
     assert freed.gpu_bytes == 0
 
 
 def test_killing_is_what_a_house_does_unless_told_otherwise() -> None:
     with stubborn(1) as child:
-        close(child.pid, scales=Scales(nvml=NoGpu()))
+        close(child.pid, scales=MemoryScales(nvml=NoGpu()))
         assert child.wait(60) in (None, -signal.SIGKILL)

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmserve.bench.load.workload import MOST_WARM_UP, WARM_UP_PLACES, Arrival, Turn, Workload
+from llmserve.bench.load.workload import MOST_WARM_UP, WARM_UP_PLACES, Arrival, ChatTurn, Workload
 from llmserve.core.events import Submitted
 from llmserve.engines.base import Tokenizer
 from llmserve.observe.trace import TraceError, read_trace
@@ -235,7 +235,7 @@ def _sharegpt(path: Path, tokenizer: Tokenizer | None) -> Iterator[Arrival]:
 
 def _pairs(
     conversation: list[Mapping[str, Any]], tokenizer: Tokenizer | None
-) -> Iterator[Turn]:
+) -> Iterator[ChatTurn]:
     asked: str | None = None
     for message in conversation:
         if not isinstance(message, Mapping):
@@ -244,7 +244,7 @@ def _pairs(
         if who in ("human", "user"):
             asked = text
         elif who in ("gpt", "assistant") and asked and text:
-            yield Turn(_count(asked, tokenizer), _count(text, tokenizer))
+            yield ChatTurn(_count(asked, tokenizer), _count(text, tokenizer))
             asked = None
 
 

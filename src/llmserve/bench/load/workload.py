@@ -23,7 +23,7 @@ WARM_UP_PLACES, MOST_WARM_UP = 4, 16
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ChatTurn:
     """A later turn of a chat: so many new tokens behind all that was said."""
 
     prompt_tokens: int
@@ -45,7 +45,7 @@ class Arrival:
     prefix_tokens: int = 0
     prefix_salt: int = 0
     """The prompt's first tokens are those of all arrivals with this salt."""
-    later: tuple[Turn, ...] = ()
+    later: tuple[ChatTurn, ...] = ()
     think_s: float = 0.0
 
     def turn(self, number: int) -> Arrival:
@@ -234,7 +234,7 @@ class Workload:
                  for kind in kinds}  # fmt: skip
         while True:
             kind = kinds[0] if len(kinds) == 1 else which.choices(kinds, weights)[0]
-            first = Turn(draw(kind.prompt_tokens, lengths), draw(kind.max_tokens, lengths))
+            first = ChatTurn(draw(kind.prompt_tokens, lengths), draw(kind.max_tokens, lengths))
             more = 0 if kind.turns == 1 else draw(kind.turns, lengths) - 1
             yield Arrival(
                 at_s=0.0,
@@ -247,7 +247,7 @@ class Workload:
                 prefix_tokens=kind.prefix_tokens,
                 prefix_salt=groups.choice(heads[id(kind)]) if kind.prefix_tokens else 0,
                 later=tuple(
-                    Turn(draw(kind.prompt_tokens, lengths), draw(kind.max_tokens, lengths))
+                    ChatTurn(draw(kind.prompt_tokens, lengths), draw(kind.max_tokens, lengths))
                     for _ in range(more)
                 ),
                 think_s=kind.think_s,

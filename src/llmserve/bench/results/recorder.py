@@ -18,16 +18,16 @@ from llmserve.core.events import (
     FairnessSampled,
     Finished,
     FirstToken,
-    Held,
     KnobsChanged,
     KnobsSatisfied,
     Rejection,
     StepRecorded,
     Submitted,
     TokensEmitted,
+    WaitReasonChanged,
 )
 from llmserve.core.types import StepRecord
-from llmserve.observe.request_timeline import Journeys
+from llmserve.observe.request_timeline import RequestTimelines
 from llmserve.observe.window import Samples, Summary
 
 GAPS = 1_048_576
@@ -36,7 +36,7 @@ _NAN = math.nan
 _NO_SLO = Slo()
 
 
-class Recorder:
+class BenchRecorder:
     """Attach to an EventBus. Folds the requests named by `expect`; all of them if `everything`.
 
     Memory is bounded: about 24 MB of gaps and 29 MB of requests at most; then the newest count.
@@ -53,7 +53,7 @@ class Recorder:
         self._expected: dict[str, float | None] = {}
         """Requests of the run that have not ended: each one's own TTFT objective."""
         self._lock = threading.Lock()
-        self._journeys = Journeys()
+        self._journeys = RequestTimelines()
         self._began = math.inf
         self._ended = -math.inf
         self._gaps = Samples(3, GAPS)  # t, gap, tokens
@@ -109,7 +109,13 @@ class Recorder:
             case DeviceSampled():
                 if event.own_bytes is not None:
                     self._memory_bytes = max(self._memory_bytes or 0, event.own_bytes)
-            case Held() | KnobsChanged() | KnobsSatisfied() | FairnessSampled() | CacheLooked():
+            case (
+                WaitReasonChanged()
+                | KnobsChanged()
+                | KnobsSatisfied()
+                | FairnessSampled()
+                | CacheLooked()
+            ):
                 pass
             case _:
                 if self._everything or event.request_id in self._expected:

@@ -13,7 +13,7 @@ from llmserve.bench.results.result import Result
 from llmserve.bench.results.slo import Slo, parse_slo
 from llmserve.bench.run.driver import ServiceTarget
 from llmserve.bench.run.job import Job, State
-from llmserve.bench.run.live import Live
+from llmserve.bench.run.live import LiveThroughput
 from llmserve.bench.run.process import Address, ProcessTarget, asks_for_process, suits, usable_cores
 from llmserve.bench.run.repeats import REPEATS, Repeats
 from llmserve.core.clock import MonotonicClock
@@ -70,7 +70,7 @@ def bench(
 
 def live(job: Job[Any]) -> Callable[[], None]:
     """What draws the job in its cell while it goes on."""
-    return Live(lambda: job.state, MonotonicClock().now).watch
+    return LiveThroughput(lambda: job.state, MonotonicClock().now).watch
 
 
 def nothing() -> None:

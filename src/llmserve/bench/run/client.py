@@ -36,7 +36,7 @@ _MOST_ERROR = 65_536
 _DONE = b"[DONE]"
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
+class StreamedReply(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     """Why it ended; "error" where the server did not say."""
     tokens: int
@@ -61,7 +61,7 @@ class ReplyTimeout(ReplyError):
     """No end within TIMEOUT_S."""
 
 
-class _Choice(msgspec.Struct):
+class _ChoiceDelta(msgspec.Struct):
     text: str | None = None
     finish_reason: str | None = None
 
@@ -77,7 +77,7 @@ class _Usage(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[_Choice] | None = None
+    choices: list[_ChoiceDelta] | None = None
     usage: _Usage | None = None
     error: Any = None
 
@@ -98,7 +98,7 @@ class Client:
 
     async def complete(
         self, body: bytes, delivered: Callable[[], None], now: Callable[[], float]
-    ) -> Reply:
+    ) -> StreamedReply:
         """Send a completion whose body asks for a stream and its usage; call `delivered` as each
         text comes. Raises ReplyError."""
         import aiohttp
@@ -116,7 +116,7 @@ class Client:
     async def _read(
         self, response: aiohttp.ClientResponse, delivered: Callable[[], None],
         now: Callable[[], float],
-    ) -> Reply:  # fmt: skip
+    ) -> StreamedReply:  # fmt: skip
         reading = _Reading(self._chunk, delivered)
         events = Events()
         async for read in response.content.iter_any():
@@ -196,10 +196,10 @@ class _Reading:
             self._reason = choice.finish_reason or self._reason
         return False
 
-    def reply(self, ended: float) -> Reply:
+    def reply(self, ended: float) -> StreamedReply:
         usage = self._usage
         details = None if usage is None else usage.prompt_tokens_details
-        return Reply(
+        return StreamedReply(
             reason=self._reason,
             tokens=self._deliveries if usage is None else usage.completion_tokens,
             prompt_tokens=None if usage is None else usage.prompt_tokens,

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from llmserve.bench.load.prompts import prompt_of
 from llmserve.bench.load.workload import Arrival, Load
-from llmserve.bench.results.recorder import Recorder
+from llmserve.bench.results.recorder import BenchRecorder
 from llmserve.bench.results.report import CLIENT_LIMIT, Report
 from llmserve.bench.results.slo import Slo
 from llmserve.core.clock import Clock
@@ -147,7 +147,7 @@ class Bench:
         self._target = target
         self._on_progress = progress
         self._max_outstanding = max_outstanding
-        self._recorder = Recorder(slo=slo, sees_cache=target.sees_cache)
+        self._recorder = BenchRecorder(slo=slo, sees_cache=target.sees_cache)
         self._run_salt = run_salt(workload)
         self._begun: set[int] = set()
         """Salts of the shared prefixes that were sent already."""

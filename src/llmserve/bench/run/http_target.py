@@ -16,7 +16,7 @@ import msgspec
 
 from llmserve.bench.load.prompts import prompt_of, text_of
 from llmserve.bench.load.workload import Arrival
-from llmserve.bench.run.client import Client, Reply, ReplyError, ReplyTimeout
+from llmserve.bench.run.client import Client, ReplyError, ReplyTimeout, StreamedReply
 from llmserve.bench.run.driver import Said
 from llmserve.core.clock import Clock
 from llmserve.core.events import (
@@ -140,7 +140,7 @@ class HttpTarget:
         self._ended(request, reason, reply.ended, reply)
         return self._said(request, reply) if reason in ("stop", "length") else None
 
-    def _said(self, request: Request, reply: Reply) -> Said:
+    def _said(self, request: Request, reply: StreamedReply) -> Said:
         """The reply's own tokens are not told: its text, tokenized again, is near enough."""
         if self._tokenizer is None:
             text = f"{cast('Sent', request.payload).text}{reply.text}"
@@ -176,7 +176,7 @@ class HttpTarget:
             self._ended(request, "error", self.clock.now(), error=str(error))
 
     def _ended(
-        self, request: Request, reason: FinishReason, t: float, reply: Reply | None = None,
+        self, request: Request, reason: FinishReason, t: float, reply: StreamedReply | None = None,
         error: str | None = None,
     ) -> None:  # fmt: skip
         told = None if reply is None else reply.prompt_tokens

@@ -6,14 +6,14 @@ from collections import deque
 from collections.abc import Callable
 
 from llmserve.bench.run.job import State
-from llmserve.plots.live_figure import Sketch, shown, sketch
+from llmserve.plots.live_figure import LiveFigure, shown, sketch
 
 EVERY_S = 1.0
 _KEPT = 300
 _TITLE = "The load as it goes"
 
 
-class Live:
+class LiveThroughput:
     """Tokens per second over requests under way; no more than the newest five minutes.
 
     Where there is no notebook nothing is drawn, and the progress bar must do.
@@ -21,7 +21,7 @@ class Live:
 
     def __init__(
         self, state: Callable[[], State], now: Callable[[], float],
-        update: Callable[[Sketch], None] | None = None,
+        update: Callable[[LiveFigure], None] | None = None,
     ) -> None:  # fmt: skip
         self._state, self._now = state, now
         self._began = self._drawn = now()
@@ -46,7 +46,7 @@ class Live:
         self._points.append((now - self._began, rate, float(state.running)))
         self._update(self._sketch())
 
-    def _sketch(self) -> Sketch:
+    def _sketch(self) -> LiveFigure:
         at = [t for t, _, _ in self._points]
         panels = {
             "generated tokens/s": {"": (at, [rate for _, rate, _ in self._points])},

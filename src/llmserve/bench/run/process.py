@@ -21,7 +21,7 @@ import msgspec
 
 from llmserve.bench.load.prompts import prompt_of
 from llmserve.bench.load.workload import Arrival, Load
-from llmserve.bench.results.recorder import Recorder
+from llmserve.bench.results.recorder import BenchRecorder
 from llmserve.bench.results.report import Report
 from llmserve.bench.results.slo import Slo
 from llmserve.bench.run.client import Client
@@ -140,7 +140,7 @@ class ProcessBench:
     def __init__(self, target: ProcessTarget, load: Load, slo: Slo | None) -> None:
         self._target, self._load, self._slo = target, load, slo
         self._words = f"{load}, sent over HTTP from a process of its own"
-        self._seen = Recorder(everything=True)
+        self._seen = BenchRecorder(everything=True)
         self._tick = Tick(0, 0, 0, 0.0, 0)
         self._report: Report | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -160,7 +160,7 @@ class ProcessBench:
     def report(self) -> Report:
         """The child's figures, and what the server alone could see. Before the end: nothing."""
         if self._report is None:
-            return Recorder(slo=self._slo).report(self._words, interrupted=True)
+            return BenchRecorder(slo=self._slo).report(self._words, interrupted=True)
         seen = self._seen.report()
         kept = ("queue", "cached_tokens", "preempted", "kv_peak", "memory_bytes", "batch_fill")
         known = {name: getattr(seen, name) for name in (*kept, "seq_fill")}

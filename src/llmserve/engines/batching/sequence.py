@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from llmserve.core.types import HoldReason, Request, RowKind
+from llmserve.core.types import Request, RowKind, WaitReason
 
 
 class Sequence:
@@ -39,7 +39,7 @@ class Sequence:
         self.preemptions = 0
         self.served = 0
         """Number of the last plan with a row of this sequence."""
-        self.held: HoldReason | None = None
+        self.held: WaitReason | None = None
         """The reason for its wait that was last told."""
 
     @property
@@ -81,7 +81,7 @@ class Plan:
     """These lost their KV in this plan: free their storage before the rows run."""
     cached_tokens: int = 0
     """Tokens of those admitted in this step that start with a copy of known KV."""
-    held: list[tuple[str, HoldReason]] = field(default_factory=list)
+    held: list[tuple[str, WaitReason]] = field(default_factory=list)
     satisfied: list[str] = field(default_factory=list)
 
     def tell_too(self, earlier: Plan) -> None:

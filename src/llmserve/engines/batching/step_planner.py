@@ -37,7 +37,7 @@ from collections.abc import Iterable, Mapping, ValuesView
 from itertools import islice
 
 from llmserve.core.knobs import Knobs
-from llmserve.core.types import HoldReason, Request, StepRecord, StepRow
+from llmserve.core.types import Request, StepRecord, StepRow, WaitReason
 from llmserve.engines.batching.block_pool import BlockPool
 from llmserve.engines.batching.cap_watch import CapWatch
 from llmserve.engines.batching.prefix_cache import Match, Move, PrefixCache
@@ -239,7 +239,7 @@ class StepPlanner:
         self._waiting.move_to_end(seq.id, last=False)
         self._untold.append(seq)
 
-    def _admit(self, draft: Draft, knobs: Knobs) -> HoldReason | None:
+    def _admit(self, draft: Draft, knobs: Knobs) -> WaitReason | None:
         """Let the line in as far as it goes; return why its head must wait, if there is one."""
         if not self._waiting:
             return None
@@ -274,7 +274,7 @@ class StepPlanner:
 
     def _obstacle(
         self, draft: Draft, knobs: Knobs, seq: Sequence, blocks: int
-    ) -> HoldReason | None:
+    ) -> WaitReason | None:
         if knobs.batching == "static" and seq.id not in self._batch:
             return "batch"
         if len(self._running) >= (1 if knobs.batching == "none" else knobs.max_num_seqs):
@@ -306,13 +306,13 @@ class StepPlanner:
         full = len(self._waiting) >= knobs.max_num_seqs
         return first if full else first + knobs.batch_window_ms / 1000
 
-    def _tell(self, reason: HoldReason | None) -> list[tuple[str, HoldReason]]:
+    def _tell(self, reason: WaitReason | None) -> list[tuple[str, WaitReason]]:
         """Changed reasons: of those new in the line, and of its head, whose reason holds all.
 
         Those behind keep the reason last told until they are the head, so that a step costs no
         more for a long line.
         """
-        told: list[tuple[str, HoldReason]] = []
+        told: list[tuple[str, WaitReason]] = []
         if reason:
             self._untold.append(next(iter(self._waiting.values())))
             for seq in self._untold:

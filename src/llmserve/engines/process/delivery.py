@@ -39,7 +39,7 @@ class Delivery:
             self.over.set_exception(error)
 
 
-class Turn:
+class LoopTurn:
     """Who has news in this turn of the loop: all are told in one go when it is over.
 
     What several steps brought a request in one turn, because the loop was busy, is one chunk then.

@@ -11,9 +11,9 @@ from llmserve.core.knobs import Applied, Knobs, differences
 from llmserve.core.types import ParamError, Request, Structured
 from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink, Tokenizer
 from llmserve.engines.limits import clamp
-from llmserve.engines.torch.messages import Load, Ready, ResetCache, Retune, Weigh
+from llmserve.engines.torch.messages import LoadModel, Ready, ResetCache, Retune, Weigh
 from llmserve.engines.torch.options import parse
-from llmserve.engines.torch.process_client import Lifetime
+from llmserve.engines.torch.process_client import ProcessClient
 from llmserve.engines.torch.text.tokenizer import ModelTokenizer, open_tokenizer
 
 
@@ -32,7 +32,7 @@ class TorchEngine:
             "max_num_batched_tokens": self._options.max_num_batched_tokens_ceiling,
         }
         self._knobs, _ = clamp(Knobs(), self._ceilings)
-        self._run: Lifetime | None = None
+        self._run: ProcessClient | None = None
         self._info: EngineInfo | None = None
         self._tokenizer: ModelTokenizer | None = None
         self._vocab_size = 0
@@ -54,10 +54,10 @@ class TorchEngine:
         if self._run is not None and not self._run.over:
             return
         await self.stop()
-        run = self._run = Lifetime(self._sink, self._environment())
+        run = self._run = ProcessClient(self._sink, self._environment())
         try:
             await run.child.start()
-            run.say(Load(self._options, self._knobs.as_dict()))
+            run.say(LoadModel(self._options, self._knobs.as_dict()))
             ready = await run.ready
             self._tokenizer = await asyncio.to_thread(
                 open_tokenizer, Path(ready.folder), self._options.trust_remote_code
@@ -125,7 +125,7 @@ class TorchEngine:
         finally:
             run.close(request.id)
 
-    def _running(self) -> Lifetime:
+    def _running(self) -> ProcessClient:
         if self._run is None:
             raise EngineError("the torch engine is not running")
         return self._run

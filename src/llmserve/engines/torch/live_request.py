@@ -7,13 +7,13 @@ from llmserve.engines.batching.sequence import Sequence
 from llmserve.engines.stop_strings import StopStrings
 from llmserve.engines.torch.messages import Delta
 from llmserve.engines.torch.sampling.sampler import Draws
-from llmserve.engines.torch.text.detokenize import Stream
+from llmserve.engines.torch.text.detokenize import TextStream
 
 
-class Live:
+class LiveRequest:
     """Turns drawn tokens into what the client is told."""
 
-    def __init__(self, seq: Sequence, draws: Draws, stream: Stream) -> None:
+    def __init__(self, seq: Sequence, draws: Draws, stream: TextStream) -> None:
         self.seq = seq
         self.draws = draws
         self._stream = stream

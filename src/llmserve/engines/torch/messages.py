@@ -12,14 +12,14 @@ from llmserve.core.types import FinishReason, SamplingParams, StepRecord, TokenL
 from llmserve.engines.torch.options import TorchOptions
 
 
-class Load(msgspec.Struct, frozen=True, tag=True):
+class LoadModel(msgspec.Struct, frozen=True, tag=True):
     """The first message: what to load."""
 
     options: TorchOptions
     knobs: dict[str, KnobValue]
 
 
-class Submit(msgspec.Struct, frozen=True, tag=True):
+class SubmitRequest(msgspec.Struct, frozen=True, tag=True):
     id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
@@ -48,7 +48,7 @@ class Weigh(msgspec.Struct, frozen=True, tag=True):
     number: int
 
 
-ToChild = Load | Submit | Abort | Retune | ResetCache | Weigh
+ToChild = LoadModel | SubmitRequest | Abort | Retune | ResetCache | Weigh
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

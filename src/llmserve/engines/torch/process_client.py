@@ -11,7 +11,7 @@ import msgspec
 from llmserve.core.types import Chunk, ParamError, Request
 from llmserve.engines.base import Deliver, EngineError, RequestFailed, StepSink
 from llmserve.engines.process.child import Child
-from llmserve.engines.process.delivery import Delivery, Turn
+from llmserve.engines.process.delivery import Delivery, LoopTurn
 from llmserve.engines.torch.messages import (
     Abort,
     Adopted,
@@ -23,7 +23,7 @@ from llmserve.engines.torch.messages import (
     ResetCache,
     Retune,
     Stepped,
-    Submit,
+    SubmitRequest,
     ToChild,
     Weigh,
     Weighed,
@@ -35,7 +35,7 @@ WORKER = "llmserve.engines.torch.worker"
 class Inbox:
     """What came for one request in this turn of the loop; handed on as one chunk."""
 
-    def __init__(self, turn: Turn, deliver: Deliver) -> None:
+    def __init__(self, turn: LoopTurn, deliver: Deliver) -> None:
         self.delivery = Delivery(deliver)
         self.finished = False
         self._turn = turn
@@ -84,7 +84,7 @@ def _joined(deltas: list[Delta]) -> Chunk:
     )
 
 
-class Lifetime:
+class ProcessClient:
     """One life of the child process, and all who wait for it."""
 
     def __init__(self, sink: StepSink, environment: dict[str, str]) -> None:
@@ -92,7 +92,7 @@ class Lifetime:
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._sink = sink
         self._inboxes: dict[str, Inbox] = {}
-        self._turn = Turn()
+        self._turn = LoopTurn()
         self._asked: dict[int, asyncio.Future[int]] = {}
         self._cause: EngineError | None = None
         self.busy_with = ""
@@ -121,7 +121,9 @@ class Lifetime:
         self._refuse_when_over()
         if request.id in self._inboxes:
             raise ParamError("id", f"request {request.id!r} is already running")
-        self.say(Submit(request.id, request.prompt_ids, request.sampling))  # may raise: half a pair
+        self.say(
+            SubmitRequest(request.id, request.prompt_ids, request.sampling)
+        )  # may raise: half a pair
         inbox = self._inboxes[request.id] = Inbox(self._turn, deliver)
         return inbox
 

@@ -21,22 +21,22 @@ from llmserve.engines.batching.sequence import Plan, Sequence
 from llmserve.engines.batching.step_planner import StepPlanner
 from llmserve.engines.torch.kv.budget import device_bytes, is_shortage
 from llmserve.engines.torch.kv.store import KvStore
-from llmserve.engines.torch.live_request import Live
+from llmserve.engines.torch.live_request import LiveRequest
 from llmserve.engines.torch.messages import (
     Abort,
     Adopted,
     Delta,
     FromChild,
-    Load,
+    LoadModel,
     ResetCache,
     Retune,
     Stepped,
-    Submit,
+    SubmitRequest,
     ToChild,
     Weigh,
     Weighed,
 )
-from llmserve.engines.torch.model.batch_layout import Part, arrange
+from llmserve.engines.torch.model.batch_layout import BatchPart, arrange
 from llmserve.engines.torch.model.flat_model import FlatModel
 from llmserve.engines.torch.sampling.guided_decoding import Grammars, Matcher
 from llmserve.engines.torch.sampling.sampler import Draws, draw
@@ -45,14 +45,14 @@ from llmserve.engines.torch.text.detokenize import Detokenizer
 SHARE = 0.125
 """Of the cache, forgotten at a time where room for a slot is missing."""
 
-Drawn = tuple[Live, int, TokenLogprob | None]
+Drawn = tuple[LiveRequest, int, TokenLogprob | None]
 
 
 class TooLarge(Exception):
     """A request finds no memory though nothing else has any."""
 
 
-class Runner:
+class StepLoop:
     def __init__(
         self,
         model: FlatModel,
@@ -70,7 +70,7 @@ class Runner:
         self._knobs = knobs
         self._grammars = grammars
         self._seeds = random.Random(seed)
-        self._live: dict[str, Live] = {}
+        self._live: dict[str, LiveRequest] = {}
         self._index = 0
         self._untold: Plan | None = None
         """No row of this plan could be run, so there was no record of it."""
@@ -78,7 +78,7 @@ class Runner:
     def handle(self, message: ToChild) -> FromChild | None:
         """Take a message in; what it must be answered with at once, if anything."""
         match message:
-            case Submit():
+            case SubmitRequest():
                 return self._submit(message)
             case Abort():
                 self._forget(message.id)
@@ -91,7 +91,7 @@ class Runner:
                 return Adopted(message.number, self._index)
             case Weigh():
                 return Weighed(message.number, device_bytes())
-            case Load():
+            case LoadModel():
                 raise AssertionError("a model is loaded once")
 
     def wake_in(self) -> float | None:
@@ -133,7 +133,7 @@ class Runner:
         assert len(self.kv) == len(running), "KV without a running request, or the reverse"
         assert self.kv.shelved == self.planner.pool.shelved, "the shelf is not what is counted"
 
-    def _submit(self, message: Submit) -> Stepped | None:
+    def _submit(self, message: SubmitRequest) -> Stepped | None:
         sampling = message.sampling
         request = Request(
             id=message.id, prompt_ids=message.prompt_ids, sampling=sampling, arrival=0.0
@@ -145,10 +145,13 @@ class Runner:
             return Stepped([_failed(message.id, str(error))])
         seed = self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed
         draws = Draws(
-            sampling, seed,
-            prompt=message.prompt_ids, ends=self._model.eos_ids, matcher=matcher,
+            sampling,
+            seed,
+            prompt=message.prompt_ids,
+            ends=self._model.eos_ids,
+            matcher=matcher,
         )
-        self._live[message.id] = Live(seq, draws, self._detokenizer.open(message.prompt_ids))
+        self._live[message.id] = LiveRequest(seq, draws, self._detokenizer.open(message.prompt_ids))
         return None
 
     def _matcher(self, form: Structured | None) -> Matcher | None:
@@ -190,10 +193,12 @@ class Runner:
 
     def _compute(self, plan: Plan) -> list[Drawn]:
         rows = {row.seq.id: row for row in plan.rows}
-        batch = arrange([Part(row.seq.id, row.start, row.tokens) for row in plan.rows], self.kv)
+        batch = arrange(
+            [BatchPart(row.seq.id, row.start, row.tokens) for row in plan.rows], self.kv
+        )
         tokens: list[int] = []
         wanted: list[int] = []
-        drawing: list[Live] = []
+        drawing: list[LiveRequest] = []
         for part in batch.order:
             row = rows[part.owner]
             tokens += row.seq.tokens[part.start : part.start + part.tokens]
@@ -224,7 +229,7 @@ class Runner:
         self.planner.give_way(plan, reversed(victims))
         self._release(victims)
 
-    def _advance(self, live: Live, token: int, logprob: TokenLogprob | None) -> Delta:
+    def _advance(self, live: LiveRequest, token: int, logprob: TokenLogprob | None) -> Delta:
         try:
             live.draws.see(token)
             delta = live.push(token, logprob, self._model.eos_ids)

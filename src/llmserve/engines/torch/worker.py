@@ -21,12 +21,12 @@ import msgspec
 
 from llmserve.core.knobs import Knobs
 from llmserve.engines.process.child import ParentLink
-from llmserve.engines.torch.messages import Busy, Failed, FromChild, Load, Ready, ToChild
+from llmserve.engines.torch.messages import Busy, Failed, FromChild, LoadModel, Ready, ToChild
 from llmserve.engines.torch.options import TorchOptions
 
 if TYPE_CHECKING:
     from llmserve.engines.torch.model.flat_model import FlatModel
-    from llmserve.engines.torch.step_loop import Runner
+    from llmserve.engines.torch.step_loop import StepLoop
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -34,7 +34,7 @@ _encode = msgspec.msgpack.Encoder().encode
 def main() -> None:
     link = ParentLink(int(sys.argv[1]), msgspec.msgpack.Decoder(ToChild).decode)
     message = link.inbox.get()
-    assert isinstance(message, Load)
+    assert isinstance(message, LoadModel)
     try:
         runner, ready = prepare(message, lambda what: tell(link, Busy(what)))
     except BaseException as error:
@@ -52,7 +52,7 @@ def tell(link: ParentLink, message: FromChild) -> None:
     link.send(partial(_encode, message))
 
 
-def prepare(message: Load, busy: Callable[[str], None]) -> tuple[Runner, Ready]:
+def prepare(message: LoadModel, busy: Callable[[str], None]) -> tuple[StepLoop, Ready]:
     """Load the model, telling what it is busy with; raises whatever makes that impossible."""
     started = time.monotonic()
     options = message.options
@@ -63,7 +63,7 @@ def prepare(message: Load, busy: Callable[[str], None]) -> tuple[Runner, Ready]:
     from llmserve.engines.torch.kv.store import KvStore
     from llmserve.engines.torch.model.select_forward import load
     from llmserve.engines.torch.sampling.guided_decoding import Grammars
-    from llmserve.engines.torch.step_loop import Runner
+    from llmserve.engines.torch.step_loop import StepLoop
     from llmserve.engines.torch.text.detokenize import Detokenizer
     from llmserve.engines.torch.text.tokenizer import open_tokenizer
 
@@ -94,7 +94,7 @@ def prepare(message: Load, busy: Callable[[str], None]) -> tuple[Runner, Ready]:
         grammars = None
     budget = kv_budget(capacity, model.geometry)
     kv = KvStore(model.geometry, budget=budget)
-    runner = Runner(
+    runner = StepLoop(
         model, Detokenizer(tokenizer.backend), planner, knobs, options.seed, grammars, kv
     )
     ready = Ready(
@@ -143,7 +143,7 @@ def describe(model: FlatModel, options: TorchOptions) -> dict[str, str]:
     }
 
 
-def serve(runner: Runner, link: ParentLink) -> None:
+def serve(runner: StepLoop, link: ParentLink) -> None:
     """Step while there is work, else wait for a message. The process ends in the link's reader."""
     while True:
         while answer_one(runner, link, block=False):
@@ -156,7 +156,7 @@ def serve(runner: Runner, link: ParentLink) -> None:
 
 
 def answer_one(
-    runner: Runner, link: ParentLink, *, block: bool, timeout_s: float | None = None
+    runner: StepLoop, link: ParentLink, *, block: bool, timeout_s: float | None = None
 ) -> bool:
     """Handle the next message; False where none has come."""
     try:

@@ -70,7 +70,7 @@ async def open_api(app: Any, llm: Any, submit: Submit) -> None:
 
 
 def make_client(llm: Any, submit: Submit) -> Any:
-    """An instance of vLLM's abstract EngineClient: ours where `Gate` says so, else the AsyncLLM."""
+    """An instance of vLLM's abstract EngineClient: ours where `ApiServer` says so, else the LLM."""
     from vllm.engine.protocol import EngineClient
 
     ours = {"generate", "abort", "errored", "is_running"}
@@ -80,14 +80,14 @@ def make_client(llm: Any, submit: Submit) -> Any:
         for name in vars(EngineClient)
         if not name.startswith("_") and name not in ours and name not in forwarded
     }
-    return type("GateClient", (Gate, EngineClient), {**inherited, **forwarded})(llm, submit)
+    return type("GateClient", (ApiServer, EngineClient), {**inherited, **forwarded})(llm, submit)
 
 
 def _forward(name: str) -> property:
     return property(lambda gate: getattr(gate.llm, name))
 
 
-class Gate:
+class ApiServer:
     def __init__(self, llm: Any, submit: Submit) -> None:
         self.llm = llm
         self._submit = submit

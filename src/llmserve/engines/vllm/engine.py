@@ -18,14 +18,14 @@ from llmserve.core.knobs import Applied, Clamp, Knobs, differences
 from llmserve.core.types import ParamError, Request
 from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink, Submit
 from llmserve.engines.limits import clamp
-from llmserve.engines.process.delivery import Turn
+from llmserve.engines.process.delivery import LoopTurn
 from llmserve.engines.process.processes import end
 from llmserve.engines.process.threads import in_own_thread
 from llmserve.engines.vllm import private_api
 from llmserve.engines.vllm.api_server import API_OPTIONS, API_PATHS, build_api, open_api
 from llmserve.engines.vllm.convert import Payload, to_payload
 from llmserve.engines.vllm.options import parse
-from llmserve.engines.vllm.output_hook import Tap
+from llmserve.engines.vllm.output_hook import OutputHook
 from llmserve.engines.vllm.process_files import Launch
 from llmserve.engines.vllm.startup import (
     UNSUPPORTED,
@@ -67,7 +67,7 @@ class VllmEngine:
         self._weights_dropped = False
         self._api: tuple[Any, Submit, Any] | None = None
         self._api_lock = asyncio.Lock()
-        self._turn = Turn()
+        self._turn = LoopTurn()
         self._ending: asyncio.Future[None] | None = None
 
     @property
@@ -202,7 +202,7 @@ class VllmEngine:
             collector = await llm.add_request(
                 request.id, asked.prompt, asked.params, priority=priority, **asked.options
             )
-            await Tap(collector, self._turn, deliver, raw=own).drained()
+            await OutputHook(collector, self._turn, deliver, raw=own).drained()
         except EngineDeadError as error:
             raise self._death() from error
         except VLLMClientError as error:

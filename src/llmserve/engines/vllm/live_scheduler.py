@@ -21,12 +21,12 @@ from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import RequestStatus
 
 from llmserve.core.knobs import Knobs
-from llmserve.core.types import HoldReason
+from llmserve.core.types import WaitReason
 from llmserve.engines.batching.cap_watch import CapWatch
 from llmserve.engines.vllm.step_note import ID_TAIL, KEY, StepNote
 
 
-class Live:
+class LiveKnobs:
     """Beside vLLM's scheduler, before it in the method order. Typed Any: vLLM's is not public."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -120,7 +120,7 @@ class Live:
             satisfied=self._caps.met(self._knobs, len(self._me.running)),
         )
 
-    def _holds(self, output: Any) -> list[tuple[str, HoldReason]]:
+    def _holds(self, output: Any) -> list[tuple[str, WaitReason]]:
         """Changed reasons: of those new in the line, and of its head, whose reason holds all.
 
         Those behind keep the reason last told until they are the head, so that a step costs no
@@ -142,7 +142,7 @@ class Live:
                 told.append((request.request_id[:-ID_TAIL], reason))
         return told
 
-    def _reason(self, output: Any) -> HoldReason:
+    def _reason(self, output: Any) -> WaitReason:
         me = self._me
         if len(me.running) + me.num_waiting_for_streaming_input >= me.max_num_active_reqs:
             return "cap"
@@ -151,11 +151,11 @@ class Live:
         return "kv"
 
 
-class LiveScheduler(Live, Scheduler):  # type: ignore[misc]  # vllm is not there for the checker
+class LiveScheduler(LiveKnobs, Scheduler):  # type: ignore[misc]  # vllm is not there for the checker
     """For synchronous stepping, as on a CPU."""
 
 
-class LiveAsyncScheduler(Live, AsyncScheduler):  # type: ignore[misc]  # as above
+class LiveAsyncScheduler(LiveKnobs, AsyncScheduler):  # type: ignore[misc]  # as above
     """For asynchronous scheduling, vLLM's default on a GPU."""
 
 

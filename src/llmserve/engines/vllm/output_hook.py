@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 from llmserve.engines.base import Deliver
-from llmserve.engines.process.delivery import Delivery, Turn
+from llmserve.engines.process.delivery import Delivery, LoopTurn
 from llmserve.engines.vllm.convert import to_chunk
 
 
-class Tap:
-    def __init__(self, collector: Any, turn: Turn, deliver: Deliver, *, raw: bool) -> None:
+class OutputHook:
+    def __init__(self, collector: Any, turn: LoopTurn, deliver: Deliver, *, raw: bool) -> None:
         self._collector = collector
         self._turn = turn
         self._delivery = Delivery(deliver)

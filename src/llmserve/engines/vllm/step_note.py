@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from llmserve.core.types import HoldReason, StepRecord, StepRow
+from llmserve.core.types import StepRecord, StepRow, WaitReason
 
 KEY = "llmserve"
 """Beside a KV connector's own figures in `SchedulerStats.kv_connector_stats`, a free-form dict."""
@@ -28,7 +28,7 @@ class StepNote(msgspec.Struct, array_like=True, gc=False):
     tokens: list[int]
     """Per request in `ids`; negative for a prefill chunk."""
     preempted: list[str]
-    held: list[tuple[str, HoldReason]]
+    held: list[tuple[str, WaitReason]]
     satisfied: list[str]
     end_s: float = 0.0
 

@@ -31,7 +31,7 @@ class Measured(Protocol):
     def warnings(self) -> list[str]: ...
 
 
-class Server(Protocol):
+class MeasuredServer(Protocol):
     """A Session or a Remote."""
 
     def bench(self, **options: Any) -> Measured: ...
@@ -98,7 +98,7 @@ class Asked:
             "none of that name; from a cell: os.environ[NAME] = getpass.getpass()"
         )
 
-    def measure(self, start: Callable[[], AbstractContextManager[Server]]) -> Measured:
+    def measure(self, start: Callable[[], AbstractContextManager[MeasuredServer]]) -> Measured:
         """start: gives the server that is measured where there is no --url."""
         if not self.urls:
             with start() as server:
@@ -108,7 +108,7 @@ class Asked:
                 return remote.against(self.urls[1], model=self.model, **self._options)
             return self._measure(remote)
 
-    def _measure(self, server: Server) -> Measured:
+    def _measure(self, server: MeasuredServer) -> Measured:
         if self._kind == "bench":
             return server.bench(**self._options)
         if self._kind == "sweep":

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from llmserve.entrypoints.http.auth import KeyGate
 from llmserve.entrypoints.http.completions import Generation
-from llmserve.entrypoints.http.engine_api import OwnApi
+from llmserve.entrypoints.http.engine_api import EngineApi
 from llmserve.entrypoints.http.errors import SERVING_ERRORS, ApiError, ClientGone, as_api_error
 from llmserve.entrypoints.http.knobs import knob_routes
 from llmserve.entrypoints.http.lifecycle import life_routes
@@ -21,7 +21,7 @@ from llmserve.entrypoints.http.models import model_routes
 from llmserve.entrypoints.http.monitoring import watch_routes
 from llmserve.entrypoints.http.protocol import ChatBody, CompletionBody
 from llmserve.entrypoints.http.response_cache import CacheOptions
-from llmserve.entrypoints.http.state import Served
+from llmserve.entrypoints.http.state import EndpointState
 from llmserve.observe import Telemetry
 from llmserve.serving.api_keys import Keyring
 from llmserve.serving.service import Service
@@ -36,7 +36,7 @@ def build_app(
     cache: CacheOptions | None = None,
 ) -> Starlette:
     """The application of one session, for who has a key on the ring; `cache` keeps replies."""
-    served = Served(service, cache)
+    served = EndpointState(service, cache)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", Generation(served, ChatBody), methods=["POST"]),
@@ -48,7 +48,7 @@ def build_app(
         ],
         middleware=[
             Middleware(KeyGate, keyring),
-            Middleware(OwnApi, service, served.cache),
+            Middleware(EngineApi, service, served.cache),
         ],
         exception_handlers={
             HTTPException: _http_error,

@@ -84,11 +84,11 @@ def _too_many(most: int) -> ApiError:
 
 
 def json_response(content: object) -> Response:
-    """For routes that answer at once; the ones that generate use an `Answer`."""
+    """For routes that answer at once; the ones that generate use an `JsonAnswer`."""
     return Response(msgspec.json.encode(content), media_type="application/json")
 
 
-class Answer:
+class JsonAnswer:
     """One response. The status leaves with the first bytes, not before, so that an error that
     comes until then is still a status of its own."""
 

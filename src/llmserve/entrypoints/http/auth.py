@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llmserve.entrypoints.http.asgi import Answer
+from llmserve.entrypoints.http.asgi import JsonAnswer
 from llmserve.entrypoints.http.errors import ApiError
 from llmserve.serving.api_keys import Holder, Keyring
 
@@ -38,10 +38,10 @@ class KeyGate:
             by_key = self._keyring.holder_of(key)  # both are compared, whichever was brought
             holder = self._keyring.holder(authorization) if authorization else by_key
             if holder is None:
-                await Answer(send).fail(_refusal(bool(authorization or key)))
+                await JsonAnswer(send).fail(_refusal(bool(authorization or key)))
                 return
             if holder.tenant is not None and not scope["path"].startswith(_TENANT_PATHS):
-                await Answer(send).fail(_not_yours())
+                await JsonAnswer(send).fail(_not_yours())
                 return
             scope[_HOLDER] = holder
         await self._app(scope, receive, send)

@@ -23,14 +23,14 @@ class Claims(msgspec.Struct, kw_only=True):
     ttft_slo_ms: float | None = None
 
 
-class Sender(msgspec.Struct, frozen=True):
+class Caller(msgspec.Struct, frozen=True):
     priority: int = 0
     tenant: str = "default"
     ttft_slo_ms: float | None = None
     """None takes what is agreed with the tenant, and else the knob."""
 
 
-def sender(scope: Scope, claims: Claims) -> Sender:
+def sender(scope: Scope, claims: Claims) -> Caller:
     """ApiError 400 where a claim makes no sense.
 
     A tenant's own key says whose request it is, whatever else is claimed.
@@ -51,7 +51,7 @@ def sender(scope: Scope, claims: Claims) -> Sender:
     low, high = SPECS["ttft_slo_ms"].low or 0.0, SPECS["ttft_slo_ms"].high or math.inf
     if slo_ms is not None and not low <= slo_ms <= high:
         raise _wrong("ttft_slo_ms", f"ttft_slo_ms must be within {low:g} and {high:.0f} ms")
-    return Sender(priority, tenant, slo_ms)
+    return Caller(priority, tenant, slo_ms)
 
 
 def _whole(header: bytes) -> int:

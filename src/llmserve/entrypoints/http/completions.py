@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from llmserve.core.types import Outcome, Request, SamplingParams, Usage
 from llmserve.entrypoints.http import prompts, protocol
-from llmserve.entrypoints.http.asgi import DONE, Answer, read_json, unless_gone
-from llmserve.entrypoints.http.caller import Sender, sender
+from llmserve.entrypoints.http.asgi import DONE, JsonAnswer, read_json, unless_gone
+from llmserve.entrypoints.http.caller import Caller, sender
 from llmserve.entrypoints.http.errors import (
     SERVING_ERRORS,
     ClientGone,
@@ -28,20 +28,20 @@ from llmserve.entrypoints.http.errors import (
 from llmserve.entrypoints.http.merged_streams import arrivals
 from llmserve.entrypoints.http.protocol import ChatBody, CompletionBody
 from llmserve.entrypoints.http.response_cache import asks_anew, looked
-from llmserve.entrypoints.http.responses import ChatReply, CompletionReply, Head, Reply
-from llmserve.entrypoints.http.state import Served
+from llmserve.entrypoints.http.responses import ChatReply, CompletionReply, Head, ReplyShape
+from llmserve.entrypoints.http.state import EndpointState
 from llmserve.entrypoints.http.structured import check_supported
 from llmserve.serving.stream import Stream
 
 
-class Call(msgspec.Struct, frozen=True):
+class CompletionCall(msgspec.Struct, frozen=True):
     """One HTTP request, understood."""
 
     id: str
     prompts: tuple[prompts.Ids, ...]
     sampling: SamplingParams
     body: ChatBody | CompletionBody
-    sender: Sender
+    sender: Caller
     arrival: float
     anew: bool
     """No reply that is kept will do."""
@@ -77,12 +77,12 @@ class Call(msgspec.Struct, frozen=True):
 class Generation:
     """One of the two routes, as an ASGI application; `kind` is the body it takes."""
 
-    def __init__(self, served: Served, kind: type[ChatBody] | type[CompletionBody]) -> None:
+    def __init__(self, served: EndpointState, kind: type[ChatBody] | type[CompletionBody]) -> None:
         self._served = served
         self._kind = kind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = Answer(send)
+        answer = JsonAnswer(send)
         try:
             raw = await read_json(scope, receive, self._served.context)
             await unless_gone(receive, self._answer(scope, raw, answer))
@@ -93,7 +93,7 @@ class Generation:
         except asyncio.CancelledError:  # only Server.stop cancels what it serves
             await answer.fail(stopping())
 
-    async def _answer(self, scope: Scope, raw: bytes, answer: Answer) -> None:
+    async def _answer(self, scope: Scope, raw: bytes, answer: JsonAnswer) -> None:
         call = await self._understand(scope, raw)
         streams: list[Stream] = []
         try:
@@ -110,7 +110,7 @@ class Generation:
             for stream in streams:
                 stream.cancel()
 
-    async def _understand(self, scope: Scope, raw: bytes) -> Call:
+    async def _understand(self, scope: Scope, raw: bytes) -> CompletionCall:
         arrival = self._served.service.clock.now()
         body = protocol.decode(raw, self._kind)
         info = self._served.check_model(body.model)
@@ -128,18 +128,20 @@ class Generation:
         prompts.token_list([token for token, _ in sampling.logit_bias], info, "logit_bias")
         await self._served.service.check_form(sampling)
         prefix = "chatcmpl" if isinstance(body, ChatBody) else "cmpl"
-        return Call(
+        return CompletionCall(
             self._served.service.new_id(prefix), tuple(ids), sampling, body,
             sender(scope, body), arrival, asks_anew(scope),
         )  # fmt: skip
 
-    def _reply(self, call: Call) -> Reply:
+    def _reply(self, call: CompletionCall) -> ReplyShape:
         # OpenAI's `created` is wall time; nothing of ours reckons with it
         head = Head(call.id, int(time.time()), self._served.info.model_id)
         kind = ChatReply if isinstance(call.body, ChatBody) else CompletionReply
         return kind(head, self._served.texts, with_usage=call.body.include_usage)
 
-    async def _stream(self, call: Call, streams: Sequence[Stream], answer: Answer) -> None:
+    async def _stream(
+        self, call: CompletionCall, streams: Sequence[Stream], answer: JsonAnswer
+    ) -> None:
         reply = self._reply(call)
         async with aclosing(arrivals(streams)) as batches:
             async for batch in batches:

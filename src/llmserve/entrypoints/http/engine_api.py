@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.core.types import Request, SamplingParams
 from llmserve.engines.base import EngineError, HasApi, Repeatable
-from llmserve.entrypoints.http.asgi import Answer, read_json, unless_gone
-from llmserve.entrypoints.http.caller import Claims, Sender, sender
+from llmserve.entrypoints.http.asgi import JsonAnswer, read_json, unless_gone
+from llmserve.entrypoints.http.caller import Caller, Claims, sender
 from llmserve.entrypoints.http.errors import (
     SERVING_ERRORS,
     ApiError,
@@ -26,7 +26,7 @@ from llmserve.entrypoints.http.errors import (
     as_api_error,
     not_ready,
 )
-from llmserve.entrypoints.http.held_response import Call, Held
+from llmserve.entrypoints.http.held_response import ForwardedCall, HeldResponse
 from llmserve.entrypoints.http.protocol import MAX_CHOICES, MAX_SEQUENCES, understood
 from llmserve.entrypoints.http.response_cache import ReplyCache, asks_anew, looked
 from llmserve.serving.service import Service
@@ -34,8 +34,8 @@ from llmserve.serving.stream import Stream
 
 
 class _Asked(NamedTuple):
-    call: Call
-    sender: Sender
+    call: ForwardedCall
+    sender: Caller
     own_id: bool
     """The client chose the request's id, and may choose the same one twice."""
     arrived: float
@@ -46,7 +46,7 @@ class _Asked(NamedTuple):
 _ASKED: ContextVar[_Asked] = ContextVar("llmserve_asked")
 
 
-class OwnApi:
+class EngineApi:
     """ASGI middleware, behind the key. Passes on what the engine does not answer itself."""
 
     def __init__(self, app: ASGIApp, service: Service, cache: ReplyCache) -> None:
@@ -64,7 +64,7 @@ class OwnApi:
         except ClientGone:
             return
         except SERVING_ERRORS as error:
-            await Answer(send).fail(as_api_error(error))
+            await JsonAnswer(send).fail(as_api_error(error))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrived = self._service.clock.now()
@@ -78,8 +78,8 @@ class OwnApi:
         who = sender(scope, understood(fields, Claims))
         own_id = any(name == b"x-request-id" for name, _ in scope["headers"])
         app = await self._application(receive)
-        call = Call(scope["path"], fields, context, choices)
-        held = Held(send, call)
+        call = ForwardedCall(scope["path"], fields, context, choices)
+        held = HeldResponse(send, call)
         # vLLM reads a call of a tool out of a stream piece by piece, and a kept reply is one piece
         anew = asks_anew(scope) or bool(fields.get("tools") and fields.get("stream"))
         token = _ASKED.set(_Asked(call, who, own_id, arrived, anew))

@@ -14,14 +14,14 @@ import msgspec
 from starlette.types import Message, Send
 
 from llmserve.core.types import ParamError
-from llmserve.entrypoints.http.asgi import DONE, SSE_HEADERS, Answer
+from llmserve.entrypoints.http.asgi import DONE, SSE_HEADERS, JsonAnswer
 from llmserve.entrypoints.http.errors import SERVING_ERRORS, ApiError, as_api_error
 from llmserve.serving.stream import Stream
 
 _PROMPTS = {"/v1/completions": "prompt", "/v1/responses": "input"}
 
 
-class Call:
+class ForwardedCall:
     """One HTTP request on its way through the other application."""
 
     def __init__(
@@ -60,10 +60,10 @@ class Call:
         return None
 
 
-class Held:
+class HeldResponse:
     """The other application's `send`."""
 
-    def __init__(self, send: Send, call: Call) -> None:
+    def __init__(self, send: Send, call: ForwardedCall) -> None:
         self._send = send
         self._call = call
         self._kept: list[Message] | None = []
@@ -93,7 +93,7 @@ class Held:
     async def _fail(self, error: ApiError) -> None:
         self._over = True
         if self._kept is not None:
-            await Answer(self._send).fail(error)
+            await JsonAnswer(self._send).fail(error)
             return
         last = b"data: " + error.body + b"\n\n" + DONE if self._streams else b""
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
@@ -115,7 +115,7 @@ class Held:
             await self._send(message)
 
 
-def translated(status: int, body: bytes, call: Call) -> ApiError:
+def translated(status: int, body: bytes, call: ForwardedCall) -> ApiError:
     """vLLM's error as one of ours, which names the field that it is about."""
     try:
         told: Any = msgspec.json.decode(body)
@@ -142,7 +142,7 @@ def translated(status: int, body: bytes, call: Call) -> ApiError:
 _TOO_LONG = ("maximum context length", "cannot be greater than max_model_len")
 
 
-def _guessed(message: str, call: Call) -> str | None:
+def _guessed(message: str, call: ForwardedCall) -> str | None:
     """The field that a message is about, where vLLM does not say: one that the body left empty,
     or one that the message speaks of."""
     if call.main in call.fields and not call.fields[call.main]:
@@ -157,7 +157,7 @@ def _guessed(message: str, call: Call) -> str | None:
 _FORMS = ("structured_outputs", "response_format", "tools")
 
 
-def blamed(error: Exception, call: Call) -> Exception:
+def blamed(error: Exception, call: ForwardedCall) -> Exception:
     """A refusal of the engine's, with the field that it is about: the engine sees the form that a
     reply is to have, but not the field that it came in."""
     if not isinstance(error, ParamError) or error.param != "prompt":

@@ -13,16 +13,16 @@ from starlette.routing import Route
 from llmserve.core.knobs import SPECS, Spec
 from llmserve.entrypoints.http import protocol
 from llmserve.entrypoints.http.asgi import json_response, read_json
-from llmserve.entrypoints.http.state import Served
+from llmserve.entrypoints.http.state import EndpointState
 
 
-def knob_routes(served: Served) -> list[Route]:
+def knob_routes(served: EndpointState) -> list[Route]:
     knobs = _Knobs(served)
     return [Route("/llmserve/knobs", knobs.answer, methods=["GET", "PATCH"])]
 
 
 class _Knobs:
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: EndpointState) -> None:
         self._served = served
 
     async def answer(self, request: Request) -> Response:

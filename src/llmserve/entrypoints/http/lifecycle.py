@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llmserve.engines.supervisor import EngineKeeper
+from llmserve.engines.supervisor import EngineSupervisor
 from llmserve.entrypoints.http import protocol
 from llmserve.entrypoints.http.asgi import json_response, read_json
 
@@ -23,7 +23,7 @@ class RestartBody(msgspec.Struct, forbid_unknown_fields=True):
     drain_s: float = 5.0
 
 
-def life_routes(keeper: EngineKeeper) -> list[Route]:
+def life_routes(keeper: EngineSupervisor) -> list[Route]:
     life = _Life(keeper)
     return [
         Route("/llmserve/sleep", life.sleep, methods=["POST"]),
@@ -35,7 +35,7 @@ def life_routes(keeper: EngineKeeper) -> list[Route]:
 class _Life:
     """Each answers when it is done, with the sentence that a cell would show."""
 
-    def __init__(self, keeper: EngineKeeper) -> None:
+    def __init__(self, keeper: EngineSupervisor) -> None:
         self._keeper = keeper
 
     async def sleep(self, request: Request) -> Response:

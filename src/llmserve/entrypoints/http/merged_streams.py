@@ -10,12 +10,12 @@ from llmserve.core.types import Chunk
 from llmserve.serving.stream import Stream
 
 
-class Arrival(NamedTuple):
+class TaggedChunk(NamedTuple):
     choice: int
     chunk: Chunk
 
 
-def arrivals(streams: Sequence[Stream]) -> AsyncGenerator[list[Arrival], None]:
+def arrivals(streams: Sequence[Stream]) -> AsyncGenerator[list[TaggedChunk], None]:
     """Batches until every stream has ended; raises what the first failing one raises.
 
     Close it (`aclosing`) where you may stop early. A lone stream, the common case, needs no task.
@@ -23,13 +23,13 @@ def arrivals(streams: Sequence[Stream]) -> AsyncGenerator[list[Arrival], None]:
     return _lone(streams[0]) if len(streams) == 1 else _merged(streams)
 
 
-async def _lone(stream: Stream) -> AsyncGenerator[list[Arrival], None]:
+async def _lone(stream: Stream) -> AsyncGenerator[list[TaggedChunk], None]:
     async for chunk in stream:
-        yield [Arrival(0, chunk), *(Arrival(0, more) for more in stream.ready())]
+        yield [TaggedChunk(0, chunk), *(TaggedChunk(0, more) for more in stream.ready())]
 
 
-async def _merged(streams: Sequence[Stream]) -> AsyncGenerator[list[Arrival], None]:
-    box: list[Arrival] = []
+async def _merged(streams: Sequence[Stream]) -> AsyncGenerator[list[TaggedChunk], None]:
+    box: list[TaggedChunk] = []
     news = asyncio.Event()
     tasks = [
         asyncio.create_task(_feed(choice, stream, box, news))
@@ -52,10 +52,10 @@ async def _merged(streams: Sequence[Stream]) -> AsyncGenerator[list[Arrival], No
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _feed(choice: int, stream: Stream, box: list[Arrival], news: asyncio.Event) -> None:
+async def _feed(choice: int, stream: Stream, box: list[TaggedChunk], news: asyncio.Event) -> None:
     try:
         async for chunk in stream:
-            box.append(Arrival(choice, chunk))
+            box.append(TaggedChunk(choice, chunk))
             news.set()
     finally:
         news.set()

@@ -13,11 +13,11 @@ from llmserve.entrypoints.http import prompts, protocol
 from llmserve.entrypoints.http.asgi import json_response, read_json
 from llmserve.entrypoints.http.errors import ApiError
 from llmserve.entrypoints.http.protocol import DetokenizeBody, TokenizeBody
-from llmserve.entrypoints.http.state import Served
+from llmserve.entrypoints.http.state import EndpointState
 from llmserve.serving.tokenize import tokenised
 
 
-def model_routes(served: Served) -> list[Route]:
+def model_routes(served: EndpointState) -> list[Route]:
     model = _Model(served)
     return [
         Route("/v1/models", model.listing, methods=["GET"]),
@@ -28,7 +28,7 @@ def model_routes(served: Served) -> list[Route]:
 
 
 class _Model:
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: EndpointState) -> None:
         self._served = served
         self._created = int(time.time())  # wall time, as OpenAI has it
 

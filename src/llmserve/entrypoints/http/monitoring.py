@@ -8,14 +8,14 @@ from starlette.routing import Route
 
 from llmserve.entrypoints.http.asgi import json_response
 from llmserve.entrypoints.http.errors import ApiError, not_ready
-from llmserve.entrypoints.http.state import Served
+from llmserve.entrypoints.http.state import EndpointState
 from llmserve.observe import Telemetry
 
 _DEFAULT_ROWS = 1000
 _MOST_ROWS = 10_000
 
 
-def watch_routes(served: Served, telemetry: Telemetry) -> list[Route]:
+def watch_routes(served: EndpointState, telemetry: Telemetry) -> list[Route]:
     watch = _Watch(served, telemetry)
     return [
         Route("/health", watch.health, methods=["GET"]),
@@ -26,7 +26,7 @@ def watch_routes(served: Served, telemetry: Telemetry) -> list[Route]:
 
 
 class _Watch:
-    def __init__(self, served: Served, telemetry: Telemetry) -> None:
+    def __init__(self, served: EndpointState, telemetry: Telemetry) -> None:
         self._service = served.service
         self._telemetry = telemetry
 

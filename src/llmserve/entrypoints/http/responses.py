@@ -31,7 +31,7 @@ class Head(msgspec.Struct, frozen=True):
     model: str
 
 
-class Reply(Protocol):
+class ReplyShape(Protocol):
     """One shape of answer."""
 
     def frame(self, choice: int, chunk: Chunk) -> bytes:

@@ -50,7 +50,7 @@ def _why(error: OSError, host: str, port: int) -> str:
             return f"cannot listen on {host} port {port}: {error.strerror or error}"
 
 
-class Server:
+class HttpServer:
     """`start` and `stop` belong to the loop's thread; `stop` also works before `start`."""
 
     def __init__(self, app: ASGIApp, sock: socket.socket) -> None:

@@ -9,7 +9,7 @@ from llmserve.entrypoints.http.response_cache import CacheOptions, ReplyCache
 from llmserve.serving.service import Service
 
 
-class Served:
+class EndpointState:
     """The service, and its model once there is one: before that, 503 with Retry-After."""
 
     def __init__(self, service: Service, cache: CacheOptions | None = None) -> None:

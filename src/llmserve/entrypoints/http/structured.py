@@ -14,7 +14,7 @@ from llmserve.entrypoints.http.errors import ApiError
 ANY_OBJECT = Structured("json", '{"type":"object"}')
 
 
-class Asking(Protocol):
+class StructuredRequest(Protocol):
     """The fields that may ask; at most one of them does."""
 
     response_format: Any
@@ -24,7 +24,7 @@ class Asking(Protocol):
     guided_choice: Any
 
 
-def structured(body: Asking) -> Structured | None:
+def structured(body: StructuredRequest) -> Structured | None:
     """What the reply must look like; None for any text. ApiError 400 for what cannot be read."""
     found = asked(body)
     if len(found) > 1:
@@ -32,7 +32,7 @@ def structured(body: Asking) -> Structured | None:
     return found[0][1] if found else None
 
 
-def check_supported(body: Asking, info: EngineInfo) -> None:
+def check_supported(body: StructuredRequest, info: EngineInfo) -> None:
     """ApiError 400 that names the field where this engine cannot keep to a form."""
     if "structured_outputs" in info.supports:
         return
@@ -43,7 +43,7 @@ def check_supported(body: Asking, info: EngineInfo) -> None:
         )
 
 
-def asked(body: Asking) -> list[tuple[str, Structured]]:
+def asked(body: StructuredRequest) -> list[tuple[str, Structured]]:
     found = [
         ("response_format", _response_format(body.response_format)),
         ("structured_outputs", _structured_outputs(body.structured_outputs)),

@@ -1,7 +1,7 @@
 """The magics: `%load_ext llmserve`, then `%llmserve help`.
 
-Everything hangs off one `Face` per shell; nothing lives in this module. Errors of the user are one
-red line and fail the cell (so that "Run All" stops there), never a traceback.
+Everything hangs off one `LlmserveMagic` per shell; nothing lives in this module. Errors of the user
+are one red line and fail the cell (so that "Run All" stops there), never a traceback.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmserve.entrypoints.magics.completion import completer
-from llmserve.entrypoints.magics.magic import Face
+from llmserve.entrypoints.magics.magic import LlmserveMagic
 
 _NAME = "llmserve"
 
@@ -18,7 +18,7 @@ def load_ipython_extension(ip: Any) -> None:
     """Register `%llmserve`, `%%llmserve` and their completion. Loading again changes nothing."""
     if _loaded(ip) is not None:
         return
-    face = Face(ip)
+    face = LlmserveMagic(ip)
     ip.register_magic_function(face.llmserve, magic_kind="line_cell", magic_name=_NAME)
     face.matcher = completer()
     ip.Completer.custom_matchers.append(face.matcher)
@@ -34,7 +34,7 @@ def unload_ipython_extension(ip: Any) -> None:
     ip.Completer.custom_matchers.remove(face.matcher)
 
 
-def _loaded(ip: Any) -> Face | None:
+def _loaded(ip: Any) -> LlmserveMagic | None:
     method = ip.magics_manager.magics["line"].get(_NAME)
     face = getattr(method, "__self__", None)
-    return face if isinstance(face, Face) else None
+    return face if isinstance(face, LlmserveMagic) else None

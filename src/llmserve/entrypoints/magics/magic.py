@@ -1,4 +1,4 @@
-"""`Face`: the subcommands of one shell's `%llmserve`, and the server they speak of.
+"""`LlmserveMagic`: the subcommands of one shell's `%llmserve`, and the server they speak of.
 
 The server is whatever open Session this face started, else the user's own variable `session`:
 a server made in code obeys the magics too.
@@ -20,7 +20,7 @@ from llmserve.engines.base import EngineError
 from llmserve.engines.process.processes import end, stale
 from llmserve.entrypoints.magics import cards, parsers
 from llmserve.entrypoints.magics.display import Elapsed, note, show
-from llmserve.entrypoints.magics.user_errors import Interrupted, Problem
+from llmserve.entrypoints.magics.user_errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from llmserve.entrypoints.session.session import Session
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _NAME, _SECOND_NAME = "session", "llmserve_session"
 
 
-class Face:
+class LlmserveMagic:
     """One per shell. `llmserve` is the magic; each `_do_…` method is a subcommand."""
 
     def __init__(self, ip: Any) -> None:
@@ -50,7 +50,7 @@ class Face:
         if word in ("", "-h", "--help", "-?"):
             word = "help"
         if word not in self._parsers:
-            raise Problem(f"there is no subcommand {word!r}{meant(word, self._parsers)}")
+            raise UserError(f"there is no subcommand {word!r}{meant(word, self._parsers)}")
         parser = self._parsers[word]
         words = parsers.split_words(rest)
         if "--help" in words or "-h" in words:
@@ -62,7 +62,7 @@ class Face:
     def _do_start(self, args: argparse.Namespace) -> None:
         models, options = parsers.assignments(args.words, "%llmserve start")
         if len(models) > 1:
-            raise Problem(f"%llmserve start takes one model, not {len(models)}: {models}")
+            raise UserError(f"%llmserve start takes one model, not {len(models)}: {models}")
         model = models[0] if models else None
         asked = {"model": model, "engine": args.engine, "port": args.port, **options}
         running = self._running()
@@ -73,7 +73,7 @@ class Face:
                 show(cards.server_card(running, self._name))
                 return
             if not args.force:
-                raise Problem(
+                raise UserError(
                     f"{running.info.model_id} is running already, started with other options. "
                     "%llmserve set changes knobs; %llmserve start --force … starts anew"
                 )
@@ -95,7 +95,7 @@ class Face:
         except KeyboardInterrupt:
             raise Interrupted("nothing was started, and nothing is left behind.") from None
         except TypeError as error:
-            raise Problem(_unknown_option(asked["engine"], error)) from error
+            raise UserError(_unknown_option(asked["engine"], error)) from error
         self._name = self._expose(self._session)
         line.update(cards.server_card(self._session, self._name, clock.now() - began))
 
@@ -117,7 +117,7 @@ class Face:
         session = self._need()
         plain, changes = parsers.assignments(args.changes, "%llmserve set")
         if plain:
-            raise Problem(f"%llmserve set takes name=value, not {plain[0]!r}")
+            raise UserError(f"%llmserve set takes name=value, not {plain[0]!r}")
         if changes or args.evict:
             show(note(str(session.set(**changes, evict=args.evict))))
         else:
@@ -158,7 +158,7 @@ class Face:
 
         asked = Asked(kind, args)
         if asked.model and not asked.urls:
-            raise Problem("--model is of a --url")
+            raise UserError("--model is of a --url")
         found = asked.measure(lambda: nullcontext(self._need()))
         asked.write(found, lambda text: show({"text/plain": text}))
         return found
@@ -221,15 +221,15 @@ class Face:
             line = parsers.uncommented(line)
         words, typed = parsers.split_ask(line, self._parsers["ask"])
         if cell is not None and typed:
-            raise Problem(f"%%llmserve takes options, not {typed!r}; the cell is the prompt")
+            raise UserError(f"%%llmserve takes options, not {typed!r}; the cell is the prompt")
         options = parsers.given(self._parsers["ask"].parse_args(words))
         text = (cell if cell is not None else typed).strip("\n")
         if not text.strip():
-            raise Problem("the prompt is empty")
+            raise UserError("the prompt is empty")
         prompt: Any = text
         if "system" in options:
             if options.get("raw"):
-                raise Problem("--raw has no turns, so no --system")
+                raise UserError("--raw has no turns, so no --system")
             prompt = [
                 {"role": "system", "content": options.pop("system")},
                 {"role": "user", "content": text},
@@ -251,7 +251,7 @@ class Face:
     def _need(self) -> Session:
         session = self._running()
         if session is None:
-            raise Problem("nothing is running yet: %llmserve start")
+            raise UserError("nothing is running yet: %llmserve start")
         return session
 
     def _expose(self, session: Session) -> str:
@@ -273,14 +273,14 @@ def _telling(command: Callable[[Any], Any], args: Any) -> Any:
     try:
         return command(args)
     except (KnobError, ParamError, EngineError, Refused, RequestTimeout) as error:
-        raise Problem(str(error)) from error
+        raise UserError(str(error)) from error
     except OSError as error:
         sentence = error.strerror if error.filename is None else None
-        raise Problem(sentence or str(error)) from error
+        raise UserError(sentence or str(error)) from error
     except (ValueError, ImportError) as error:
-        raise Problem(str(error)) from error
+        raise UserError(str(error)) from error
     except CancelledError:
-        raise Problem("the server was stopped while this ran") from None
+        raise UserError("the server was stopped while this ran") from None
 
 
 def _sentence(text: str) -> str:

@@ -21,7 +21,7 @@ from llmserve.entrypoints.commands.load_options import (
     add_output,
     add_sweep,
 )
-from llmserve.entrypoints.magics.user_errors import Problem
+from llmserve.entrypoints.magics.user_errors import UserError
 
 ENGINES = ("auto", "torch", "vllm", "simulator")
 START_OPTIONS = (
@@ -78,7 +78,7 @@ class Parser(argparse.ArgumentParser):
         if choice:
             choices = [str(each) for each in options_of(self)[choice[1]].choices or ()]
             message = f"{choice[1]} is never {choice[2]!r}{meant(choice[2], choices)}"
-        raise Problem(f"{self.prog}: {message}")
+        raise UserError(f"{self.prog}: {message}")
 
 
 def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
@@ -201,7 +201,7 @@ def split_words(line: str) -> list[str]:
     try:
         return shlex.split(line)
     except ValueError as error:
-        raise Problem(f"{str(error).lower()} in: {line}") from None
+        raise UserError(f"{str(error).lower()} in: {line}") from None
 
 
 def split_ask(line: str, parser: Parser) -> tuple[list[str], str]:
@@ -210,14 +210,14 @@ def split_ask(line: str, parser: Parser) -> tuple[list[str], str]:
     while match := re.match(r"(--[\w-]+)(?:\s+|=|$)", rest):
         name = match[1]
         if name not in options:
-            raise Problem(f"%llmserve ask: {name!r} is nothing it knows{meant(name, options)}")
+            raise UserError(f"%llmserve ask: {name!r} is nothing it knows{meant(name, options)}")
         words.append(name)
         rest = rest[match.end() :]
         if options[name].nargs == 0:
             continue
         value = re.match(r"(\"[^\"]*\"|'[^']*'|\S+)\s*", rest)
         if value is None:
-            raise Problem(f"%llmserve ask: {name} needs a value")
+            raise UserError(f"%llmserve ask: {name} needs a value")
         words[-1] = f"{name}={_unquoted(value[1])}"
         rest = rest[value.end() :]
     return words, rest
@@ -230,10 +230,10 @@ def assignments(words: Sequence[str], prog: str) -> tuple[list[str], dict[str, A
         name, sign, text = word.partition("=")
         if sign and re.fullmatch(r"[A-Za-z_]\w*", name):
             if name in values:
-                raise Problem(f"{prog}: {name} is given twice")
+                raise UserError(f"{prog}: {name} is given twice")
             values[name] = literal(text)
         elif sign and name.startswith("-"):
-            raise Problem(f"{prog}: {name!r} is nothing it knows")
+            raise UserError(f"{prog}: {name!r} is nothing it knows")
         else:
             plain.append(word)
     return plain, values
@@ -247,7 +247,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 def help_text(parsers: Mapping[str, Parser], subcommand: str | None = None) -> str:
     if subcommand is not None:
         if subcommand not in parsers:
-            raise Problem(f"there is no subcommand {subcommand!r}{meant(subcommand, parsers)}")
+            raise UserError(f"there is no subcommand {subcommand!r}{meant(subcommand, parsers)}")
         return parsers[subcommand].format_help().rstrip()
     width = max(map(len, SUMMARIES))
     lines = [f"  %llmserve {name:<{width}}  {summary}" for name, summary in SUMMARIES.items()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 _RED, _PLAIN = "\x1b[31m", "\x1b[0m"
 
 
-class Problem(Exception):
+class UserError(Exception):
     """Something that the user can mend. Its message is the whole of what is shown."""
 
     def _render_traceback_(self) -> list[str]:

@@ -18,8 +18,8 @@ from llmserve.core.clock import Clock
 from llmserve.core.events import EventBus
 from llmserve.core.validation import real, whole
 from llmserve.engines.base import Tells
-from llmserve.entrypoints.http.server import Server
-from llmserve.entrypoints.session.shutdown_report import Freed, Proof, device_used
+from llmserve.entrypoints.http.server import HttpServer
+from llmserve.entrypoints.session.shutdown_report import Proof, ShutdownReport, device_used
 from llmserve.observe.gpu import DeviceSampler
 from llmserve.serving.interpreter import WhileServing
 from llmserve.serving.runtime import Runtime
@@ -48,14 +48,14 @@ class Switches:
         )
 
 
-class House:
+class SessionResources:
     """`open` returns when requests can come; `close` when all is given back, with `freed`."""
 
     def __init__(
         self,
         runtime: Runtime,
         service: Service,
-        server: Server,
+        server: HttpServer,
         bus: EventBus,
         clock: Clock,
         switches: Switches,
@@ -75,7 +75,7 @@ class House:
         self.on_close: list[Callable[[], None]] = []
         self.after_close: list[Callable[[], None]] = []
         """Called when nothing runs any more, whatever happened before."""
-        self.freed = Freed()
+        self.freed = ShutdownReport()
         self.end_by: Callable[[psutil.Process], None] = psutil.Process.kill
         self._device_at_open: int | None = None
 

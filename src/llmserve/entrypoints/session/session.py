@@ -23,16 +23,21 @@ from llmserve.engines import registry
 from llmserve.engines.base import EngineInfo, Pauses
 from llmserve.entrypoints.http.app import build_app
 from llmserve.entrypoints.http.response_cache import CacheOptions
-from llmserve.entrypoints.http.server import Server, bind
-from llmserve.entrypoints.session.resources import House, Switches
-from llmserve.entrypoints.session.shutdown_report import Freed, MemoryStayed, came_back, weighed
+from llmserve.entrypoints.http.server import HttpServer, bind
+from llmserve.entrypoints.session.resources import SessionResources, Switches
+from llmserve.entrypoints.session.shutdown_report import (
+    MemoryStayed,
+    ShutdownReport,
+    came_back,
+    weighed,
+)
 from llmserve.entrypoints.session.tenants_table import standings, tenants_frame
 from llmserve.observe import Telemetry, Why
 from llmserve.observe.request_log_lines import LifecycleLog, LogOptions
 from llmserve.observe.stats import Snapshot
 from llmserve.observe.trace import TraceWriter
 from llmserve.scheduling.user_policy import Choice, try_out
-from llmserve.serving.api_keys import Agreement, Keyring, Source, read_agreements, terms_of
+from llmserve.serving.api_keys import Keyring, KeyTerms, Source, read_agreements, terms_of
 from llmserve.serving.publisher import publish_step
 from llmserve.serving.requests import Prompt, Reply, collect, next_piece, pieces_of, prompt_text
 from llmserve.serving.runtime import Runtime
@@ -66,7 +71,7 @@ class Session:
         api_key: str,
         knobs: Knobs,
         switches: Switches,
-        agreements: Mapping[str, Agreement],
+        agreements: Mapping[str, KeyTerms],
         cache: CacheOptions | None,
         log: LogOptions | None,
         options: Mapping[str, object],
@@ -88,9 +93,9 @@ class Session:
         app = build_app(self.service, self.telemetry, self._keyring, cache)
         sock = bind(*address)
         self.host, self.port = sock.getsockname()[:2]
-        server = Server(app, sock)
+        server = HttpServer(app, sock)
         self.runtime = Runtime()
-        house = House(self.runtime, self.service, server, self.bus, self.clock, switches)
+        house = SessionResources(self.runtime, self.service, server, self.bus, self.clock, switches)
         self._closer = weakref.finalize(self, house.close)
         self._house = house
         try:
@@ -357,7 +362,7 @@ class Session:
         """Call `callback` when the session closes, in the closing thread."""
         self._house.on_close.append(callback)
 
-    def close(self) -> Freed:
+    def close(self) -> ShutdownReport:
         """Give back the thread, the port, the child processes and their memory; say how much.
 
         Safe to call twice. Requests in flight end, waiting ones are refused. Warns with
@@ -386,6 +391,6 @@ class Session:
             raise ParamError("engine", f"the {self.info.engine} engine cannot pause; vllm can")
         return cast("Pauses", self.service.engine)
 
-    async def _agree(self, agreements: Mapping[str, Agreement]) -> None:
+    async def _agree(self, agreements: Mapping[str, KeyTerms]) -> None:
         self._keyring.replace(agreements)
         self.service.agree(terms_of(agreements))

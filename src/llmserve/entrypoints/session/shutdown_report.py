@@ -11,7 +11,7 @@ import psutil
 
 from llmserve.core.clock import Clock
 from llmserve.engines.process.processes import end, with_descendants
-from llmserve.observe.process_memory import Holding, Holdings, Scales
+from llmserve.observe.process_memory import MemoryReadings, MemoryScales, ProcessMemory
 
 MIB = 2**20
 TOLERATED = 64 * MIB
@@ -28,12 +28,12 @@ class MemoryStayed(UserWarning):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Freed:
+class ShutdownReport:
     """`str` of it is a sentence and a table. The kernel is told of, not judged: it keeps the
     modules that it has imported."""
 
-    before: Holdings = field(default_factory=Holdings)
-    after: Holdings = field(default_factory=Holdings)
+    before: MemoryReadings = field(default_factory=MemoryReadings)
+    after: MemoryReadings = field(default_factory=MemoryReadings)
     port: int = 0
     seconds: float = 0.0
 
@@ -115,7 +115,7 @@ class Freed:
         return [*rows, (kernel, _amount(self.before.kernel), _amount(self.after.kernel))]
 
 
-def _amount(one: Holding | None) -> str:
+def _amount(one: ProcessMemory | None) -> str:
     if one is None:
         return "gone"
     resident = _mib(one.resident)
@@ -136,7 +136,7 @@ class Proof:
         clock: Clock,
         *,
         own_count: int | None = None,
-        scales: Scales | None = None,
+        scales: MemoryScales | None = None,
         by: Callable[[psutil.Process], None] = psutil.Process.kill,
         patience_s: float = _PATIENCE_S,
     ) -> None:
@@ -145,21 +145,21 @@ class Proof:
         and then for the driver."""
         self._device_at_open = device_at_open
         self._clock = clock
-        self._scales = scales or Scales()
+        self._scales = scales or MemoryScales()
         self._by = by
         self._patience_s = patience_s
         self._processes = with_descendants(pids)
         self._before = replace(self._scales.weigh(self._processes), own_count=own_count)
 
-    def freed(self, port: int, started: float) -> Freed:
+    def freed(self, port: int, started: float) -> ShutdownReport:
         """Once all has come back, or patience has ended."""
         grace_s = min(_GRACE_S, self._patience_s)
         end(self._processes, grace_s, self._by, self._patience_s)
         after = self._after()
         self._scales.close()
-        return Freed(self._before, after, port, self._clock.now() - started)
+        return ShutdownReport(self._before, after, port, self._clock.now() - started)
 
-    def _after(self) -> Holdings:
+    def _after(self) -> MemoryReadings:
         """A driver may take a moment to take back what a process held that has ended."""
         deadline = self._clock.now() + self._patience_s
         while True:
@@ -168,13 +168,13 @@ class Proof:
                 return after
             time.sleep(_DEVICE_POLL_S)
 
-    def _is_back(self, after: Holdings) -> bool:
+    def _is_back(self, after: MemoryReadings) -> bool:
         if after.device_used is None or self._device_at_open is None:
             return True
         return after.device_used <= self._device_at_open + MIB
 
 
-def came_back(before: Holdings, after: Holdings) -> str:
+def came_back(before: MemoryReadings, after: MemoryReadings) -> str:
     """How much less is held now, on GPUs where there are some."""
     if before.device_used is not None and after.device_used is not None:
         return f"{max(0, before.device_used - after.device_used) / MIB:,.0f} MiB of device memory"
@@ -182,9 +182,9 @@ def came_back(before: Holdings, after: Holdings) -> str:
     return f"{max(0, held - left) / MIB:,.0f} MiB of the engine's processes"
 
 
-def weighed(pids: tuple[int, ...]) -> Holdings:
+def weighed(pids: tuple[int, ...]) -> MemoryReadings:
     """What these processes and their descendants hold now."""
-    scales = Scales()
+    scales = MemoryScales()
     try:
         return scales.weigh(with_descendants(pids))
     finally:

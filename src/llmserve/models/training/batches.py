@@ -57,12 +57,12 @@ def encode(tokenizer: Tokenizer, batch: list[Document]) -> list[Sample]:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     tokens: torch.Tensor
     wanted: torch.Tensor
 
 
-def pad(samples: list[Sample]) -> Batch:
+def pad(samples: list[Sample]) -> TrainingBatch:
     """Rows of one length, a multiple of eight so that compiled kernels see few shapes."""
     width = -(-max(len(tokens) for tokens, _ in samples) // 8) * 8
     tokens = torch.full((len(samples), width), PAD_ID)
@@ -70,10 +70,10 @@ def pad(samples: list[Sample]) -> Batch:
     for row, (ids, following) in enumerate(samples):
         tokens[row, : len(ids)] = torch.tensor(ids)
         wanted[row, : len(ids)] = torch.tensor(following)
-    return Batch(tokens, wanted)
+    return TrainingBatch(tokens, wanted)
 
 
-def group(samples: list[Sample], rng: random.Random) -> list[Batch]:
+def group(samples: list[Sample], rng: random.Random) -> list[TrainingBatch]:
     """Cut documents, sorted by length, into batches of at most `ROW_TOKENS` tokens, shuffled."""
     ordered = sorted(samples, key=lambda sample: len(sample[0]))
     cuts, width = [0], 0
@@ -88,16 +88,16 @@ def group(samples: list[Sample], rng: random.Random) -> list[Batch]:
 
 def steps(
     tokenizer: Tokenizer, seed: int, skip: int = 0, stories: float = MANY
-) -> Iterator[list[Batch]]:
+) -> Iterator[list[TrainingBatch]]:
     """Endless optimizer steps of about `STEP_TOKENS` tokens; `skip` pools were seen before."""
     pool = skip
-    held: list[Batch] = []
+    held: list[TrainingBatch] = []
     while True:
         fresh = list(documents(seed + 1000 * (pool + 1), POOL, stories))
         held += group(encode(tokenizer, fresh), random.Random(seed + pool))
         pool += 1
         while sum(batch.tokens.numel() for batch in held) > STEP_TOKENS:
-            step: list[Batch] = []
+            step: list[TrainingBatch] = []
             while sum(batch.tokens.numel() for batch in step) < STEP_TOKENS:
                 step.append(held.pop())
             yield step

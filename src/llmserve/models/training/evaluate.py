@@ -56,7 +56,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Figure:
+class EvalFigure:
     task: str
     right: int
     n: int
@@ -150,7 +150,7 @@ class Answerer:
 
 def measure(
     answer: Answerer, share: float, tasks: Iterable[str] = TASKS, seed: int = 7
-) -> list[Figure]:
+) -> list[EvalFigure]:
     """Each task on `share` of its questions, the same for every model of one seed."""
     figures = []
     for task in tasks:
@@ -160,11 +160,11 @@ def measure(
         answers = list(answer([q.prompt for q in questions]))
         both = list(zip(questions, answers, strict=True))
         wrong = [(q.prompt, a) for q, a in both if not q.answered(a)]
-        figures.append(Figure(task, len(both) - len(wrong), len(both), wrong[:5]))
+        figures.append(EvalFigure(task, len(both) - len(wrong), len(both), wrong[:5]))
     return figures
 
 
-def markdown(figures: list[Figure], demo: list[tuple[str, str]]) -> str:
+def markdown(figures: list[EvalFigure], demo: list[tuple[str, str]]) -> str:
     lines = ["| task | right | n | share |", "|---|---|---|---|"]
     lines += [f"| {f.task} | {f.right} | {f.n} | {100 * f.right / f.n:.1f} % |" for f in figures]
     lines += [f"\n> **{prompt}**\n>\n> {answer}" for prompt, answer in demo]

@@ -54,7 +54,7 @@ class Mlp(nn.Module):
         return out
 
 
-class Layer(nn.Module):
+class TrainedLayer(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         hidden, eps = config["hidden_size"], config["rms_norm_eps"]
@@ -73,7 +73,9 @@ class Trunk(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config["num_hidden_layers"]))
+        self.layers = nn.ModuleList(
+            TrainedLayer(config) for _ in range(config["num_hidden_layers"])
+        )
         self.norm = nn.RMSNorm(config["hidden_size"], eps=config["rms_norm_eps"])
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from llmserve.models.training.batches import Batch, pieces, steps
+from llmserve.models.training.batches import TrainingBatch, pieces, steps
 from llmserve.models.training.corpus import FEW, MANY, documents
 from llmserve.models.training.export import llama_config, save, train_tokenizer
 from llmserve.models.training.network import Llama
@@ -76,7 +76,7 @@ def replica(model: Llama) -> Llama:
     return twin
 
 
-def gradients(model: Llama, waiting: deque[Batch], count: int) -> float:
+def gradients(model: Llama, waiting: deque[TrainingBatch], count: int) -> float:
     """Take batches until none wait, on one thread.
 
     Threads that meet once a step, not once an operation, keep their speed on a machine whose
@@ -111,7 +111,7 @@ class Trainer:
             for layer in [layer for model in self.replicas for layer in model.model.layers]:
                 layer.compile(dynamic=True)
 
-    def learn(self, batches: list[Batch]) -> float:
+    def learn(self, batches: list[TrainingBatch]) -> float:
         """One optimizer step over several batches; returns the mean loss of learned tokens."""
         scale = self.recipe.scale(self.step, self.minutes)
         count = sum(int((batch.wanted >= 0).sum()) for batch in batches)
@@ -156,7 +156,7 @@ class Trainer:
         self.step, self.tokens, self.minutes = state["counters"]
 
 
-def lessons(trainer: Trainer) -> Iterator[list[Batch]]:
+def lessons(trainer: Trainer) -> Iterator[list[TrainingBatch]]:
     """Many stories for fluency, then few among exact questions, then many again.
 
     A resumed run takes documents that were not seen, without replaying those that were.

@@ -14,14 +14,14 @@ from torch import Tensor
 from llmserve.engines.torch.cpu_kernels import barrier, plan, step
 from llmserve.engines.torch.cpu_kernels.compile_cache import compiled_in, kernel_folder
 from llmserve.engines.torch.cpu_kernels.limits import refuse, refuse_rows, refuse_slab
-from llmserve.engines.torch.cpu_kernels.thread_pool import Crew
+from llmserve.engines.torch.cpu_kernels.thread_pool import ThreadPool
 from llmserve.engines.torch.kv.store import Place, Slab
 from llmserve.engines.torch.model.weights import Weights
 
 TIMED_TURNS = 1000
 
 
-class Rows:
+class FusedRows:
     """Steps of up to `most_rows` rows, each a token at its position. `stop` ends the threads.
 
     A row attends to the positions up to its own: rows of one sequence may be in one step, as those
@@ -43,7 +43,7 @@ class Rows:
         self._run: Callable[[Any, int], int] = compiled_in(
             folder, step.run, types.int64(types.int64[::1], types.int64)
         )
-        self._crew = Crew(threads, self._work, self._abandon, 2 * barrier.PATIENCE_S)
+        self._crew = ThreadPool(threads, self._work, self._abandon, 2 * barrier.PATIENCE_S)
 
     def __call__(
         self, ids: list[int], positions: list[int], places: list[Place], wanted: list[int]

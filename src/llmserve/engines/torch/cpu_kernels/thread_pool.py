@@ -13,7 +13,7 @@ Work = Callable[[int], int]
 """Of the thread with this number: 0 when it did its part, anything else when it gave up."""
 
 
-class Crew:
+class ThreadPool:
     def __init__(
         self, threads: int, work: Work, abandon: Callable[[], None], patience_s: float
     ) -> None:

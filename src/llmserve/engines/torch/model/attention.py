@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from llmserve.engines.torch.model.batch_layout import Chunk, Decodes, Step
+from llmserve.engines.torch.model.batch_layout import Decodes, PrefillChunk, Step
 
 NAME = "llmserve_ragged"
 STEP = "llmserve_step"
@@ -89,7 +89,7 @@ def _attend_decodes(
 
 
 def _attend_chunk(
-    chunk: Chunk,
+    chunk: PrefillChunk,
     layer: int,
     fresh: tuple[Tensor, Tensor, Tensor],
     scaling: float | None,

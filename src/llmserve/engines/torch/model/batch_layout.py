@@ -20,7 +20,7 @@ Together = Callable[[Tensor, Tensor, Tensor, float | None, Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BatchPart:
     """`tokens` rows of one sequence, the first of them at position `start`."""
 
     owner: str
@@ -52,7 +52,7 @@ class Decodes:
 
 
 @dataclass(slots=True)
-class Chunk:
+class PrefillChunk:
     """Rows `first` to `last`: a stretch of one sequence's prompt."""
 
     slab: Slab
@@ -87,7 +87,7 @@ class Write:
 class Batch:
     """The parts of one forward pass, in the order of their rows, and where each one's KV lies."""
 
-    order: list[Part]
+    order: list[BatchPart]
     places: list[Place]
 
     @property
@@ -112,12 +112,12 @@ class Step:
 
     writes: list[Write] = field(default_factory=list)
     decodes: list[Decodes] = field(default_factory=list)
-    chunks: list[Chunk] = field(default_factory=list)
+    chunks: list[PrefillChunk] = field(default_factory=list)
     together: Together | None = None
     """Chunks that a kernel of its own takes in one piece (`ragged.py`)."""
 
 
-def arrange(parts: Iterable[Part], kv: KvStore) -> Batch:
+def arrange(parts: Iterable[BatchPart], kv: KvStore) -> Batch:
     """Order the parts slab by slab, decodes in slot order first.
 
     Every part's owner must have its place reserved.
@@ -127,7 +127,7 @@ def arrange(parts: Iterable[Part], kv: KvStore) -> Batch:
     return Batch([part for part, _ in placed], [place for _, place in placed])
 
 
-def _in_slab(placed: tuple[Part, Place]) -> tuple[int, int, bool, int]:
+def _in_slab(placed: tuple[BatchPart, Place]) -> tuple[int, int, bool, int]:
     part, place = placed
     chunk = part.tokens > 1
     return place.slab.length, place.slab.number, chunk, 0 if chunk else place.slot
@@ -152,7 +152,7 @@ def layout(batch: Batch) -> Step:
     return step
 
 
-def _write(slab: Slab, members: list[tuple[Part, int]], first: int) -> Write:
+def _write(slab: Slab, members: list[tuple[BatchPart, int]], first: int) -> Write:
     g, count = slab.geometry, sum(part.tokens for part, _ in members)
     if count == len(members):
         base = torch.tensor([slot * g.heads * slab.length + part.start for part, slot in members])
@@ -167,7 +167,7 @@ def _write(slab: Slab, members: list[tuple[Part, int]], first: int) -> Write:
     return Write(slab, first, first + count, index.to(g.device))
 
 
-def _decodes(slab: Slab, members: list[tuple[Part, int]], first: int) -> Decodes:
+def _decodes(slab: Slab, members: list[tuple[BatchPart, int]], first: int) -> Decodes:
     g, slots = slab.geometry, [slot for _, slot in members]
     span, length = slots[-1] + 1, max(part.start for part, _ in members) + 1
     dense = span == len(slots)
@@ -180,9 +180,9 @@ def _decodes(slab: Slab, members: list[tuple[Part, int]], first: int) -> Decodes
     return Decodes(slab, first, first + len(slots), span, index, length, mask.to(g.device))
 
 
-def _chunk(slab: Slab, slot: int, part: Part, first: int) -> Chunk:
+def _chunk(slab: Slab, slot: int, part: BatchPart, first: int) -> PrefillChunk:
     g, end, mask = slab.geometry, part.start + part.tokens, None
     if part.start:
         mask = torch.full((part.tokens, end), float("-inf"), dtype=g.dtype, device=g.device)
         mask.triu_(part.start + 1)
-    return Chunk(slab, slot, first, first + part.tokens, end, mask)
+    return PrefillChunk(slab, slot, first, first + part.tokens, end, mask)

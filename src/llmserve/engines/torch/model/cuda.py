@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmserve.engines.torch.model.cuda_graphs import Capture, Graphs, Replay
 from llmserve.engines.torch.model.flat_model import FlatModel
-from llmserve.engines.torch.model.varlen_attention import Kernel, Ragged, agrees
+from llmserve.engines.torch.model.varlen_attention import Kernel, VarlenAttention, agrees
 
 
 def speed_up(
@@ -21,7 +21,7 @@ def speed_up(
 ) -> None:
     """Compute by these from now on, where they are given and the kernel comes out right."""
     if kernel is not None and agrees(kernel, model.geometry):
-        model.compute = Ragged(model.compute, kernel)
+        model.compute = VarlenAttention(model.compute, kernel)
         model.path += ", prompts in one ragged batch"
     if capture is not None:
         model.compute = Graphs(model.compute, model.geometry, capture, most_rows)

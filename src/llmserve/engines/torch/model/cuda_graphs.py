@@ -36,7 +36,7 @@ Capture = Callable[[Callable[[], None]], Replay]
 again to the same tensors."""
 
 
-class Bucket(NamedTuple):
+class GraphBucket(NamedTuple):
     """The first `rows` slots of a slab decode, over `length` tokens each."""
 
     slab: Slab
@@ -52,7 +52,7 @@ class Bucket(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    buckets: tuple[Bucket, ...]
+    buckets: tuple[GraphBucket, ...]
     places: list[int]
     """The padded row of each of the step's rows."""
     rows: int
@@ -75,7 +75,7 @@ def pad(step: Step, most: int) -> Padded | None:
     """None where the step must run as it is."""
     if step.chunks:
         return None
-    buckets: list[Bucket] = []
+    buckets: list[GraphBucket] = []
     places: list[int] = []
     rows = 0
     for group in step.decodes:
@@ -83,14 +83,16 @@ def pad(step: Step, most: int) -> Padded | None:
         if count != len(slab.owners):
             return None
         buckets.append(
-            Bucket(slab, bucket_rows(count, slab.slots), bucket_length(group.length, slab.length))
+            GraphBucket(
+                slab, bucket_rows(count, slab.slots), bucket_length(group.length, slab.length)
+            )
         )
         places += range(rows, rows + count)
         rows += buckets[-1].rows
     return Padded(tuple(buckets), places, rows) if rows <= most else None
 
 
-def padded_step(buckets: tuple[Bucket, ...], positions: Tensor) -> Step:
+def padded_step(buckets: tuple[GraphBucket, ...], positions: Tensor) -> Step:
     """The step of these buckets, all of it made on the device from the rows' positions."""
     step, first, device = Step(), 0, positions.device
     for slab, rows, length in buckets:
@@ -170,7 +172,7 @@ class Graphs:
             self._known.clear()
             return None
 
-    def _run(self, buckets: tuple[Bucket, ...], rows: int) -> None:
+    def _run(self, buckets: tuple[GraphBucket, ...], rows: int) -> None:
         ids, positions = self._inputs[:, :rows]
         step = padded_step(buckets, positions)
         logits = self._compute(step, ids, positions, self._every[:rows])

@@ -62,10 +62,10 @@ def slow_prompts(model: FlatModel, weights: Weights, wide: int | None) -> bool:
 @contextmanager
 def by_kernels(model: FlatModel, tried: Weights) -> Iterator[FlatModel]:
     """A model of these layers, all its steps by kernels."""
-    from llmserve.engines.torch.cpu_kernels.kernel import Rows
+    from llmserve.engines.torch.cpu_kernels.kernel import FusedRows
 
     threads = torch.get_num_threads()
-    rows = Rows(tried, most_rows=PROMPT, most_tokens=PROMPT, threads=threads)
+    rows = FusedRows(tried, most_rows=PROMPT, most_tokens=PROMPT, threads=threads)
     geometry = replace(model.geometry, layers=len(tried.layers))
     try:
         yield replace(model, geometry=geometry, few=rows, most_few=PROMPT)

@@ -12,7 +12,7 @@ EVEN = 8
 """Rows that a kernel takes at once: a block is a multiple of it."""
 
 
-class InBlocks:
+class RowBlocks:
     """Rows of one sequence may be in several blocks, for they come in the order of positions."""
 
     def __init__(self, few: FewRows, most: int) -> None:

@@ -21,13 +21,13 @@ from llmserve.engines.torch.model.flat_model import FlatModel, General
 from llmserve.engines.torch.model.loading import read
 from llmserve.engines.torch.model.packed_linears import Kernels, fix_linears, wide_rows
 from llmserve.engines.torch.model.race import give_back, slow_prompts, slow_steps
-from llmserve.engines.torch.model.row_blocks import InBlocks
+from llmserve.engines.torch.model.row_blocks import RowBlocks
 from llmserve.engines.torch.model.verify import check_against, check_few
 from llmserve.engines.torch.model.weights import Weights, fits, take_apart
 from llmserve.engines.torch.options import TorchOptions
 
 if TYPE_CHECKING:
-    from llmserve.engines.torch.cpu_kernels.kernel import Rows
+    from llmserve.engines.torch.cpu_kernels.kernel import FusedRows
 
 WAYS = {
     "auto": ("fused", "compact", "packed", "plain"),
@@ -50,7 +50,7 @@ class NotHere(ValueError):
 
 def load(options: TorchOptions, tell: Tell = lambda _: None) -> FlatModel:
     """Raises UnsupportedModel, or what transformers raises for a model it cannot find or read."""
-    ways = Ways(options, tell)
+    ways = ForwardChoices(options, tell)
     for name in WAYS[options.forward]:
         try:
             ways.take(name)
@@ -69,7 +69,7 @@ def load(options: TorchOptions, tell: Tell = lambda _: None) -> FlatModel:
     raise UnsupportedModel(f"the torch engine has no {form} form of this model here")
 
 
-class Ways:
+class ForwardChoices:
     """A model that is to compute in one of them."""
 
     def __init__(self, options: TorchOptions, tell: Tell) -> None:
@@ -114,7 +114,7 @@ class Ways:
         model.compute = Compact(weights, Kernels(wide, plain=True))
         try:
             check_against(model, self._expected)
-            model.few, model.most_few = InBlocks(rows, MOST_FEW), inf
+            model.few, model.most_few = RowBlocks(rows, MOST_FEW), inf
             check_against(model, self._expected)
             check_few(model, self._expected)
             model.path = "fused (kernels of our own)"
@@ -136,11 +136,11 @@ class Ways:
         if slow is not None:
             raise NotHere(slow)
 
-    def _open_rows(self, weights: Weights) -> Rows:
+    def _open_rows(self, weights: Weights) -> FusedRows:
         with telling_late(self._tell, "compiling kernels, once per machine"):
-            from llmserve.engines.torch.cpu_kernels.kernel import Rows
+            from llmserve.engines.torch.cpu_kernels.kernel import FusedRows
 
-            return Rows(
+            return FusedRows(
                 weights,
                 most_rows=MOST_FEW,
                 most_tokens=self.model.max_model_len,

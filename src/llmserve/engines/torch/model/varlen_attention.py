@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from llmserve.engines.torch.kv.store import Geometry
-from llmserve.engines.torch.model.batch_layout import Chunk, Step
+from llmserve.engines.torch.model.batch_layout import PrefillChunk, Step
 from llmserve.engines.torch.model.flat_model import Compute
 from llmserve.engines.torch.model.verify import TOLERANCE
 
@@ -24,7 +24,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float | None], Tensor]
 (and the last ends) as int32, the longest one's tokens, and the scaling. Heads may be grouped."""
 
 
-class Ragged:
+class VarlenAttention:
     """Computes steps as `compute` does, prompts that begin by one kernel."""
 
     def __init__(self, compute: Compute, kernel: Kernel) -> None:
@@ -45,7 +45,7 @@ def joined(step: Step, kernel: Kernel, device: torch.device) -> Step:
 
 
 class _Prompts:
-    def __init__(self, chunks: list[Chunk], kernel: Kernel, device: torch.device) -> None:
+    def __init__(self, chunks: list[PrefillChunk], kernel: Kernel, device: torch.device) -> None:
         lengths = [chunk.last - chunk.first for chunk in chunks]
         rows = [row for chunk in chunks for row in range(chunk.first, chunk.last)]
         self._kernel = kernel

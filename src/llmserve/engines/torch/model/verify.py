@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmserve.engines.torch.kv.store import KvStore
 from llmserve.engines.torch.model.attention import UnsupportedModel
-from llmserve.engines.torch.model.batch_layout import Part, arrange
+from llmserve.engines.torch.model.batch_layout import BatchPart, arrange
 
 if TYPE_CHECKING:
     from llmserve.engines.torch.model.flat_model import FlatModel
@@ -83,7 +83,7 @@ def after(model: FlatModel, kv: KvStore, stretches: list[Stretch]) -> Tensor:
     for one in stretches:
         kv.reserve(one.owner, len(one.ids), one.start)
     by_owner = {one.owner: one for one in stretches}
-    parts = [Part(one.owner, one.start, one.end - one.start) for one in stretches]
+    parts = [BatchPart(one.owner, one.start, one.end - one.start) for one in stretches]
     batch = arrange(parts, kv)
     tokens: list[int] = []
     ends: dict[str, int] = {}

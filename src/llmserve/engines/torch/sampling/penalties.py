@@ -21,7 +21,7 @@ from llmserve.engines.torch.model.transfer import upload
 SMALLEST = 64
 
 
-class Tally:
+class TokenCounts:
     """One request's tokens with a penalty or a bias. Repetition counts prompt and reply, presence
     and frequency the reply alone, as in vLLM."""
 
@@ -79,7 +79,7 @@ class Tally:
         return at
 
 
-def apply_tallies(logits: Tensor, tallies: dict[int, Tally]) -> None:
+def apply_tallies(logits: Tensor, tallies: dict[int, TokenCounts]) -> None:
     """Change the logits of these rows in place."""
     rows, ids = _pairs({row: tally.ids for row, tally in tallies.items()}, logits.device)
     changes = np.concatenate([tally.changes for tally in tallies.values()], 1)

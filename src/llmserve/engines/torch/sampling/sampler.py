@@ -20,7 +20,7 @@ from torch import Tensor
 from llmserve.core.types import SamplingParams, TokenLogprob
 from llmserve.engines.torch.model.transfer import fetch, upload
 from llmserve.engines.torch.sampling.guided_decoding import Matcher, forbidden
-from llmserve.engines.torch.sampling.penalties import Tally, apply_tallies, forbid
+from llmserve.engines.torch.sampling.penalties import TokenCounts, apply_tallies, forbid
 
 FEW = 256
 """Candidates looked at first for top_p; where they do not hold its mass, all are sorted."""
@@ -45,7 +45,7 @@ class Draws:
         self.generator = None if self.greedy else torch.Generator().manual_seed(seed)
         self._uniform: float | None = None
         self._drawn = 0
-        tally = Tally(params, prompt)
+        tally = TokenCounts(params, prompt)
         self.tally = tally if tally.penalised or params.logit_bias else None
         # a form says itself when it ends
         self._min_tokens = 0 if matcher is not None else params.min_tokens

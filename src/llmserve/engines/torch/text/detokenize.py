@@ -15,7 +15,7 @@ CONTEXT = 5
 """Prompt tokens decoded along: sentencepiece drops the space before what it decodes first."""
 
 
-class Stream(Protocol):
+class TextStream(Protocol):
     def push(self, token: int) -> str:
         """The text that is certain now."""
         ...
@@ -106,7 +106,7 @@ class Detokenizer:
         self._table = ByteTable(tokenizer) if byte_level else None
         self._tokenizer = tokenizer
 
-    def open(self, prompt_ids: Sequence[int]) -> Stream:
+    def open(self, prompt_ids: Sequence[int]) -> TextStream:
         if self._table is not None:
             return ByteStream(self._table)
         return WindowStream(self._decode, prompt_ids)
