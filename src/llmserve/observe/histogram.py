@@ -1,4 +1,4 @@
-"""Counts by bucket, kept apart from prometheus_client: its `observe` costs ten times as much."""
+"""Buckets of the histograms, and a histogram that is cheap enough to be fed once per token."""
 
 from __future__ import annotations
 
