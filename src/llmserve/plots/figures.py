@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle, pairwise
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
+from llmserve.plots.axes import Axes
 from llmserve.plots.svg import (
     FAINT,
     FEW,
-    GRID,
     INKS,
+    SvgCanvas,
     box,
-    dots,
     legend,
     nice_ceiling,
     page,
-    path,
     text,
     ticks,
 )
@@ -140,35 +139,18 @@ def _draw_lines(
 ) -> str:
     every_x = [v for xs, _ in series.values() for v in xs] or [0.0, 1.0]
     low, high = min(every_x), max(every_x)
-    high = high if high > low else low + 1
-    floor, width = _HEIGHT - _BOTTOM, _WIDTH - _LEFT - _RIGHT
-
-    def place(px: float, py: float) -> tuple[float, float]:
-        return _LEFT + (px - low) / (high - low) * width, floor - py / top * (floor - _TOP)
-
-    parts = []
-    for level in ticks(0, top):
-        left, right = place(low, level), place(high, level)
-        parts += [path([left, right], GRID), _aside(left[1], f"{level:,.4g}")]
-    for at in ticks(low, high):
-        parts.append(text(place(at, 0)[0], floor + 16, f"{at:,.4g}", FAINT, "middle"))
-    parts.append(text(_LEFT + width / 2, floor + 34, x, FAINT, "middle"))
+    canvas = SvgCanvas()
+    axes = Axes(
+        canvas, _LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM, low, max(high, low + 1e-9), top
+    )
+    axes.levels(ticks(0, top))
+    axes.along(x)
     inks = dict(zip(series, cycle(INKS)))
     for name, (xs, ys) in series.items():
-        points = [place(px, py) for px, py in zip(xs, ys, strict=True)]
-        if steps:  # the value holds until the next
-            points = [p for a, b in pairwise(points) for p in (a, (b[0], a[1]))] + points[-1:]
-        parts += [path(points, inks[name], 1.5), *(() if steps else dots(points, inks[name]))]
-    for row, (at, words) in enumerate(marks.items()):
-        px, _ = place(at, 0)
-        near_the_end = px > _WIDTH - 180
-        parts.append(path([(px, _TOP), (px, floor)], _MARK, dash="4 3"))
-        parts.append(text(
-            px + (-4 if near_the_end else 4), _TOP + 11 + row % 4 * 13, words, _MARK,
-            "end" if near_the_end else "",
-        ))  # fmt: skip
-    parts.append(legend(_LEFT, _TOP - 12, [(y, FAINT), *inks.items()]))
-    return page(_WIDTH, _HEIGHT, title, parts)
+        axes.line(xs, ys, inks[name], steps=steps)
+    axes.marks(marks, _MARK, rows=4)
+    names = legend(_LEFT, _TOP - 12, [(y, FAINT), *inks.items()])
+    return page(_WIDTH, _HEIGHT, title, [*canvas.parts, names])
 
 
 def _draw_heat(

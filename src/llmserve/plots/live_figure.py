@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmserve.plots.axes import Axes
 from llmserve.plots.figures import Series
-from llmserve.plots.svg import FAINT, GRID, INKS, TEXT, dots, nice_ceiling, page, path, text, ticks
+from llmserve.plots.svg import FAINT, INKS, TEXT, SvgCanvas, nice_ceiling, page
 
 _WIDTH, _PLOT, _GAP = 720, 120, 34
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 46, 40
-_MARK = "#9e9e9e"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,71 +40,35 @@ def sketch(
     xs = [v for series in panels.values() for each, _ in series.values() for v in each]
     end = max([*xs, start + 1.0])
     height = _TOP + len(panels) * (_PLOT + _GAP) - _GAP + _BOTTOM
-    plots = [
-        _Plot(_TOP + i * (_PLOT + _GAP), start, end, series)
-        for i, series in enumerate(panels.values())
-    ]
-    parts = list[str]()
-    for plot, name in zip(plots, panels, strict=True):
-        parts += [*plot.axes(name), *plot.marks(marks or {}), *plot.lines()]
-    parts += [*(plots[0].note(*each) for each in notes)]
-    parts += [*(plots[-1].times(x) if plots else ())]
-    return LiveFigure(title, page(_WIDTH, height, title, parts))
+    canvas = SvgCanvas()
+    for i, (name, series) in enumerate(panels.items()):
+        top = _TOP + i * (_PLOT + _GAP)
+        high = nice_ceiling(max((v for _, ys in series.values() for v in ys), default=0.0))
+        axes = Axes(canvas, _LEFT, _WIDTH - _RIGHT, top, top + _PLOT, start, end, high)
+        canvas.text(_LEFT, top - 6, name, FAINT)
+        axes.levels(axes.halves())
+        axes.marks(marks or {})
+        _draw(axes, series)
+        for note in notes if i == 0 else ():
+            _draw_note(axes, *note)
+        if i == len(panels) - 1:
+            axes.along(x)
+    return LiveFigure(title, page(_WIDTH, height, title, canvas.parts))
 
 
-class _Plot:
-    def __init__(self, top: float, start: float, end: float, series: Series) -> None:
-        self._top, self._start, self._end, self._series = top, start, end, series
-        high = max((v for _, ys in series.values() for v in ys), default=0.0)
-        self._high = nice_ceiling(high)
+def _draw(axes: Axes, series: Series) -> None:
+    for i, (name, (xs, ys)) in enumerate(series.items()):
+        ink = INKS[i % len(INKS)]
+        axes.line(xs, ys, ink, 1.75)
+        if len(series) > 1:
+            axes.canvas.text(axes.right, axes.top + 10 + 13 * i, name, ink, "end")
 
-    def axes(self, name: str) -> list[str]:
-        parts = [text(_LEFT, self._top - 6, name, FAINT)]
-        for k in range(3):
-            level = self._high * k / 2
-            y = self._y(level)
-            parts.append(path([(_LEFT, y), (_WIDTH - _RIGHT, y)], GRID))
-            parts.append(text(_LEFT - 6, y + 4, f"{level:,.4g}", FAINT, "end"))
-        return parts
 
-    def times(self, name: str) -> list[str]:
-        floor = self._top + _PLOT
-        parts = [text((_LEFT + _WIDTH - _RIGHT) / 2, floor + 32, name, FAINT, "middle")]
-        for at in ticks(self._start, self._end):
-            parts.append(text(self._x(at), floor + 16, f"{at:,.4g}", FAINT, "middle"))
-        return parts
-
-    def marks(self, marks: Mapping[float, str]) -> list[str]:
-        parts = []
-        for at, words in marks.items():
-            if self._start <= at <= self._end:
-                x = self._x(at)
-                parts.append(path([(x, self._top), (x, self._top + _PLOT)], _MARK, dash="3 3"))
-                parts.append(text(x + 3, self._top + 10, words, FAINT))
-        return parts
-
-    def lines(self) -> list[str]:
-        parts = []
-        for i, (name, (xs, ys)) in enumerate(self._series.items()):
-            ink = INKS[i % len(INKS)]
-            points = [(self._x(px), self._y(py)) for px, py in zip(xs, ys, strict=True)]
-            parts += [path(points, ink, width=1.75), *dots(points, ink)]
-            if len(self._series) > 1:
-                parts.append(text(_WIDTH - _RIGHT, self._top + 10 + 13 * i, name, ink, "end"))
-        return parts
-
-    def note(self, px: float, py: float, words: str) -> str:
-        x = self._x(px)
-        right = x < _WIDTH - 160
-        return text(
-            x + (6 if right else -6), self._y(py) - 5, words, TEXT, "" if right else "end"
-        )
-
-    def _x(self, value: float) -> float:
-        return _LEFT + (value - self._start) / (self._end - self._start) * (_WIDTH - _LEFT - _RIGHT)
-
-    def _y(self, value: float) -> float:
-        return self._top + _PLOT * (1 - value / self._high)
+def _draw_note(axes: Axes, px: float, py: float, words: str) -> None:
+    x = axes.x(px)
+    right = x < _WIDTH - 160
+    place = (x + (6 if right else -6), axes.y(py) - 5)
+    axes.canvas.text(*place, words, TEXT, "" if right else "end")
 
 
 def in_notebook() -> bool:

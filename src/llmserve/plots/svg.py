@@ -32,13 +32,6 @@ def path(points: Sequence[tuple[float, float]], ink: str, width: float = 1, dash
     )
 
 
-def dots(points: Sequence[tuple[float, float]], ink: str) -> list[str]:
-    """Of a line that has fewer than `FEW` points."""
-    if len(points) >= FEW:
-        return []
-    return [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.5" fill="{ink}"/>' for px, py in points]
-
-
 def box(x: float, y: float, width: float, height: float, ink: str) -> str:
     return (
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{ink}"/>'
@@ -82,3 +75,21 @@ def nice_ceiling(value: float) -> float:
 
 def _decade(value: float) -> float:
     return float(10.0 ** math.floor(math.log10(value)))
+
+
+class SvgCanvas:
+    """Collects what is drawn as SVG elements, in `parts`."""
+
+    def __init__(self) -> None:
+        self.parts = list[str]()
+
+    def path(
+        self, points: Sequence[tuple[float, float]], ink: str, width: float = 1, dash: str = ""
+    ) -> None:
+        self.parts.append(path(points, ink, width, dash))
+
+    def dot(self, x: float, y: float, ink: str) -> None:
+        self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{ink}"/>')
+
+    def text(self, x: float, y: float, words: str, ink: str = TEXT, anchor: str = "") -> None:
+        self.parts.append(text(x, y, words, ink, anchor))
