@@ -1,1 +1,7 @@
-"""The lab: questions about serving that are answered without a server."""
+"""The lab: settings compared, swept and simulated, with the very scheduler that serves."""
+
+from llmserve.bench.load.workload import Workload
+from llmserve.engines.simulator.costs import StepCost
+from llmserve.lab.simulate import Run, run_virtual, sweep
+
+__all__ = ["Run", "StepCost", "Workload", "run_virtual", "sweep"]
