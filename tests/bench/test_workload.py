@@ -53,7 +53,7 @@ def test_an_open_loop_ends_by_duration_or_requests_whichever_is_first() -> None:
 
 
 def test_a_closed_loop_has_places_and_makes_four_rounds_unless_told() -> None:
-    assert (Workload().places, Workload().limit) == (8, 32)
+    assert (Workload().clients, Workload().limit) == (8, 32)
     assert len(list(Workload(concurrency=3).arrivals())) == 12
     assert Workload(concurrency=3, requests=5).limit == 5
     endless = Workload(concurrency=3, duration_s=1)

@@ -100,7 +100,7 @@ class BatchRun:
 
     async def run(self) -> Report:
         arrivals, dice = list(self._load.arrivals()), random.Random(1)
-        places, clock = self._load.places or 1, self._target.clock
+        places, clock = self._load.clients or 1, self._target.clock
         for begin in range(0, len(arrivals), places):
             some = arrivals[begin : begin + places]
             length, new = some[0].prompt_tokens, some[0].max_tokens

@@ -170,13 +170,13 @@ async def _first_model(client: Client) -> str:
 
 
 class _Described(msgspec.Struct):
-    """A knob, as GET /llmserve/knobs tells it."""
+    """A knob, as GET /llmserve/knobs returns it."""
 
     value: Any
     disabled: str | None = None
 
 
-class _Told(msgspec.Struct):
+class _KnobsBody(msgspec.Struct):
     knobs: dict[str, _Described]
 
 
@@ -187,10 +187,10 @@ class _Answer(msgspec.Struct):
 class RemoteKnobPanel:
     """The knobs of an llmserve at an address."""
 
-    def __init__(self, client: Client, told: _Told) -> None:
+    def __init__(self, client: Client, described: _KnobsBody) -> None:
         self._client = client
-        self._told = told.knobs
-        self.knobs = Knobs().changed({name: knob.value for name, knob in told.knobs.items()})
+        self._told = described.knobs
+        self.knobs = Knobs().changed({name: knob.value for name, knob in described.knobs.items()})
 
     def lacks(self, name: str) -> str | None:
         return self._told[name].disabled if name in self._told else "the server has no such knob"
@@ -224,7 +224,7 @@ class ForeignKnobPanel:
 async def _panel(client: Client) -> RemoteKnobPanel | ForeignKnobPanel:
     try:
         answer = await client.ask("GET", _knobs_url(client))
-        return RemoteKnobPanel(client, msgspec.convert(answer, _Told))
+        return RemoteKnobPanel(client, msgspec.convert(answer, _KnobsBody))
     except ReplyError as error:
         if error.status in (0, 401, 403):
             raise RemoteError(f"{client.url}: {error}") from error

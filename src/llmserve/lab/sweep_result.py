@@ -36,7 +36,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     skipped: str | None = None
     """Why this server could not try it."""
     empty: tuple[Report, ...] = ()
-    """Runs in which nothing was served: they are told, and in no figure."""
+    """Runs in which nothing was served: they are named, and in no figure."""
 
     @property
     def label(self) -> str:

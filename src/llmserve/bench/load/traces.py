@@ -1,6 +1,6 @@
 """Recorded loads: what others' servers saw, sent again to this one.
 
-Traces tell lengths and times, never the texts; prompts are made anew to the same lengths.
+Traces hold lengths and times, never the texts; prompts are made anew to the same lengths.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmserve.bench.load.workload import MOST_WARM_UP, WARM_UP_PLACES, Arrival, ChatTurn, Workload
+from llmserve.bench.load.workload import MOST_WARM_UP, WARM_UP_CLIENTS, Arrival, ChatTurn, Workload
 from llmserve.core.events import Submitted
 from llmserve.engines.base import Tokenizer
 from llmserve.observe.trace import TraceError, read_trace
@@ -41,7 +41,7 @@ class Replay:
     same_prompts: bool = False
 
     @property
-    def places(self) -> int | None:
+    def clients(self) -> int | None:
         return self.concurrency
 
     @property
@@ -71,7 +71,7 @@ class Replay:
 
     def warm_up(self) -> Replay:
         few = tuple(replace(a, at_s=0.0, later=()) for a in self.recorded[:MOST_WARM_UP])
-        salted = replace(self, recorded=few, concurrency=WARM_UP_PLACES, same_prompts=False)
+        salted = replace(self, recorded=few, concurrency=WARM_UP_CLIENTS, same_prompts=False)
         return salted.with_seed(-1)
 
     def __str__(self) -> str:
@@ -96,7 +96,7 @@ def read_load(
     same_prompts: bool = False,
     tokenizer: Tokenizer | None = None,
 ) -> Replay:
-    """A trace of llmserve, a CSV of BurstGPT or Azure, or ShareGPT's JSON, told by its content.
+    """A trace of llmserve, a CSV of BurstGPT or Azure, or ShareGPT's JSON, known by its content.
 
     requests: only the first so many. speed: 2 sends them twice as fast. rate, concurrency: in
     place of the recorded times. longest: leave out requests of more tokens in and out together.

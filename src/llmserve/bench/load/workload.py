@@ -18,8 +18,8 @@ from llmserve.bench.load.request_kinds import Kind, Length, Mix, draw, parse_mix
 DEFAULT_CONCURRENCY = 8
 DEFAULT_DURATION_S = 10.0
 DEFAULT_ROUNDS = 4
-"""Requests per place of a closed loop that names neither requests nor duration."""
-WARM_UP_PLACES, MOST_WARM_UP = 4, 16
+"""Requests per client of a closed loop that names neither requests nor duration."""
+WARM_UP_CLIENTS, MOST_WARM_UP = 4, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Arrival:
     """One request to come. `salt` makes its prompt unlike any other of the run."""
 
     at_s: float
-    """Seconds after the start; 0 in a closed loop, where a free place decides."""
+    """Seconds after the start; 0 in a closed loop, where a free client decides."""
     prompt_tokens: int
     max_tokens: int
     salt: int
@@ -61,8 +61,8 @@ class Load(Protocol):
     """What a bench sends: a Workload, or a Replay of what was recorded."""
 
     @property
-    def places(self) -> int | None:
-        """Places of the closed loop; None for an open one."""
+    def clients(self) -> int | None:
+        """Clients of the closed loop; None for an open one."""
         ...
 
     @property
@@ -72,7 +72,7 @@ class Load(Protocol):
 
     @property
     def about(self) -> int | None:
-        """How many requests to expect, for a progress bar; None where only time will tell."""
+        """How many requests to expect, for a progress bar; None where only time decides."""
         ...
 
     @property
@@ -98,10 +98,10 @@ class Load(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """An open loop at `rate` requests/s, or a closed loop of `concurrency` places; not both.
+    """An open loop at `rate` requests/s, or a closed loop of `concurrency` clients; not both.
 
     It ends after `duration_s` or `requests`, whichever comes first; a chat is one of `requests`.
-    Without either an open loop lasts 10 s and a closed loop makes 4 requests a place. With a
+    Without either an open loop lasts 10 s and a closed loop makes 4 requests a client. With a
     `mix` the kinds in it say what requests are like, in place of the fields that say it here.
     Raises ValueError on nonsense.
     """
@@ -113,7 +113,7 @@ class Workload:
     """Where ramp, step and sine go; see `Shape`."""
     burstiness: float = 0.25
     period_s: float | None = None
-    """How long a ramp, a step or a day takes; the whole duration unless told."""
+    """How long a ramp, a step or a day takes; the whole duration unless given."""
     duration_s: float | None = None
     requests: int | None = None
     prompt_tokens: Length = 128
@@ -176,7 +176,7 @@ class Workload:
         return Shape(self.process, self.rate, self.rate_to or self.rate, over_s, self.burstiness)
 
     @property
-    def places(self) -> int | None:
+    def clients(self) -> int | None:
         return None if self.rate is not None else self.concurrency or DEFAULT_CONCURRENCY
 
     @property
@@ -191,8 +191,8 @@ class Workload:
     @property
     def limit(self) -> int | None:
         """At most so many requests."""
-        if self.requests is None and self.duration_s is None and self.places is not None:
-            return DEFAULT_ROUNDS * self.places
+        if self.requests is None and self.duration_s is None and self.clients is not None:
+            return DEFAULT_ROUNDS * self.clients
         return self.requests
 
     @property
@@ -206,10 +206,10 @@ class Workload:
 
     def warm_up(self) -> Workload:
         """As many as are at work together, up to 16, and no chat thinks about its next turn."""
-        places = min(self.places or WARM_UP_PLACES, self.limit or MOST_WARM_UP, MOST_WARM_UP)
+        clients = min(self.clients or WARM_UP_CLIENTS, self.limit or MOST_WARM_UP, MOST_WARM_UP)
         return replace(
-            self, rate=None, rate_to=None, process="poisson", concurrency=places,
-            requests=places, duration_s=None, turns=1, seed=self.seed - 1, same_prompts=False,
+            self, rate=None, rate_to=None, process="poisson", concurrency=clients,
+            requests=clients, duration_s=None, turns=1, seed=self.seed - 1, same_prompts=False,
         )  # fmt: skip
 
     def arrivals(self) -> Iterator[Arrival]:
@@ -257,7 +257,7 @@ class Workload:
         if self.shape is not None:
             kind = f"open loop, {self.shape}"
         else:
-            kind = f"closed loop, {self.places} at once"
+            kind = f"closed loop, {self.clients} at once"
         ends = [f"{self.limit} requests"] * (self.limit is not None)
         ends += [] if self.limit_s is None else [f"{self.limit_s:g} s"]
         sizes = "; ".join(

@@ -45,7 +45,7 @@ class BenchRecorder:
     def __init__(
         self, *, everything: bool = False, slo: Slo | None = None, sees_cache: bool = True
     ) -> None:
-        """`sees_cache`: whether each first token tells how much of the prompt was cached; else the
+        """`sees_cache`: whether each first token says how much of the prompt was cached; else the
         ends may, of some servers."""
         self._everything = everything
         self._slo = slo
@@ -148,7 +148,7 @@ class BenchRecorder:
                 self._fold_end(event)
             case Rejection():
                 if self._journeys.end(event.request_id) is None:
-                    self._sent += 1  # refused at the door: it was never submitted
+                    self._sent += 1  # refused by admission control: never submitted
                 self._expected.pop(event.request_id, None)
                 self._error(event.t, event.reason)
             case _:

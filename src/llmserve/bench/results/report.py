@@ -60,12 +60,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     generated_tokens: int
     batch_fill: float | None = None
     seq_fill: float | None = None
-    """As in Snapshot, over the engine's steps during the run; None where no step was told."""
+    """As in Snapshot, over the engine's steps during the run; None where no step was recorded."""
     slo: Slo | None = None
     met: int | None = None
     """Requests that met the SLO, or their own objective; None where there was none."""
     cached_tokens: int | None = None
-    """Of `prompt_tokens`, those that needed no computation; None where nobody tells."""
+    """Of `prompt_tokens`, those that needed no computation; None where it is unknown."""
     shared_tokens: int | None = 0
     """So many of them could be cached by the run's own earlier prompts; None where prompts that
     share a beginning were sent as text, whose tokens only the server knows."""
@@ -255,8 +255,8 @@ def not_served(runs: Sequence[Report]) -> list[str]:
     if not errors:
         return []
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(errors.items()))
-    told = next((run.first_error for run in runs if run.first_error), None)
-    why = "" if told is None else f" ({' '.join(told.split())[:200]})"
+    first_error = next((run.first_error for run in runs if run.first_error), None)
+    why = "" if first_error is None else f" ({' '.join(first_error.split())[:200]})"
     return [
         f"not served: {kinds}, of {sum(run.sent for run in runs)} requests{why}; latencies are of "
         "the others"
@@ -264,5 +264,5 @@ def not_served(runs: Sequence[Report]) -> list[str]:
 
 
 def unseen(runs: Iterable[Report]) -> list[str]:
-    """A line where a server did not tell whether its cache helped."""
+    """A line where a server did not say whether its cache helped."""
     return [CACHE_UNSEEN] if any(run.n and run.cached_tokens is None for run in runs) else []

@@ -27,7 +27,7 @@ KEY = "LLMSERVE_API_KEY"
 TIMEOUT_S = 3600.0
 """Of one request; the server's own limits are what is measured, not ours."""
 _ASK_S = 60.0
-"""Of what is asked besides completions: a server that never answers is told of in a minute."""
+"""Of what is asked besides completions: a server that never answers is reported in a minute."""
 _IDLE_S = 4.0
 """A free connection is kept so long: less than uvicorn's 5 s, so that both do not meet."""
 _DRAIN_S = 0.1

@@ -31,7 +31,7 @@ from llmserve.serving.stream import Refused, RequestTimeout
 MAX_OUTSTANDING = 10_000
 _LAGS = 65_536
 BACK_OFF_S = 0.1
-"""A place of a closed loop waits so long after a refusal, or it would do nothing but knock."""
+"""A client of a closed loop waits so long after a refusal, or it would do nothing but knock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Target(Protocol):
 
     @property
     def sees_cache(self) -> bool:
-        """Whether every first token's event tells how much of the prompt was cached."""
+        """Whether every first token's event says how much of the prompt was cached."""
         ...
 
     def prepare(
@@ -206,10 +206,10 @@ class Bench:
         arrivals = self.workload.arrivals()
         self._started = self._target.clock.now()
         async with asyncio.TaskGroup() as group:
-            if self.workload.places is None:
+            if self.workload.clients is None:
                 await self._open_loop(group, arrivals, self._started)
             else:
-                for _ in range(self.workload.places):
+                for _ in range(self.workload.clients):
                     group.create_task(self._place(arrivals, self._started))
 
     async def _open_loop(
@@ -228,7 +228,7 @@ class Bench:
                 group.create_task(self._converse(arrival, make(when)))
 
     async def _place(self, arrivals: Iterator[Arrival], started: float) -> None:
-        """One place of the closed loop: the next request when the last has ended."""
+        """One client of the closed loop: the next request when the last has ended."""
         clock, limit_s = self._target.clock, self.workload.limit_s
         ended: float | None = None
         for arrival in arrivals:

@@ -1,8 +1,8 @@
-"""Any OpenAI endpoint as a target: what its client sees, told as events of our own kind.
+"""Any OpenAI endpoint as a target: what its client sees, as events of our own kind.
 
 A server's queue cannot be seen from here: requests count as dispatched when they are sent, so
-queue time is 0 and TTFT holds it all. A delivery counts as one token until `usage` tells how many
-there were in all, and of the prompt how many were cached, where the server tells that.
+queue time is 0 and TTFT holds it all. A delivery counts as one token until `usage` says how many
+there were in all, and of the prompt how many were cached, where the server says that.
 """
 
 from __future__ import annotations
@@ -141,11 +141,11 @@ class HttpTarget:
         return self._said(request, reply) if reason in ("stop", "length") else None
 
     def _said(self, request: Request, reply: StreamedReply) -> Said:
-        """The reply's own tokens are not told: its text, tokenized again, is near enough."""
+        """The reply's own tokens are not known: its text, tokenized again, is near enough."""
         if self._tokenizer is None:
             text = f"{cast('Sent', request.payload).text}{reply.text}"
-            told = reply.prompt_tokens
-            tokens = len(text.split()) if told is None else told + reply.tokens
+            counted = reply.prompt_tokens
+            tokens = len(text.split()) if counted is None else counted + reply.tokens
             return Said(text=text, tokens=tokens)
         ids = (*request.prompt_ids, *self._tokenizer.encode(reply.text)[: reply.tokens])
         return Said(ids=ids, tokens=len(ids))
@@ -179,13 +179,13 @@ class HttpTarget:
         self, request: Request, reason: FinishReason, t: float, reply: StreamedReply | None = None,
         error: str | None = None,
     ) -> None:  # fmt: skip
-        told = None if reply is None else reply.prompt_tokens
+        counted = None if reply is None else reply.prompt_tokens
         self.bus.publish(
             Finished(
                 t=t,
                 request_id=request.id,
                 reason=reason,
-                prompt_tokens=len(request.prompt_ids) if told is None else told,
+                prompt_tokens=len(request.prompt_ids) if counted is None else counted,
                 completion_tokens=0 if reply is None else reply.tokens,
                 cached_tokens=None if reply is None else reply.cached_tokens,
                 error=error,
@@ -205,5 +205,5 @@ class HttpTarget:
 
 
 def _refusal(error: ReplyError) -> RejectReason | None:
-    """The server's own reason; of one that tells none, 429 is its limit."""
+    """The server's own reason; of one that gives none, 429 is its limit."""
     return _REASONS.get(error.code) or ("rate_limit" if error.status == 429 else None)

@@ -53,7 +53,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     words: str
     made: list[Arrival]
     prompts: list[list[int]]
-    places: int | None
+    clients: int | None
     limit_s: float | None
     same_prompts: bool
     slo: Slo | None
@@ -152,7 +152,7 @@ class ProcessBench:
         return Progress(tick.sent, tick.good, tick.failed, tick.elapsed_s, tick.tokens)
 
     def stop(self) -> None:
-        """End early; the child tells what it has measured when its input ends."""
+        """End early; the child reports what it has measured when its input ends."""
         self._stopped = True
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
@@ -203,7 +203,7 @@ class ProcessBench:
             words=self._words,
             made=made,
             prompts=[list(prompt_of(tokenizer, arrival, salt)) for arrival in made],
-            places=self._load.places,
+            clients=self._load.clients,
             limit_s=self._load.limit_s,
             same_prompts=self._load.same_prompts,
             slo=self._slo,
@@ -220,18 +220,18 @@ class ProcessBench:
         if self._stopped:
             process.stdin.close()
         async for line in process.stdout:
-            told = msgspec.json.decode(line, type=Tick | Done)
-            if isinstance(told, Tick):
-                self._tick = told
+            message = msgspec.json.decode(line, type=Tick | Done)
+            if isinstance(message, Tick):
+                self._tick = message
             else:
-                self._report = told.report
+                self._report = message.report
         said = (await words).decode(errors="replace").strip()
         if self._report is None and not self._stopped:
             raise EngineError(f"the driver's own process failed: {said[-2000:]}")
 
 
 async def drive(line: bytes) -> None:
-    """The child's whole life: send, tell how far it is, tell the report."""
+    """The child's whole life: send, report how far it is, and the report."""
     task = msgspec.json.decode(line, type=Task)
     loop = asyncio.get_running_loop()
     prompts = {
@@ -257,8 +257,8 @@ def _await_end(stop: Any) -> None:
         stop()
 
 
-def _say(told: Tick | Done) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(told) + b"\n")
+def _say(message: Tick | Done) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
     sys.stdout.buffer.flush()
 
 
