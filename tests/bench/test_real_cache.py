@@ -11,6 +11,7 @@ from llmserve.bench.load.workload import Workload
 from llmserve.bench.results.report import Report
 from llmserve.bench.run import driver
 from llmserve.bench.run.driver import Bench, ServiceTarget
+from llmserve.engines.base import CachesPrefixes
 from llmserve.entrypoints.session.session import Session
 
 LOAD = Workload(concurrency=2, requests=4, prompt_tokens=128, max_tokens=2)
@@ -35,7 +36,7 @@ def empty(session: Session) -> None:
 def test_prompts_of_an_earlier_run_are_found_in_the_cache_and_flagged(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "reset_cache" in session.info.supports
+    assert isinstance(session.service.engine, CachesPrefixes)
     assert [run(session).prefix_hits for _ in range(2)] == [0, 0], "new prompts in every run"
     monkeypatch.setattr(driver, "run_salt", lambda load: 7)
     first, second = run(session), run(session)

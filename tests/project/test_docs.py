@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 from starlette.routing import Route
 
@@ -23,6 +22,7 @@ from llmserve.engines import registry
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.simulator.engine import SimulatorEngine
 from llmserve.engines.torch.options import TorchOptions
+from llmserve.engines.vllm.options import OURS
 from llmserve.entrypoints.http.app import build_app
 from llmserve.entrypoints.magics import parsers
 from llmserve.entrypoints.session.serve import serve
@@ -146,13 +146,16 @@ def test_every_subcommand_and_every_option_of_the_short_ones_is_on_the_page_of_m
         assert re.search(rf"[`%\W]{name}\b", page), name
         if name not in ("bench", "sweep", "compare"):
             assert [o for o in parsers.options_of(parser) if o not in page] == [], name
-    for name in (*parsers.START_OPTIONS, *parsers.ENGINES):
+    for name in (*parsers.START_OPTIONS, registry.AUTO, *registry.BUILT_IN):
         assert name in page, name
 
 
 def test_every_start_option_of_our_engines_is_on_the_page_of_engines() -> None:
-    own = {field.name for field in msgspec.structs.fields(TorchOptions)}
-    own |= set(inspect.signature(SimulatorEngine).parameters) - {"sink", "clock"}
+    own = {
+        option
+        for name, entry in registry.BUILT_IN.items()
+        for option in (OURS if name == "vllm" else entry.known_options())
+    }
     assert [name for name in sorted(own) if f"`{name}`" not in PAGES["engines.md"]] == []
 
 

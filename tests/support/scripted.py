@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-import msgspec
-
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
 from llmserve.core.types import Chunk, Request
 from llmserve.engines.base import Deliver, EngineError, EngineInfo
@@ -101,7 +99,6 @@ class DozingEngine(ScriptedEngine):
 
     def __init__(self, pieces: Sequence[str], gap_s: float = 0.0) -> None:
         super().__init__(pieces, gap_s)
-        self.info = msgspec.structs.replace(self.info, supports=frozenset({"sleep", "evict"}))
         self.slept: list[int] = []
         self.woken = 0
         self.wake_failures = 0

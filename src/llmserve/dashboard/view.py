@@ -36,8 +36,7 @@ ENDED = "This session has ended. The charts show what it did."
 
 def about(info: EngineInfo, url: str) -> dict[str, str | int | None]:
     """What a page tells of the session in its head."""
-    simulated = info.device == "simulated"
-    place = "simulated, no model runs" if simulated else f"{info.engine} on {info.device}"
+    place = "simulated, no model runs" if info.simulated else f"{info.engine} on {info.device}"
     return {"model": info.model_id, "place": place, "url": url, "block_size": info.block_size}
 
 

@@ -1,4 +1,10 @@
-"""The one seam behind which engines differ. No caller asks which engine it has."""
+"""`Engine`, and what only some engines can do: the protocols behind which engines differ.
+
+No caller asks which engine it has. Whether an engine can do more than `Engine` is asked in one way:
+`isinstance(engine, Pauses)`. An engine has such a method or has not, for as long as it lives. What
+depends on how it was started, the method answers itself: None, or an error that gives the reason.
+So there is no second list of abilities that could be wrong, and the type checker follows.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +22,6 @@ if TYPE_CHECKING:
 
 StepSink = Callable[[StepRecord], None]
 """Called on the loop's thread, once per engine step, before that step's chunks are delivered."""
-
-_GIVEN = ("sink", "clock")
-"""What every engine is made with, besides its options."""
 
 Deliver = Callable[[Chunk], None]
 """Takes a request's next chunk, on the loop's thread, and returns at once."""
@@ -48,17 +51,19 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Highest value of a live knob that this start allows; a higher one is clamped."""
     unsupported: dict[str, str] = {}
     """Knobs without effect here, each with the reason shown beside the disabled control."""
-    supports: frozenset[str] = frozenset()
-    """Optional protocols: "sleep", "reset_cache", …"""
     device: str = "cpu"
     dtype: str = ""
     pids: tuple[int, ...] = ()
     """Child processes that hold the engine's memory."""
+    simulated: bool = False
+    """No model runs: what a step takes, and what it says, is made up."""
     details: dict[str, str] = {}
     """Further facts for `%llmserve status`: threads, parameters, attention path …"""
 
 
 class Tokenizer(Protocol):
+    """Text to token ids and back, as the engine's model reads them."""
+
     def encode(self, text: str) -> list[int]:
         """Token ids of raw text, with what special tokens the model wants in front."""
         ...
@@ -74,6 +79,8 @@ class Tokenizer(Protocol):
 
 
 class Engine(Protocol):
+    """What every engine can do."""
+
     @property
     def info(self) -> EngineInfo:
         """Valid once `start` has returned."""
@@ -102,7 +109,7 @@ class Engine(Protocol):
     async def generate(self, request: Request, deliver: Deliver) -> None:
         """Call `deliver` with each chunk as it comes; return after one with a finish_reason.
 
-        Cancel the task to stop the work: nothing is delivered from then on, and the request's place
+        Cancel the task to stop the work: nothing is delivered from then on, and the request's slot
         and KV are free within one step. EngineError when the engine died. What `deliver` raises
         ends this request alone, and is raised here. `deliver` cannot hold an engine up: what nobody
         has read yet is bounded by the request's max_tokens.
@@ -111,38 +118,24 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class Tells(Protocol):
-    """An engine with a stage of its start that takes long."""
+class Sleeps(Protocol):
+    """An engine with a sleep of its own; every other one is stopped and started instead."""
 
-    @property
-    def busy_with(self) -> str:
-        """In words, as "compiling kernels"; "" where there is nothing to tell. From any thread."""
+    async def sleep(self, level: int) -> str:
+        """Give memory back, and say in a sentence what that came to. It holds no request."""
+        ...
+
+    async def wake(self) -> None:
+        """Back to where knobs can be applied and requests served."""
         ...
 
 
 @runtime_checkable
-class ChecksSchemas(Protocol):
-    """An engine that can tell whether a reply can be held to a form before it takes the request."""
-
-    async def check_form(self, form: Structured) -> None:
-        """ParamError with the reason where none can. Also while the engine sleeps."""
-        ...
-
-
-class Counts(Protocol):
-    """An engine that lists "device_bytes" in `info.supports`: one on a GPU."""
-
-    async def device_bytes(self) -> int:
-        """What it holds on GPUs by its own count: less than the driver's, which also counts the
-        context of each process."""
-        ...
-
-
 class Pauses(Protocol):
-    """An engine that lists "pause" in `info.supports`."""
+    """An engine that can stand still between two steps."""
 
     async def pause(self) -> None:
-        """Take no further step: who is in the engine keeps place and KV."""
+        """Take no further step: requests in the engine keep slot and KV."""
         ...
 
     async def resume(self) -> None:
@@ -150,21 +143,86 @@ class Pauses(Protocol):
         ...
 
 
-class Submission(Protocol):
-    """One request on its way, as `service.Stream` is: iterate it once, cancel it at any time."""
+@runtime_checkable
+class Evicts(Protocol):
+    """An engine that can preempt running requests on demand."""
 
-    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+    async def evict(self) -> tuple[str, ...]:
+        """Preempt what runs above `max_num_seqs` at once; the ids of those. They lose no token."""
+        ...
 
-    def cancel(self) -> None: ...
+
+@runtime_checkable
+class Counts(Protocol):
+    """An engine that counts the memory it holds on GPUs."""
+
+    async def device_bytes(self) -> int | None:
+        """By its own count: less than the driver's, which also counts the context of each process.
+        None where it runs on no GPU."""
+        ...
+
+
+@runtime_checkable
+class CachesPrefixes(Protocol):
+    """An engine whose cache of known beginnings of prompts can be emptied."""
+
+    async def reset_cache(self) -> None:
+        """Forget all cached prefixes that no running request holds."""
+        ...
+
+
+@runtime_checkable
+class ChecksSchemas(Protocol):
+    """An engine that can constrain a reply to a form: a JSON schema, a regex, a choice."""
+
+    async def check_form(self, form: Structured) -> None:
+        """ParamError with the reason where no reply can be constrained to it, as far as this shows
+        before the request is taken. Also while the engine sleeps."""
+        ...
+
+
+@runtime_checkable
+class ReportsProgress(Protocol):
+    """An engine with a stage of its start that takes long."""
+
+    @property
+    def busy_with(self) -> str:
+        """In words, as "compiling kernels"; "" where there is nothing to report. From any
+        thread."""
+        ...
+
+
+@runtime_checkable
+class HasApi(Protocol):
+    """An engine that brings an HTTP application of its own."""
+
+    @property
+    def api_paths(self) -> Mapping[str, str]:
+        """Path to method; everything else is answered by our own routes."""
+        ...
+
+    async def api(self, submit: Submit) -> ASGIApp:
+        """The application for `api_paths`, whose every request goes through `submit`. Ask for it
+        anew for each request: a restarted engine has another. EngineError while there is none."""
+        ...
 
 
 class Submit(Protocol):
-    """The door. It adds who asks and when; `priority` None leaves that to it too."""
+    """How an engine's own application submits a request to admission control. Tenant and arrival
+    are added there; `priority` None leaves that to it too."""
 
     def __call__(
         self, *, id: str, prompt_ids: tuple[int, ...], sampling: SamplingParams,
         priority: int | None, payload: Repeatable,
     ) -> Submission: ...
+
+
+class Submission(Protocol):
+    """A submitted request: iterate its chunks once, cancel it at any time."""
+
+    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+
+    def cancel(self) -> None: ...
 
 
 class Repeatable(Protocol):
@@ -184,25 +242,25 @@ class Repeatable(Protocol):
         ...
 
 
-class HasApi(Protocol):
-    """An engine that brings an HTTP application of its own (optional)."""
+ABILITIES: Mapping[str, type] = {
+    "sleep": Sleeps,
+    "pause": Pauses,
+    "evict": Evicts,
+    "reset_cache": CachesPrefixes,
+    "structured_outputs": ChecksSchemas,
+    "device_bytes": Counts,
+    "progress": ReportsProgress,
+    "api": HasApi,
+}
+"""The optional protocols, each by the word that pages and tables show for it."""
 
-    api_paths: Mapping[str, str]
-    """Path to method; everything else is answered by our own routes."""
 
-    async def api(self, submit: Submit) -> ASGIApp:
-        """The application for `api_paths`, whose every request goes through `submit`. Ask for it
-        anew for each request: a restarted engine has another. EngineError while there is none."""
-        ...
-
-
-
-
+def abilities(engine: object) -> tuple[str, ...]:
+    """What a running engine, or an engine's class, can do beyond `Engine`: words to show."""
+    return tuple(word for word, protocol in ABILITIES.items() if isinstance(engine, protocol))
 
 
 def no_option(engine: str, name: str, known: Sequence[str]) -> TypeError:
     """For the engine to raise. Where a server is started, knobs are given beside options."""
     hint = meant(name, [*SPECS, *known], listed=known, called="its options:")
     return TypeError(f"the {engine} engine has no option {name!r}{hint}")
-
-

@@ -11,11 +11,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 from llmserve.core.types import ParamError
 from llmserve.core.validation import shown
-from llmserve.engines.base import Engine, EngineError
+from llmserve.engines.base import Engine, EngineError, Sleeps
 
 log = logging.getLogger(__name__)
 
@@ -47,18 +47,6 @@ class Front(Protocol):
 
     def gave_up(self, error: EngineError) -> None:
         """The engine does not come back: end who waits."""
-        ...
-
-
-class Sleeps(Protocol):
-    """An engine that lists "sleep" in `info.supports`."""
-
-    async def sleep(self, level: int) -> str:
-        """Give memory back, and say in a sentence what that came to. It holds no request."""
-        ...
-
-    async def wake(self) -> None:
-        """Back to where knobs can be applied and requests served."""
         ...
 
 
@@ -172,17 +160,16 @@ class EngineSupervisor:
             raise
 
     async def _lie_down(self, level: int) -> str:
-        info = self._engine.info
-        if "sleep" in info.supports:
-            engine = cast("Sleeps", self._engine)
+        engine = self._engine
+        if isinstance(engine, Sleeps):
             self._get_up = engine.wake
             with suppress(EngineError):  # it died meanwhile: there is nothing that could sleep
                 return await engine.sleep(level)
-        self._get_up = self._engine.start
-        await self._engine.stop()
+        self._get_up = engine.start
+        await engine.stop()
         return (
-            f"the {info.engine} engine has no sleep of its own: it was stopped instead, and wake "
-            "starts it again"
+            f"the {engine.info.engine} engine has no sleep of its own: it was stopped instead, and "
+            "wake starts it again"
         )
 
     def _revive(self) -> None:

@@ -6,26 +6,17 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol, cast
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import SPECS, Applied, KnobBoard, KnobError, Knobs, differences
 from llmserve.core.validation import shown
-from llmserve.engines.base import Engine
+from llmserve.engines.base import Engine, Evicts
 from llmserve.engines.limits import clamp
 from llmserve.scheduling.scheduler import Scheduler
 from llmserve.scheduling.user_policy import Choice, PolicyError, UserPolicy
 from llmserve.serving.publisher import Publisher
 
 log = logging.getLogger(__name__)
-
-
-class Evicts(Protocol):
-    """An engine that lists "evict" in `info.supports`."""
-
-    async def evict(self) -> tuple[str, ...]:
-        """Preempt what runs above `max_num_seqs` at once; the ids of those. They lose no token."""
-        ...
 
 
 class KnobUpdates:
@@ -49,7 +40,7 @@ class KnobUpdates:
         self, changes: Mapping[str, object], source: str, *, up: bool, evict: object = False
     ) -> Applied:
         """KnobError where one is wrong. An engine that is not `up` adopts them when it is."""
-        self._check_eviction(evict)
+        evicting = self._evicting(evict)
         async with self._lock:
             before = self._board.current
             started = self._clock.now()
@@ -61,8 +52,8 @@ class KnobUpdates:
                 part = await self._engine.apply(asked) if up else self._later(asked)
                 applied = replace(part, changed=differences(before, part.values))
             self._board.update({name: after for name, (_, after) in applied.changed.items()})
-            if evict and up:
-                applied = replace(applied, evicted=await cast("Evicts", self._engine).evict())
+            if evicting is not None and up:
+                applied = replace(applied, evicted=await evicting.evict())
             applied = replace(applied, ms=(self._clock.now() - started) * 1e3)
             self._tell.changed(applied, source)
         return applied
@@ -80,15 +71,19 @@ class KnobUpdates:
         self._board.update({name: after for name, (_, after) in changed.items()})
         self._tell.changed(replace(applied, changed=changed), "start")
 
-    def _check_eviction(self, evict: object) -> None:
+    def _evicting(self, evict: object) -> Evicts | None:
+        """The engine, where it is to preempt; KnobError where it cannot."""
         if not isinstance(evict, bool):
             raise KnobError("evict", f"evict is true or false, not {shown(evict)}")
-        if evict and "evict" not in (info := self._engine.info).supports:
-            raise KnobError(
-                "evict",
-                f"the {info.engine} engine cannot preempt on demand: leave evict out, and requests "
-                "above a lowered max_num_seqs end first",
-            )
+        if not evict:
+            return None
+        if isinstance(self._engine, Evicts):
+            return self._engine
+        raise KnobError(
+            "evict",
+            f"the {self._engine.info.engine} engine cannot preempt on demand: leave evict out, and "
+            "requests above a lowered max_num_seqs end first",
+        )
 
     def use(self, function: Choice) -> UserPolicy:
         """What `policy=custom` means from now on."""

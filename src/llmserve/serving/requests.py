@@ -11,6 +11,7 @@ import msgspec
 from llmserve.core.tenants import NAMES, is_name
 from llmserve.core.types import Outcome, ParamError, Request, SamplingParams
 from llmserve.core.validation import plain
+from llmserve.engines.base import ChecksSchemas
 from llmserve.serving.tokenize import tokenised
 
 if TYPE_CHECKING:
@@ -70,8 +71,7 @@ def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -
         if isinstance(error.__cause__, ParamError):
             raise error.__cause__ from None
         raise ParamError("sampling", str(error)) from None
-    supports = service.engine.info.supports
-    if sampling.structured_outputs is not None and "structured_outputs" not in supports:
+    if sampling.structured_outputs is not None and not isinstance(service.engine, ChecksSchemas):
         raise ParamError("structured_outputs", "this engine cannot hold a reply to a form")
     if sampling.max_tokens > left:
         raise ParamError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping
-from typing import cast
 
 import msgspec
 
@@ -185,9 +184,9 @@ class Service:
 
     async def device_bytes(self) -> int | None:
         """What the engine holds on GPUs by its own count; None where it has none."""
-        if not self.ready or "device_bytes" not in self.engine.info.supports:
+        if not self.ready or not isinstance(self.engine, Counts):
             return None
-        return await cast("Counts", self.engine).device_bytes()
+        return await self.engine.device_bytes()
 
     async def drain(self, seconds: float, told: Exception) -> int:
         return await self._runner.drain(seconds, told)

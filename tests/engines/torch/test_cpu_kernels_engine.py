@@ -21,7 +21,7 @@ import torch
 
 from llmserve.core.clock import MonotonicClock
 from llmserve.core.types import Chunk, Request, SamplingParams
-from llmserve.engines.base import EngineError, Tells
+from llmserve.engines.base import EngineError, ReportsProgress
 from llmserve.engines.torch.cpu_kernels.kernel import FusedRows
 from llmserve.engines.torch.engine import TorchEngine
 from llmserve.engines.torch.kv.store import KvStore
@@ -324,7 +324,7 @@ def test_kernels_that_fail_in_a_step_end_its_requests_and_no_later_ones(
 def test_what_a_child_is_busy_with_is_known_to_its_engine() -> None:
     async def main() -> None:
         engine = TorchEngine(sink=lambda _: None, clock=MonotonicClock())
-        assert isinstance(engine, Tells)
+        assert isinstance(engine, ReportsProgress)
         assert engine.busy_with == ""
         engine._run = ProcessClient(lambda _: None, {})
         for what in ("compiling kernels", ""):

@@ -15,7 +15,7 @@ import pytest
 from llmserve.core.clock import MonotonicClock
 from llmserve.core.knobs import Knobs
 from llmserve.core.types import Chunk, ParamError, Request, SamplingParams, StepRecord
-from llmserve.engines.base import EngineError
+from llmserve.engines.base import CachesPrefixes, EngineError
 from llmserve.engines.registry import create
 from llmserve.engines.torch.engine import TorchEngine
 from llmserve.engines.torch.options import SPINS
@@ -94,7 +94,7 @@ def test_info_says_what_was_started(started: Started, llama: Path) -> None:
     assert info.kv_capacity_tokens == 64 * 512  # all places at their longest: it is a tiny model
     assert info.ceilings == {"max_num_seqs": 64, "max_num_batched_tokens": 8192}
     assert info.details["threads"] == "1"
-    assert "chat" in info.supports
+    assert info.details["chat template"] == "yes"
     assert psutil.Process(info.pids[0]).ppid() == os.getpid()
 
 
@@ -236,7 +236,7 @@ def test_a_prompt_seen_before_is_cached_until_it_is_reset(started: Started) -> N
     async def ask(id: str) -> list[Chunk]:
         return await started.collect(request(id, prompt, max_tokens=4, ignore_eos=True))
 
-    assert "reset_cache" in started.engine.info.supports
+    assert isinstance(started.engine, CachesPrefixes)
     replies = [started.run(ask("p0")), started.run(ask("p1"))]
     assert [sum(chunk.cached_tokens for chunk in reply) for reply in replies] == [0, 64]
     assert started.steps[-4].cached_tokens == 64

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from llmserve.core.types import Structured
-from llmserve.engines.base import EngineInfo
 from llmserve.entrypoints.http import protocol
 from llmserve.entrypoints.http.errors import ApiError
 from llmserve.entrypoints.http.protocol import ChatBody
 from llmserve.entrypoints.http.structured import check_supported, structured
+from support.scripted import ScriptedEngine
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 AS_TEXT = json.dumps(SCHEMA, separators=(",", ":"))
@@ -40,11 +40,9 @@ def body_of(fields: dict[str, Any]) -> ChatBody:
     return protocol.decode(json.dumps(raw).encode(), ChatBody)
 
 
-def info(*supports: str) -> EngineInfo:
-    return EngineInfo(
-        engine="x", model_id="x", max_model_len=9, kv_capacity_tokens=9,
-        supports=frozenset(supports),
-    )
+class ConstrainingEngine(ScriptedEngine):
+    async def check_form(self, form: Structured) -> None:
+        """Whatever it is."""
 
 
 @pytest.mark.parametrize(("fields", "form"), ASKING)
@@ -52,13 +50,13 @@ def test_every_way_to_ask_is_understood(fields: dict[str, Any], form: Structured
     body = body_of(fields)
     assert structured(body) == form
     assert protocol.sampling(body, 5).structured_outputs == form
-    check_supported(body, info("structured_outputs"))
+    check_supported(body, ConstrainingEngine(["x"]))
 
 
 @pytest.mark.parametrize("fields", [fields for fields, form in ASKING if form])
 def test_an_engine_that_cannot_refuses_by_the_fields_name(fields: dict[str, Any]) -> None:
     with pytest.raises(ApiError) as refused:
-        check_supported(body_of(fields), info())
+        check_supported(body_of(fields), ScriptedEngine(["x"]))
     assert refused.value.param == next(iter(fields))
     assert refused.value.code == "unsupported_parameter"
 

@@ -183,10 +183,9 @@ def test_there_the_engines_own_count_is_told_beside_it(stays: bool, after: str) 
 def test_an_engine_is_asked_for_its_own_count_where_it_has_one_and_may_fail_to_tell() -> None:
     session = llmserve.serve(engine="torch", threads=1)
     engine: Any = session.service.engine
+    assert session.runtime.call(engine.device_bytes()) is None
+    engine._info = msgspec.structs.replace(engine.info, device="cuda")
     assert session.runtime.call(engine.device_bytes()) == 0, "the child has not answered"
-    engine._info = msgspec.structs.replace(
-        engine.info, supports=engine.info.supports | {"device_bytes"}
-    )
     assert session.close().before.own_count == 0
 
 

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from llmserve.bench.load.prompts import prompt_of
 from llmserve.bench.load.workload import Arrival, Load
@@ -22,7 +22,7 @@ from llmserve.bench.results.slo import Slo
 from llmserve.core.clock import Clock
 from llmserve.core.events import EventBus
 from llmserve.core.types import Request, SamplingParams
-from llmserve.engines.base import EngineError
+from llmserve.engines.base import CachesPrefixes, EngineError
 from llmserve.observe import Telemetry
 from llmserve.observe.window import Samples, Summary
 from llmserve.serving.service import Service
@@ -120,8 +120,8 @@ class ServiceTarget:
         return Said(ids=ids, tokens=len(ids))
 
     async def reset_cache(self) -> None:
-        engine: Any = self._service.engine
-        if "reset_cache" in engine.info.supports:
+        engine = self._service.engine
+        if isinstance(engine, CachesPrefixes):
             with suppress(EngineError):  # it died: what the next request starts has none
                 await engine.reset_cache()
 

@@ -160,8 +160,8 @@ class SimulatorEngine:
             block_size=self._block_size,
             vocab_size=VOCABULARY,
             ceilings=self._ceilings,
-            supports=frozenset({"reset_cache"}),
             device="simulated",
+            simulated=True,
             details={name: f"{ms:g}" for name, ms in asdict(self._cost).items()}
             | {"jitter": f"{self._jitter:g}", "seed": str(self._seed)},
         )

@@ -18,7 +18,7 @@ from llmserve.engines.torch.text.tokenizer import ModelTokenizer, open_tokenizer
 
 
 class TorchEngine:
-    """Satisfies `engines.Engine` and `ChecksForms`. One loop's; may be started again after `stop`.
+    """Satisfies `engines.base.Engine`. One loop's; may be started again after `stop`.
 
     Raises TypeError for an unknown option and ValueError for a wrong value (`TorchOptions`).
     """
@@ -36,6 +36,7 @@ class TorchEngine:
         self._info: EngineInfo | None = None
         self._tokenizer: ModelTokenizer | None = None
         self._vocab_size = 0
+        self._constrains = False
         self._questions = count(1)
 
     @property
@@ -69,6 +70,7 @@ class TorchEngine:
                 raise EngineError(f"the torch engine did not start with {model}: {error}") from None
             raise
         self._vocab_size = ready.vocab_size
+        self._constrains = ready.structured_outputs
         self._info = self._describe(ready, run.child.pid, self._tokenizer.has_chat)
 
     async def stop(self) -> None:
@@ -102,12 +104,17 @@ class TorchEngine:
         """Forget all cached prefixes that no running request holds."""
         await self._running().ask(ResetCache(next(self._questions)))
 
-    async def device_bytes(self) -> int:
+    async def device_bytes(self) -> int | None:
+        if not self.info.device.startswith("cuda"):
+            return None
         return await self._running().ask(Weigh(next(self._questions)))
 
     async def check_form(self, form: Structured) -> None:
         from llmserve.engines.torch.sampling.schemas import check
 
+        if not self._constrains:
+            said = "a form needs the bytes of tokens, which this model's tokenizer does not tell"
+            raise ParamError("structured_outputs", said)
         try:
             await asyncio.to_thread(check, form)
         except ValueError as error:
@@ -168,18 +175,8 @@ class TorchEngine:
             block_size=self._options.block_size,
             vocab_size=ready.vocab_size,
             ceilings=self._ceilings,
-            supports=frozenset(
-                name
-                for name, has in (
-                    ("chat", has_chat),
-                    ("reset_cache", True),
-                    ("device_bytes", ready.device.startswith("cuda")),
-                    ("structured_outputs", ready.structured_outputs),
-                )
-                if has
-            ),
             device=ready.device,
             dtype=ready.dtype,
             pids=(pid,),
-            details=ready.details,
+            details=ready.details | {"chat template": "yes" if has_chat else "none"},
         )

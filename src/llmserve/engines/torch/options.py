@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal, get_type_hints
 
 import msgspec
 
 from llmserve.core.validation import shown, whole
 from llmserve.engines.base import no_option
+from llmserve.engines.entry import literal_words
 from llmserve.engines.limits import ANY_WHOLE, MOST_TOKENS, ceiling
 from llmserve.models import bundled_path
 
@@ -125,19 +126,10 @@ def _numbers(options: dict[str, object]) -> dict[str, object]:
 def _wrong(options: dict[str, object], said: str) -> str:
     """What the option may be, in place of msgspec's own words."""
     name = said.rpartition("$.")[2].rstrip("`")
-    if words := _words(get_type_hints(TorchOptions).get(name)):
+    if words := literal_words(get_type_hints(TorchOptions).get(name)):
         return f"{name} is one of {', '.join(words)}, not {shown(options[name])}"
     kind = said.partition("Expected `")[2].partition("`")[0].replace("null", "None")
     return f"{name} takes {kind}, not {shown(options[name])}"
-
-
-def _words(hint: Any) -> list[str]:
-    """Of a Literal, alone or in a union."""
-    return [
-        word
-        for part in get_args(hint)
-        for word in ([part] if isinstance(part, str) else _words(part))
-    ]
 
 
 def parse(options: dict[str, object]) -> TorchOptions:

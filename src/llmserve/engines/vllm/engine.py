@@ -15,7 +15,7 @@ import psutil
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
-from llmserve.core.types import ParamError, Request
+from llmserve.core.types import ParamError, Request, Structured
 from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink, Submit
 from llmserve.engines.limits import clamp
 from llmserve.engines.process.delivery import LoopTurn
@@ -48,7 +48,7 @@ _NO_FEWER = "a request takes so many at once that speculates, or whose prompt ma
 
 
 class VllmEngine:
-    """Satisfies `engines.Engine`; beside it: pause, resume, evict, reset_cache, sleep, wake."""
+    """Satisfies `engines.base.Engine`, and most of what is optional there."""
 
     api_paths = API_PATHS
 
@@ -187,7 +187,12 @@ class VllmEngine:
             self._weights_dropped = False
         await self._while_alive(llm.wake_up(["kv_cache"]))
 
-    async def device_bytes(self) -> int:
+    async def check_form(self, form: Structured) -> None:
+        """vLLM reads a form as it takes the request, and no earlier."""
+
+    async def device_bytes(self) -> int | None:
+        if self.info.device != "cuda":
+            return None
         told: int = await self._call("llmserve_device_bytes")
         return told
 

@@ -138,9 +138,6 @@ def describe(
     import vllm
 
     speculative = config.speculative_config
-    supports = {"evict", "pause", "reset_cache", "sleep", "structured_outputs"}
-    supports |= {"chat"} if chat else set()
-    supports |= {"device_bytes"} if config.device_config.device_type == "cuda" else set()
     return EngineInfo(
         engine="vllm",
         model_id=options.model_id,
@@ -150,7 +147,6 @@ def describe(
         vocab_size=config.model_config.get_vocab_size(),
         ceilings=ceilings,
         unsupported=UNSUPPORTED,
-        supports=frozenset(supports),
         device=config.device_config.device_type,
         dtype=str(config.model_config.dtype).removeprefix("torch."),
         pids=tuple(process.pid for process in family),
@@ -160,6 +156,7 @@ def describe(
             "scheduling_policy": config.scheduler_config.policy,
             "prefix caching": str(config.cache_config.enable_prefix_caching),
             "speculation": "off" if speculative is None else str(speculative.method),
+            "chat template": "yes" if chat else "none",
         },
     )
 

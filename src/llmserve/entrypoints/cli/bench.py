@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmserve.bench.run.client import KEY
+from llmserve.engines import registry
 from llmserve.entrypoints.commands.load_options import (
     add_address,
     add_bench,
@@ -60,7 +61,7 @@ def add_commands(commands: Any) -> None:
 def _add_server(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", help="to start, or as the URL's server names it; none: bundled, or its first")
-    add("--engine", help="auto, torch, vllm or simulator")
+    add("--engine", help=", ".join(registry.names()))
     add("--knob", action="append", metavar="NAME=VALUE", help="of the server that is started")
     add("--option", action="append", metavar="NAME=VALUE", help="of its engine")
     add("--api-key", help=f"of the URL; else of --key-env, else ${KEY}")
@@ -93,7 +94,7 @@ def _start(
             found |= setting
         return found
 
-    return serve(model, engine or "auto", knobs=read(knob), **read(option))
+    return serve(model, engine or registry.AUTO, knobs=read(knob), **read(option))
 
 
 def _tell(found: Measured, asked: Asked) -> int:

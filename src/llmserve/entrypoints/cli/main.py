@@ -1,4 +1,4 @@
-"""`llmserve serve | status | knobs | bench | sweep | compare`: without a notebook."""
+"""`llmserve serve | status | knobs | engines | bench | sweep | compare`: without a notebook."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from urllib.request import Request, urlopen
 from llmserve import __version__
 from llmserve.core.knobs import SPECS, Spec
 from llmserve.core.validation import literal
+from llmserve.engines import registry
 from llmserve.engines.base import EngineError
+from llmserve.entrypoints.cli import engines_page
 from llmserve.entrypoints.cli.bench import add_commands
 from llmserve.entrypoints.cli.knobs_page import allowed, knobs_page
 
@@ -50,7 +52,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     serve = commands.add_parser("serve", help="serve until Ctrl-C", allow_abbrev=False)
     serve.set_defaults(run=_serve)
     serve.add_argument("model", nargs="?", help="a hub id or a folder; none: the bundled model")
-    serve.add_argument("--engine", default="auto", help="auto, torch, vllm or simulator")
+    serve.add_argument("--engine", default=registry.AUTO, help=", ".join(registry.names()))
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     serve.add_argument("--api-key", help=f"else ${_KEY}, else a random one, which is printed")
@@ -69,6 +71,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     add_commands(commands)
     page = commands.add_parser("knobs", help="print the reference of all knobs, as Markdown")
     page.set_defaults(run=lambda _: sys.stdout.write(knobs_page()) and 0)
+    engines_page.add_command(commands)
     return parser, commands.choices
 
 

@@ -122,7 +122,7 @@ class Generation:
             texts = prompts.prompts_of(body)
             protocol.check_shape(body, len(texts))
             ids = await prompts.all_ids(tokenizer, info, texts)
-        check_supported(body, info)
+        check_supported(body, self._served.service.engine)
         sampling = protocol.sampling(body, prompts.reply_tokens(ids, body, info))
         prompts.token_list(sampling.stop_token_ids, info, "stop_token_ids")
         prompts.token_list([token for token, _ in sampling.logit_bias], info, "logit_bias")

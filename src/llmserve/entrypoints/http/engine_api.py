@@ -1,4 +1,4 @@
-"""An engine's own HTTP application in place of our routes, with our door in front of it.
+"""An engine's own HTTP application in place of our routes, behind our admission control.
 
 Such an application begins its answer before it knows whether there will be one: status 200 leaves
 ahead of the first token, and a refusal becomes an error inside a stream. So what it sends is held
@@ -53,20 +53,29 @@ class EngineApi:
         self._app = app
         self._service = service
         self._cache = cache
+        engine = service.engine
+        self._engine = engine if isinstance(engine, HasApi) else None
+        self._paths = {} if self._engine is None else self._engine.api_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        paths: Mapping[str, str] = getattr(self._service.engine, "api_paths", {})
-        if scope["type"] != "http" or paths.get(scope["path"]) != scope["method"]:
+        engine = self._engine
+        if (
+            engine is None
+            or scope["type"] != "http"
+            or self._paths.get(scope["path"]) != scope["method"]
+        ):
             await self._app(scope, receive, send)
             return
         try:
-            await self._answer(scope, receive, send)
+            await self._answer(engine, scope, receive, send)
         except ClientGone:
             return
         except SERVING_ERRORS as error:
             await JsonAnswer(send).fail(as_api_error(error))
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(
+        self, engine: HasApi, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         arrived = self._service.clock.now()
         if self._service.keeper.state == "new":
             raise not_ready()
@@ -77,7 +86,7 @@ class EngineApi:
         choices = _choices(fields)
         who = sender(scope, understood(fields, Claims))
         own_id = any(name == b"x-request-id" for name, _ in scope["headers"])
-        app = await self._application(receive)
+        app = await self._application(engine, receive)
         call = ForwardedCall(scope["path"], fields, context, choices)
         held = HeldResponse(send, call)
         # vLLM reads a call of a tool out of a stream piece by piece, and a kept reply is one piece
@@ -91,10 +100,9 @@ class EngineApi:
         finally:
             _ASKED.reset(token)
 
-    async def _application(self, receive: Receive) -> ASGIApp:
+    async def _application(self, engine: HasApi, receive: Receive) -> ASGIApp:
         """The engine's, waiting for one that is being restarted or sleeps while its client waits:
         ClientGone."""
-        engine = cast("HasApi", self._service.engine)
         await self._up(receive)
         try:
             return await engine.api(self._submit)

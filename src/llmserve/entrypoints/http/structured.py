@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from llmserve.core.types import Structured
-from llmserve.engines.base import EngineInfo
+from llmserve.engines.base import ChecksSchemas, Engine
 from llmserve.entrypoints.http.errors import ApiError
 
 ANY_OBJECT = Structured("json", '{"type":"object"}')
@@ -32,9 +32,9 @@ def structured(body: StructuredRequest) -> Structured | None:
     return found[0][1] if found else None
 
 
-def check_supported(body: StructuredRequest, info: EngineInfo) -> None:
+def check_supported(body: StructuredRequest, engine: Engine) -> None:
     """ApiError 400 that names the field where this engine cannot keep to a form."""
-    if "structured_outputs" in info.supports:
+    if isinstance(engine, ChecksSchemas):
         return
     for name, _ in asked(body):
         raise ApiError(

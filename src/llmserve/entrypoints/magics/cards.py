@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from llmserve.core.knobs import SPECS, Knobs
+from llmserve.engines.base import abilities
 from llmserve.entrypoints.cli.knobs_page import allowed
 from llmserve.entrypoints.magics.display import Bundle
 
@@ -35,9 +36,10 @@ def server_card(session: Session, name: str, seconds: float | None = None) -> Bu
 
 def status_card(session: Session, name: str) -> Bundle:
     card = server_card(session, name)
-    details = {**session.info.details, **_policy(session), **_state(session)}
+    can = ", ".join(abilities(session.service.engine))
+    details = {**session.info.details, "can": can, **_policy(session), **_state(session)}
     figures = str(session.stats())
-    parts = [card, table(details)] if details else [card]
+    parts = [card, table({name: told for name, told in details.items() if told})]
     text = "\n".join([*(part["text/plain"] for part in parts), figures])
     body = "".join(part["text/html"] for part in parts)
     return {"text/plain": text, "text/html": f"{body}<pre>{html.escape(figures)}</pre>"}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmserve.core.knobs import SPECS, KnobError
 from llmserve.core.types import ParamError
 from llmserve.core.validation import meant
+from llmserve.engines import registry
 from llmserve.engines.base import EngineError
 from llmserve.engines.process.processes import end, stale
 from llmserve.entrypoints.magics import cards, parsers
@@ -67,7 +68,7 @@ class LlmserveMagic:
         asked = {"model": model, "engine": args.engine, "port": args.port, **options}
         running = self._running()
         if running is not None:
-            plain = asked == {"model": None, "engine": "auto", "port": 0}
+            plain = asked == {"model": None, "engine": registry.AUTO, "port": 0}
             if not args.force and (plain or asked == self._started_with):
                 show(note("It is running already:"))
                 show(cards.server_card(running, self._name))
@@ -86,8 +87,7 @@ class LlmserveMagic:
 
         clock = MonotonicClock()
         began = clock.now()
-        simulated = asked["engine"] == "simulator"
-        what = asked["model"] or ("the simulator" if simulated else "the bundled model")
+        what = asked["model"] or registry.default_model(asked["engine"])
         try:
             with Elapsed(f"Starting {what}") as line:
                 self._session = serve(**asked)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from llmserve.core.knobs import SPECS
 from llmserve.core.validation import literal, meant
+from llmserve.engines import registry
 from llmserve.entrypoints.commands.load_options import (
     add_address,
     add_bench,
@@ -23,7 +24,6 @@ from llmserve.entrypoints.commands.load_options import (
 )
 from llmserve.entrypoints.magics.user_errors import UserError
 
-ENGINES = ("auto", "torch", "vllm", "simulator")
 START_OPTIONS = (
     "api_key", "api_keys", "gc_threshold", "host", "log_requests", "response_cache",
     "switch_interval_s",
@@ -44,7 +44,7 @@ SUMMARIES = {
     "sweep": "measure every combination of knobs and loads, without a restart",
     "compare": "two settings in turns on the same arrivals, with a verdict",
     "url": "the addresses for clients",
-    "pause": "freeze the engine between two steps until resume (vLLM)",
+    "pause": "freeze the engine between two steps until resume, where it can",
     "resume": "let a paused engine go on",
     "sleep": "give the engine's memory back until wake; requests wait meanwhile",
     "wake": "serve again after sleep",
@@ -55,8 +55,8 @@ SUMMARIES = {
 
 _NOTES = {
     "start": "option=value gives knobs their first values (max_num_seqs=8) and sets options of "
-    "the engine (dtype=float32). MODEL is a hub id or a folder; none is the bundled storyteller. "
-    f"Of the server: {', '.join(START_OPTIONS)}.",
+    "the engine (dtype=float32; !llmserve engines NAME lists them). MODEL is a hub id or a folder; "
+    f"none is the bundled storyteller. Of the server: {', '.join(START_OPTIONS)}.",
     "set": "Knobs: " + ", ".join(SPECS) + ".",
     "bench": "With --concurrency N clients wait for each other's replies (closed loop); else "
     "requests come at --rate for --duration (open loop).",
@@ -64,6 +64,19 @@ _NOTES = {
     "compare": "Two sides, each name=value,name=value, a policy, or . for no change: "
     "compare fifo fair_share --rate 20.",
 }
+
+
+class EngineNames(Collection[str]):
+    """The engines that may be asked for now: a package may bring one into a running kernel."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in registry.names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(registry.names())
+
+    def __len__(self) -> int:
+        return len(registry.names())
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,7 +138,9 @@ def build_parsers() -> dict[str, Parser]:
 
 def _start(parser: Parser) -> None:
     parser.add_argument("words", nargs="*", metavar="MODEL | option=value")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what computes")
+    parser.add_argument(
+        "--engine", choices=EngineNames(), default=registry.AUTO, help="what computes"
+    )
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--force", action="store_true", help="stop what runs and start anew")
 
@@ -134,7 +149,7 @@ def _set(parser: Parser) -> None:
     parser.add_argument("changes", nargs="*", metavar="name=value")
     parser.add_argument(
         "--evict", action="store_true",
-        help="preempt at once what runs above max_num_seqs, where the engine can (vllm)",
+        help="preempt at once what runs above max_num_seqs, where the engine can",
     )  # fmt: skip
 
 

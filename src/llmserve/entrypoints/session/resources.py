@@ -17,7 +17,7 @@ import psutil
 from llmserve.core.clock import Clock
 from llmserve.core.events import EventBus
 from llmserve.core.validation import real, whole
-from llmserve.engines.base import Tells
+from llmserve.engines.base import ReportsProgress
 from llmserve.entrypoints.http.server import HttpServer
 from llmserve.entrypoints.session.shutdown_report import Proof, ShutdownReport, device_used
 from llmserve.observe.gpu import DeviceSampler
@@ -88,7 +88,7 @@ class SessionResources:
 
     def _starting(self, engine: str) -> str:
         own = self._service.engine
-        stage = own.busy_with if isinstance(own, Tells) else ""
+        stage = own.busy_with if isinstance(own, ReportsProgress) else ""
         return f"starting {engine}" + (f", {stage}" if stage else "")
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from llmserve.serving.interpreter import GC_THRESHOLD, SWITCH_INTERVAL_S
 
 def serve(
     model: str | None = None,
-    engine: str = "auto",
+    engine: str = registry.AUTO,
     *,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -37,7 +37,7 @@ def serve(
         session = llmserve.serve("Qwen/Qwen2.5-0.5B-Instruct", max_num_seqs=8, dtype="float32")
 
     model: a hub id or a folder; None is the bundled toy storyteller.
-    engine: "torch", "vllm", "simulator", or "auto": vllm where there is a GPU, else torch.
+    engine: one that `llmserve engines` lists, or "auto": vLLM where there is a GPU, else torch.
     host: this machine alone unless told; "0.0.0.0" lets others in who know the key.
     port: 0 takes a free one; a taken one raises OSError here, in the cell.
     api_key: None makes a random one. It is never printed; read `session.api_key`.
@@ -63,7 +63,7 @@ def serve(
     first.update(knobs or {})
     return Session(
         model=model,
-        engine=registry.default() if engine == "auto" else engine,
+        engine=registry.default() if engine == registry.AUTO else engine,
         address=(host, port),
         api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
         knobs=Knobs().changed(first),

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from llmserve.core.clock import MonotonicClock
 from llmserve.core.events import EventBus
@@ -125,7 +125,7 @@ class Session:
     @property
     def info(self) -> EngineInfo:
         """The engine that runs: `model_id`, `max_model_len` and `kv_capacity_tokens` (tokens),
-        `ceilings` of the knobs, `device`, `pids`, what it `supports`."""
+        `ceilings` of the knobs, `device`, `pids`."""
         return self.service.engine.info
 
     @property
@@ -196,7 +196,7 @@ class Session:
         at which engine step (`adopted_step`) and after how many `ms`; `str` of it is a sentence.
 
         evict: requests above a lowered max_num_seqs are preempted at once (they go on later, and
-        lose no token) instead of ending first; of the engines, vLLM can.
+        lose no token) instead of ending first, where the engine can (docs/engines.md).
 
         Raises KnobError, and changes nothing, where a name or value is wrong.
         """
@@ -228,7 +228,7 @@ class Session:
 
     def pause(self) -> None:
         """Freeze the engine between two steps. Who is in it keeps place and KV, and goes on after
-        `resume` as if nothing was; `request_timeout_s` goes on counting. Of the engines, vLLM can.
+        `resume` as if nothing was; `request_timeout_s` goes on counting. ParamError if it cannot.
         """
         self.runtime.call(self._pausing().pause())
 
@@ -387,9 +387,10 @@ class Session:
         return f"<llmserve session {self.info.model_id} on {self.info.engine}, {self.url}>"
 
     def _pausing(self) -> Pauses:
-        if "pause" not in self.info.supports:
-            raise ParamError("engine", f"the {self.info.engine} engine cannot pause; vllm can")
-        return cast("Pauses", self.service.engine)
+        if isinstance(engine := self.service.engine, Pauses):
+            return engine
+        others = registry.able_to(Pauses)
+        raise ParamError("engine", f"the {self.info.engine} engine cannot pause; {others} can")
 
     async def _agree(self, agreements: Mapping[str, KeyTerms]) -> None:
         self._keyring.replace(agreements)
