@@ -224,7 +224,7 @@ def test_a_level_that_does_not_exist_is_refused_where_the_engine_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(VARIABLE, "avx3")
-    with pytest.raises(ValueError, match="LLMSERVE_CPU_ISA is one of sse41, .*, not 'avx3'"):
+    with pytest.raises(ValueError, match=r"LLMSERVE_CPU_ISA is one of sse41, .*, not 'avx3'"):
         TorchEngine(sink=lambda _: None, clock=MonotonicClock())
 
 
