@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from llmserve.engines.registry import has_gpu
+from llmserve.engines.torch import cpu_isa
+
+# before torch and numba are imported: `LLMSERVE_CPU_ISA=avx2 make unit` is a machine with no more
+os.environ.update(cpu_isa.environment(cpu_isa.limit()))
 
 # a shell starts what it puts in the background with interrupts ignored, and so would all tests of
 # them and the processes that they start

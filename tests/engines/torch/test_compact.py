@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from llmserve.engines.torch.model import compact_llama, packed_linears
+from llmserve.engines.torch import cpu_isa
+from llmserve.engines.torch.model import compact_llama, int8_linears, packed_linears
 from llmserve.engines.torch.model.attention import UnsupportedModel
 from llmserve.engines.torch.model.flat_model import FlatModel
-from llmserve.engines.torch.model.packed_linears import Int8, Packed, Plain, fixed
+from llmserve.engines.torch.model.int8_linears import Int8
+from llmserve.engines.torch.model.packed_linears import Packed, Plain, fixed
 from llmserve.engines.torch.model.select_forward import load
 from llmserve.engines.torch.options import parse
+from support.instruction_sets import MISSING, packs, sums_bytes
 from support.tiny_models import SHAPE, VOCAB, Drive, generate, reference, save_model
 
 DYNAMIC = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
@@ -95,19 +100,27 @@ def test_plain_changes_nothing(llama: Path) -> None:
     assert type(model.network.model.layers[0].self_attn.q_proj) is nn.Linear
 
 
-def product(kind: type[Packed] | type[Int8] | type[Plain], bias: bool, dtype: torch.dtype) -> Any:
+def product(kind: Callable[..., Any], bias: bool, dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     weight, shift = torch.randn(48, 40, dtype=dtype), torch.randn(48, dtype=dtype)
     return kind(weight, shift if bias else None)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [0, 1, 3, 8, 70])
-def test_a_packed_product_is_that_of_linear(rows: int, bias: bool, dtype: torch.dtype) -> None:
+def test_a_packed_product_is_that_of_linear_or_its_instructions_are_named(
+    rows: int, bias: bool, dtype: torch.dtype
+) -> None:
     if not torch._C._has_mkldnn:
         pytest.skip("this torch has no oneDNN")
+    if not packs(dtype, cpu_isa.limit()):
+        with pytest.raises(RuntimeError, match=MISSING[dtype]):
+            product(Packed, bias, dtype)
+        assert isinstance(fixed(torch.randn(48, 40, dtype=dtype)), Plain)
+        return
     packed, plain = (product(kind, bias, dtype) for kind in (Packed, Plain))
+    assert isinstance(fixed(torch.randn(48, 40, dtype=dtype)), Packed)
     x, to = torch.randn(rows, 40).to(dtype), torch.randn(rows, 48).to(dtype)
     near = packed_linears.TOLERANCE[dtype]
     torch.testing.assert_close(packed(x), plain(x), rtol=near, atol=near * 10)
@@ -148,12 +161,14 @@ def test_a_weight_that_packs_wrongly_stays_with_linear(
     assert isinstance(fixed(weight), Plain)
 
 
+@pytest.mark.parametrize("halves", [None, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
 def test_an_int8_row_is_near_and_the_same_whatever_the_others_are(
-    bias: bool, dtype: torch.dtype
+    bias: bool, dtype: torch.dtype, halves: bool | None
 ) -> None:
-    whole, eighth = (product(kind, bias, dtype) for kind in (Plain, Int8))
+    """As this CPU takes it, and by halves, as one without VNNI does."""
+    whole, eighth = product(Plain, bias, dtype), product(partial(Int8, halves=halves), bias, dtype)
     x, to = torch.randn(9, 40).to(dtype), torch.randn(9, 48).to(dtype)
     x[4] *= 100  # a row's scale is its own
     alone = torch.cat([eighth(x[i : i + 1]) for i in range(9)])
@@ -163,28 +178,64 @@ def test_an_int8_row_is_near_and_the_same_whatever_the_others_are(
         assert 0 < off.max() < 0.03
 
 
-def test_int8_says_how_far_off_it_is(llama: Path) -> None:
+def test_rows_are_taken_by_halves_where_whole_bytes_overflow_and_only_there() -> None:
+    assert int8_linears.overflows() is not sums_bytes(cpu_isa.limit())
+    largest = torch.ones(48, 40)
+    assert Int8(largest, None).halves is int8_linears.overflows()
+    halves, whole = (Int8(largest, None, halves=halves)(largest) for halves in (True, False))
+    assert (halves - 40).abs().max() < 0.01
+    assert bool((whole - 40).abs().max() < 0.01) is not int8_linears.overflows()
+
+
+def test_halves_are_the_sums_of_whole_bytes() -> None:
+    """Of weights so small that no CPU's sums overflow."""
+    torch.manual_seed(0)
+    weight = torch.randn(48, 40) / 9
+    weight[:, 0] = 9.0  # the others take a few steps of 127
+    x = torch.randn(9, 40)
+    x[:, :2] = 0.0
+    one, other = (Int8(weight, None, halves=halves)(x) for halves in (True, False))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_int8_says_how_far_off_it_is_and_what_the_cpu_lacks(llama: Path) -> None:
+    how = "" if sums_bytes(cpu_isa.limit()) else f" {int8_linears.BY_HALVES}"
+    assert "VNNI" in int8_linears.BY_HALVES
     model = opened(llama, quantization="int8")
-    assert "int8 (logits" in model.path
+    assert f"int8{how} (logits" in model.path
     assert isinstance(model.compute, compact_llama.Compact)
     general = opened(llama, quantization="int8", forward="general")
-    assert "packed, int8 (logits" in general.path
+    assert f"packed, int8{how} (logits" in general.path
 
 
-def test_int8_that_comes_out_wrong_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Int8, "__call__", lambda self, x: x.new_ones(*x.shape[:-1], 48))
-    with pytest.raises(UnsupportedModel, match="no int8 form"):
+@pytest.mark.parametrize(
+    ("halves", "reason"),
+    [(False, "come out wrong$"), (True, r"come out wrong by halves, .*VNNI .*avx512_vnni")],
+)
+def test_int8_that_comes_out_wrong_is_refused_with_the_reason(
+    halves: bool, reason: str, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Int8.__call__
+    monkeypatch.setattr(int8_linears, "overflows", lambda: halves)
+    monkeypatch.setattr(Int8, "__call__", lambda self, x: 1.2 * real(self, x))
+    reason = f"no int8 form of this model here: its products in int8 {reason}"
+    with pytest.raises(UnsupportedModel, match=reason):
         opened(llama, quantization="int8")
 
 
 @pytest.mark.parametrize("kind", [Packed, Plain])
 def test_many_rows_may_be_multiplied_in_float32(kind: type[Packed] | type[Plain]) -> None:
+    assert packed_linears.wide_rows(torch.float32) is None
     torch.manual_seed(0)
     weight, shift = torch.randn(48, 40).bfloat16(), torch.randn(48).bfloat16()
+    if kind is Packed and not packs(torch.bfloat16, cpu_isa.limit()):
+        with pytest.raises(RuntimeError, match=MISSING[torch.bfloat16]):
+            kind(weight, shift, 4)
+        assert packed_linears.wide_rows(torch.bfloat16) is None
+        return
     narrow, wide = kind(weight, shift), kind(weight, shift, 4)
     x, to = torch.randn(5, 40).bfloat16(), torch.randn(5, 48).bfloat16()
     exact = linear(x.float(), weight.float(), shift.float())
     assert torch.equal(wide(x), exact.bfloat16())
     assert torch.equal(wide.add(x, to), (exact + to).bfloat16())
     assert torch.equal(wide(x[:3]), narrow(x[:3]))
-    assert packed_linears.wide_rows(torch.float32) is None

@@ -11,6 +11,7 @@ from llmserve.core.knobs import Applied, Knobs, differences
 from llmserve.core.types import ParamError, Request, Structured
 from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink, Tokenizer
 from llmserve.engines.limits import clamp
+from llmserve.engines.torch import cpu_isa
 from llmserve.engines.torch.messages import LoadModel, Ready, ResetCache, Retune, Weigh
 from llmserve.engines.torch.options import parse
 from llmserve.engines.torch.process_client import ProcessClient
@@ -27,6 +28,7 @@ class TorchEngine:
         self._sink = sink
         self._clock = clock
         self._options = parse(options)
+        self._cpu_isa = cpu_isa.limit()
         self._ceilings = {
             "max_num_seqs": self._options.max_num_seqs_ceiling,
             "max_num_batched_tokens": self._options.max_num_batched_tokens_ceiling,
@@ -157,6 +159,7 @@ class TorchEngine:
         environment = {
             **self._options.openmp_environment,
             **self._options.memory_environment,
+            **cpu_isa.environment(self._cpu_isa),
             "MKL_NUM_THREADS": threads,
             "TOKENIZERS_PARALLELISM": "false",
             "TQDM_DISABLE": "1",

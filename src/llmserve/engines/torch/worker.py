@@ -21,6 +21,7 @@ import msgspec
 
 from llmserve.core.knobs import Knobs
 from llmserve.engines.process.child import ParentLink
+from llmserve.engines.torch import cpu_isa
 from llmserve.engines.torch.messages import Busy, Failed, FromChild, LoadModel, Ready, ToChild
 from llmserve.engines.torch.options import TorchOptions
 
@@ -131,7 +132,9 @@ def model_folder(options: TorchOptions) -> Path:
 
 def describe(model: FlatModel, options: TorchOptions) -> dict[str, str]:
     """Facts for people."""
-    return {
+    level = cpu_isa.limit()
+    held = {} if level is None else {"cpu_isa": f"{level} at most ({cpu_isa.VARIABLE})"}
+    return held | {
         "architecture": type(model.network).__name__,
         "parameters": f"{model.parameters / 1e6:,.1f} M",
         "forward": model.path,

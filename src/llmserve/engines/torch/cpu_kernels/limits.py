@@ -12,6 +12,7 @@ import torch
 from llvmlite.binding import get_host_cpu_features
 from torch import Tensor
 
+from llmserve.engines.torch.cpu_isa import allows
 from llmserve.engines.torch.cpu_kernels.plan import CHUNK, SCALES_BYTES
 from llmserve.engines.torch.kv.store import Place, Slab
 from llmserve.engines.torch.model.weights import LayerWeights, Weights
@@ -57,7 +58,7 @@ def refuse_machine() -> None:
     if os.name != "posix":
         raise ValueError("the fused kernels wait by means that Windows has not")
     x86 = platform.machine() in ("x86_64", "AMD64")
-    if x86 and not get_host_cpu_features().get("fma"):
+    if x86 and not (allows("avx2") and get_host_cpu_features().get("fma")):
         raise ValueError("this CPU cannot multiply and add in one step (FMA)")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmserve.engines.torch.cpu_isa import allows
 from llmserve.engines.torch.kv.store import Geometry
 from llmserve.engines.torch.model import attention
 from llmserve.engines.torch.model.attention import Probe, UnsupportedModel
@@ -78,8 +79,14 @@ def pick_dtype(wanted: str, device: torch.device, hidden_size: int) -> torch.dty
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private: may be renamed
-    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+    checks = {  # private: may be renamed
+        "avx512_bf16": "_is_avx512_bf16_supported",
+        "amx": "_is_amx_tile_supported",
+    }
+    return any(
+        allows(level) and getattr(torch.cpu, name, lambda: False)()
+        for level, name in checks.items()
+    )
 
 
 def pick_max_model_len(wanted: int | None, config: Any) -> int:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from llmserve.engines.torch.model.int8_linears import BY_HALVES, NEAR, Int8
 
 ROWS = 8
 """The number of rows that the layout is chosen for."""
@@ -37,8 +39,6 @@ class Kernels:
 
 class Packed:
     """`x @ weight.T + bias`, from oneDNN's layout. Raises whatever the layout fails with."""
-
-    tolerance: ClassVar = TOLERANCE
 
     def __init__(self, weight: Tensor, bias: Tensor | None, wide: int | None = None) -> None:
         ops: Any = torch.ops.mkldnn
@@ -64,42 +64,6 @@ class Packed:
     def _in_float32(self, x: Tensor) -> Tensor:
         bias = None if self._bias is None else self._bias.float()
         return linear(x.float(), self._weight.to_dense(torch.float32), bias)
-
-
-class Int8:
-    """The product with weights in int8, one scale for each output, and rows in int8 too, each by
-    its own scale: what comes out for a row does not depend on the others."""
-
-    tolerance: ClassVar = dict.fromkeys(TOLERANCE, 5e-2)
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        ops: Any = torch.ops.onednn
-        scales = weight.abs().amax(1).float().clamp_min(1e-8).div_(127)
-        steps = (weight / scales[:, None]).round_().to(torch.int8)
-        self._product: Any = ops.qlinear_pointwise.default
-        self._weight: Tensor = ops.qlinear_prepack(steps, None)
-        self._scales, self._zeros = scales, torch.zeros(weight.shape[0], dtype=torch.int32)
-        self._bias = None if bias is None else bias.detach().float()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._in_float32(x).to(x.dtype)
-
-    def add(self, x: Tensor, to: Tensor) -> Tensor:
-        return self._in_float32(x).add_(to).to(x.dtype)
-
-    def _in_float32(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        step = rows.abs().amax(-1, keepdim=True).float().clamp_min_(1e-8).div_(127)
-        # oneDNN is fast for unsigned rows only: 128 stands for 0, and the half rounds
-        steps = (rows / step).add_(128.5).to(torch.uint8)
-        out: Tensor = self._product(
-            steps, 1.0, 128, self._weight, self._scales, self._zeros, None, 1.0, 0, torch.float32,
-            "none", [], "",
-        )  # fmt: skip
-        out.mul_(step)
-        if self._bias is not None:
-            out.add_(self._bias)
-        return out.view(*x.shape[:-1], -1)
 
 
 class Plain:
@@ -138,28 +102,29 @@ def fixed(weight: Tensor, bias: Tensor | None = None, kernels: Kernels | None = 
     plain = Plain(weight, bias)
     if kernels.int8:
         eighth = Int8(weight, bias)
-        if not agrees(eighth, plain, weight):
-            raise RuntimeError("this torch multiplies in int8 wrongly")
+        if not agrees(eighth, plain, weight, NEAR):
+            how = f" {BY_HALVES}" if eighth.halves else ""
+            raise RuntimeError(f"its products in int8 come out wrong{how}")
         return eighth
     if weight.device.type != "cpu" or not torch._C._has_mkldnn:
         return plain
     try:
         packed = Packed(weight, bias, kernels.wide)
-        right = agrees(packed, plain, weight)
+        right = agrees(packed, plain, weight, TOLERANCE[weight.dtype])
     except (AttributeError, RuntimeError, TypeError):  # another torch, or a kind it cannot pack
         return plain
     return packed if right else plain
 
 
-def agrees(mine: Packed | Int8, plain: Plain, weight: Tensor) -> bool:
-    return all(_agree(mine, plain, rows, weight) for rows in (1, ROWS + 1))
+def agrees(mine: Packed | Int8, plain: Plain, weight: Tensor, near: float) -> bool:
+    return all(_agree(mine, plain, rows, weight, near) for rows in (1, ROWS + 1))
 
 
-def _agree(fast: Packed | Int8, plain: Plain, rows: int, weight: Tensor) -> bool:
+def _agree(fast: Packed | Int8, plain: Plain, rows: int, weight: Tensor, near: float) -> bool:
     """Both products of some rows with this weight are the same but for rounding."""
     x = torch.linspace(-1, 1, rows * weight.shape[1]).cos().view(rows, -1).to(weight.dtype)
     to = torch.linspace(-2, 2, rows * weight.shape[0]).view(rows, -1).to(weight.dtype)
-    kept, near = to.clone(), fast.tolerance[weight.dtype]
+    kept = to.clone()
     pairs = ((fast(x), plain(x)), (fast.add(x, to), plain.add(x, to)), (to, kept))
     return all(
         bool((mine.float() - its.float()).norm() <= near * its.float().norm())

@@ -18,6 +18,7 @@ import torch
 from llmserve.engines.torch.model.attention import UnsupportedModel
 from llmserve.engines.torch.model.compact_llama import Compact
 from llmserve.engines.torch.model.flat_model import FlatModel, General
+from llmserve.engines.torch.model.int8_linears import BY_HALVES, overflows
 from llmserve.engines.torch.model.loading import read
 from llmserve.engines.torch.model.packed_linears import Kernels, fix_linears, wide_rows
 from llmserve.engines.torch.model.race import give_back, slow_prompts, slow_steps
@@ -50,7 +51,7 @@ class NotHere(ValueError):
 
 def load(options: TorchOptions, tell: Tell = lambda _: None) -> FlatModel:
     """Raises UnsupportedModel, or what transformers raises for a model it cannot find or read."""
-    ways = ForwardChoices(options, tell)
+    ways, failed = ForwardChoices(options, tell), ""
     for name in WAYS[options.forward]:
         try:
             ways.take(name)
@@ -62,11 +63,12 @@ def load(options: TorchOptions, tell: Tell = lambda _: None) -> FlatModel:
         except (AttributeError, RuntimeError, TypeError, UnsupportedModel) as error:
             if options.forward == name:
                 raise UnsupportedModel(f"its {name} form fails: {error}") from error
+            failed = f": {error}"
             ways.start_anew()
         else:
             return ways.model
     form = options.quantization or options.forward
-    raise UnsupportedModel(f"the torch engine has no {form} form of this model here")
+    raise UnsupportedModel(f"the torch engine has no {form} form of this model here{failed}")
 
 
 class ForwardChoices:
@@ -190,7 +192,8 @@ class ForwardChoices:
         quantization = self._options.quantization
         off = check_against(self.model, self._expected, quantization)
         if quantization is not None:
-            self.model.path += f", {quantization} (logits {off:.1%} off)"
+            how = f" {BY_HALVES}" if overflows() else ""
+            self.model.path += f", {quantization}{how} (logits {off:.1%} off)"
 
 
 @contextmanager
