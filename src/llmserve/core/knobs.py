@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -106,7 +106,7 @@ def weights_text(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knobs:
-    """The live settings. Build changed copies through `changed`, which checks names and bounds."""
+    """The live settings. `changed` is where values come in, and the only place that checks them."""
 
     policy: PolicyName = _knob(
         "fifo", "Who goes next: by arrival, priority, tenants' service, length, deadline or yours.",
@@ -215,8 +215,13 @@ class Knobs:
         return self.max_num_seqs + 2 if self.max_active is None else self.max_active
 
     def changed(self, changes: Mapping[str, object]) -> Knobs:
-        """A copy with `changes` made, all of them or (KnobError) none."""
+        """A copy with `changes` made, as a user gave them, all of them or (KnobError) none."""
         values: dict[str, Any] = {name: coerce(name, value) for name, value in changes.items()}
+        return dataclasses.replace(self, **values)
+
+    def taking(self, names: Iterable[str], other: Knobs) -> Knobs:
+        """A copy with these knobs as they are in `other`."""
+        values: dict[str, Any] = {name: getattr(other, name) for name in names}
         return dataclasses.replace(self, **values)
 
     def as_dict(self) -> dict[str, KnobValue]:
@@ -323,11 +328,11 @@ class KnobBoard:
     def current(self) -> Knobs:
         return self._knobs
 
-    def update(self, changes: Mapping[str, object]) -> tuple[Knobs, Knobs]:
-        """Make all of `changes` or none (KnobError); return the knobs before and after."""
+    def update(self, names: Iterable[str], asked: Knobs) -> tuple[Knobs, Knobs]:
+        """Take these knobs from `asked`; return all of them before and after."""
         with self._lock:
             before = self._knobs
-            after = self._knobs = before.changed(changes)
+            after = self._knobs = before.taking(names, asked)
             watchers = tuple(self._watchers)
         if after != before:
             for watcher in watchers:

@@ -94,7 +94,7 @@ class CauseClock:
 
     def step(self, record: StepRecord) -> None:
         start = record.start_s
-        for request_id, reason in record.held:
+        for request_id, reason in record.wait_reasons:
             spent = self.live.get(request_id)
             if spent is not None and spent.cause != _PREEMPTION:
                 spent.until(start)
