@@ -278,7 +278,7 @@ def test_a_prompt_beyond_the_context_and_a_refusal_end_in_their_own_words() -> N
         await room.until(lambda: room.ended)
         states = sorted(figures[-1] for figures in room.copies.values())
         assert states.count("length") == 1
-        assert all("place" in state for state in states if state != "length")
+        assert all("slot" in state for state in states if state != "length")
 
     play(script)
 

@@ -238,7 +238,7 @@ def test_without_a_token_there_is_nothing_to_explain_but_who_waits() -> None:
     assert (why.ttft, why.itl) == (None, None)
     assert why.waiting == {"cap": 1, "other": 1}
     assert "nothing to explain" in str(why)
-    assert "1 waiting for a place" in str(why)
+    assert "1 waiting for a slot" in str(why)
 
 
 def test_who_was_refused_or_has_ended_waits_no_more() -> None:

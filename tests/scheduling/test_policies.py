@@ -12,7 +12,7 @@ from llmserve.core.knobs import Knobs, PolicyName
 from llmserve.core.tenants import Terms
 from llmserve.core.types import Request
 from llmserve.scheduling.admission import Accepted, Rejected
-from llmserve.scheduling.lazy_heap import Key, LazyHeap
+from llmserve.scheduling.lazy_heap import Key, LazyHeap, RekeyedHeap
 from llmserve.scheduling.ledger import OUTPUT_WEIGHT, PROMPT_WEIGHT
 from llmserve.scheduling.output_length import OutputLengths
 from llmserve.scheduling.policies import POLICIES
@@ -192,6 +192,46 @@ def test_a_growing_heap_gives_the_least_whatever_grew(changes: list[tuple[str, i
         first = heap.first()
         assert (first is None) == (not keys)
         assert first is None or keys[first] == min(keys.values())
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.sampled_from(["put", "grow", "leave"]),
+                  st.integers(0, 40)),
+        max_size=80,
+    )
+)  # fmt: skip
+def test_a_rekeyed_heap_gives_the_smallest_key_that_was_put_last(
+    acts: list[tuple[str, str, int]],
+) -> None:
+    keys: dict[str, int] = {}
+    heap: RekeyedHeap[str] = RekeyedHeap(lambda item: (keys[item],) if item in keys else None)
+    for item, act, amount in acts:
+        if act == "put":
+            keys[item] = amount
+            heap.put(item)
+        elif act == "leave":
+            keys.pop(item, None)
+            heap.discard(item)
+        elif item in keys:
+            keys[item] += amount
+        first = heap.first()
+        assert (first is None) == (not keys)
+        assert first is None or keys[first] == min(keys.values())
+
+
+@pytest.mark.parametrize("kind", [LazyHeap, RekeyedHeap])
+def test_what_left_behind_the_first_takes_no_memory(kind: type[LazyHeap[int]]) -> None:
+    here = {0}
+    heap = kind(lambda item: (float(item),) if item in here else None)
+    heap.put(0)
+    for item in range(1, 5_000):
+        here.add(item)
+        heap.put(item)
+        here.discard(item)
+        heap.discard(item)
+        assert heap.first() == 0
+    assert len(heap._heap) < 40
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

@@ -134,7 +134,7 @@ class Knobs:
         unit="name:weight,…", read=weights_text,
     )
     max_active: int | None = _knob(
-        None, "Most requests handed to the engine at once.", "scheduler",
+        None, "Most requests dispatched to the engine at once.", "scheduler",
         unit="requests", bounds=(1, 4096), nullable="max_num_seqs + 2",
     )
     max_active_per_tenant: int | None = _knob(
@@ -154,11 +154,11 @@ class Knobs:
         unit="requests", bounds=(0, 100_000),
     )
     queue_mode: QueueMode = _knob(
-        "queue", "Wait for a place, or be refused at once when there is none.", "admission",
+        "queue", "Wait for a slot, or be rejected at once when there is none.", "admission",
         choices=get_args(QueueMode),
     )
     queue_timeout_s: float = _knob(
-        120.0, "Longest wait for a place, then 503.", "admission",
+        120.0, "Longest wait for a slot, then 503.", "admission",
         unit="s", bounds=(0.01, 86_400), whole=False,
     )
     request_timeout_s: float = _knob(
@@ -182,7 +182,7 @@ class Knobs:
         "admission", unit="tokens", bounds=(1, 10_000_000),
     )
     admission_slo: AdmissionSlo = _knob(
-        "off", "Refuse at the door what the queue ahead would make miss its TTFT objective.",
+        "off", "Reject on arrival what the queue ahead would make miss its TTFT objective.",
         "admission", choices=get_args(AdmissionSlo),
     )
     batching: Batching = _knob(
@@ -205,7 +205,7 @@ class Knobs:
         unit="tokens", bounds=(0, 131_072),
     )
     min_decode_slots: int = _knob(
-        0, "Places of max_num_seqs kept for decodes: no more than the rest prefill at once.",
+        0, "Slots of max_num_seqs kept for decodes: no more than the rest prefill at once.",
         "engine", unit="requests", bounds=(0, 1024),
     )
 

@@ -36,7 +36,7 @@ STEPS = 10_000
 SEGMENTS = 60_000
 REQUESTS = 2_000
 KINDS: Final = ("prefill", "decode", "preempted", "waiting", *get_args(WaitReason))
-"""What a segment may be. A waiting one is named by its reason once that is told."""
+"""What a segment may be. A waiting one is named by its wait reason once there is one."""
 OPEN: Final = 0xFFFF_FFFF
 UPDATE_BYTES = 10_000
 _ROW_BYTES = 130

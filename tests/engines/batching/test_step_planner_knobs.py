@@ -95,7 +95,7 @@ def test_the_head_of_the_line_is_told_when_its_reason_changes() -> None:
     assert run.last.wait_reasons == [("b", "token_budget")]
     run.set(max_num_batched_tokens=4)
     run.step()
-    assert run.last.wait_reasons == []  # b is in; c, the head now, still waits for a place
+    assert run.last.wait_reasons == []  # b is in; c, the head now, still waits for a slot
 
 
 def test_a_long_line_costs_a_step_no_more_than_its_head() -> None:

@@ -1,4 +1,4 @@
-"""Any OpenAI endpoint as a target: what its client sees, published as events of our own kind.
+"""Any OpenAI endpoint as a target: what its client sees, as events of our own kind.
 
 A server's queue cannot be seen from here: requests count as dispatched when they are sent, so
 queue time is 0 and TTFT holds it all. A delivery counts as one token until `usage` tells how many

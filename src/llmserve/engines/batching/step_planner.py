@@ -8,8 +8,8 @@
     planner.record(plan, index, start, duration)
 
 Invariants (`check` asserts them):
-- every sequence is in exactly one of waiting and running; a waiting one holds no KV;
-- every KV block is free or held by one running sequence, which holds just what `computed` needs;
+- every sequence is in exactly one of waiting and running; a waiting one has no KV;
+- every KV block is free or owned by one running sequence, which owns just what `computed` needs;
 - a sequence starts with a copy of what is known of its tokens (`prefix.py`), but never of the last;
 - the sequence that has run longest never loses its KV, so some request always advances.
 
