@@ -27,6 +27,7 @@ from dashboard.parts import Desk, Wire
 from dashboard.story import tell
 from llmserve.bench.load.workload import Workload
 from llmserve.core.events import StepRecorded
+from llmserve.core.knobs import Knobs
 from llmserve.core.types import StepRecord, StepRow
 from llmserve.dashboard import Dashboards
 from llmserve.dashboard.batch_tape import STEPS
@@ -86,7 +87,7 @@ def updates(seconds: float = 120.0) -> None:
     apart (the tape, why it is slow) is timed apart.
     """
     desk = Desk.lay()
-    desk.parts.board.update({"max_num_seqs": 64})
+    desk.parts.board.update(["max_num_seqs"], Knobs(max_num_seqs=64))
     sizes: dict[str, list[int]] = {"delta": [], "why": [], "tape": []}
     panel_lists = 0
     outbox = desk.charts._outbox

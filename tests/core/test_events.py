@@ -61,7 +61,7 @@ def test_events_travel_as_json_and_come_back_equal() -> None:
         max_num_seqs=4,
         max_num_batched_tokens=8,
         preempted=("b",),
-        held=(("c", "kv"),),
+        wait_reasons=(("c", "kv"),),
         satisfied=("max_num_seqs",),
     )
     held = WaitReasonChanged(t=0.0, request_id="a", reason="cap")

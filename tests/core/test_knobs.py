@@ -72,10 +72,10 @@ def test_text_and_json_become_the_knobs_own_type(name: str, text: object, value:
 def test_a_wrong_value_is_refused_with_the_cure_and_changes_nothing(
     name: str, value: object, says: str
 ) -> None:
-    board = KnobBoard()
+    knobs = Knobs()
     with pytest.raises(KnobError, match=says):
-        board.update({"queue_max": 1, name: value})
-    assert board.current == Knobs()
+        knobs.changed({"queue_max": 1, name: value})
+    assert knobs == Knobs()
 
 
 @given(st.sampled_from(sorted(SPECS)), st.one_of(st.none(), st.text(), st.floats(), st.integers()))
@@ -96,7 +96,8 @@ def test_updates_from_many_threads_lose_none() -> None:
     seen: list[int] = []
     board.watch(lambda before, after: seen.append(after.queue_max))
     threads = [
-        threading.Thread(target=board.update, args=({"queue_max": n},)) for n in range(1, 21)
+        threading.Thread(target=board.update, args=(["queue_max"], Knobs(queue_max=n)))
+        for n in range(1, 21)
     ]
     for thread in threads:
         thread.start()
@@ -111,7 +112,7 @@ def test_a_watcher_that_left_hears_nothing() -> None:
     leave = board.watch(lambda before, after: seen.append(after))
     leave()
     leave()
-    board.update({"queue_max": 5})
+    board.update(["queue_max"], Knobs(queue_max=5))
     assert seen == []
 
 

@@ -83,7 +83,7 @@ class Parts:
         return self.change(changes, "code")
 
     def change(self, changes: dict[str, object], source: str) -> Applied:
-        before, after = self.board.update(changes)
+        before, after = self.board.update(changes, self.board.current.changed(changes))
         changed = differences(before, after)
         event = KnobsChanged(
             t=self.clock.now(), changed=changed, source=source, step=self.step, ms=0.4

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dashboard.parts import Desk
 from llmserve.bench.load.workload import Workload
 from llmserve.bench.run.driver import Bench, ServiceTarget
+from llmserve.core.knobs import Knobs
 from llmserve.engines.simulator.engine import SimulatorEngine
 from llmserve.serving.publisher import publish_step
 from llmserve.serving.service import Service
@@ -63,6 +64,6 @@ def burst(desk: Desk) -> None:
         concurrency=60, requests=120, prompt_tokens=(20, 300), max_tokens=(8, 60), tenant="gold",
         priority=1, seed=2,
     )
-    desk.parts.board.update({"max_num_seqs": 4})
+    desk.parts.board.update(["max_num_seqs"], Knobs(max_num_seqs=4))
     tell(desk, [calm], 8)
     tell(desk, [calm, crowd], 10, changes={5.0: {"max_num_seqs": 32}})

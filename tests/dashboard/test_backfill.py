@@ -11,6 +11,7 @@ from dashboard.parts import Desk, Parts
 from dashboard.story import tell
 from llmserve.bench.load.workload import Workload
 from llmserve.core.events import Event, EventBus, Rejection, StepRecorded
+from llmserve.core.knobs import Knobs
 from llmserve.dashboard.backfill import EVERY_S, MOST_S, Backfill, EventBuffer
 from llmserve.dashboard.batch_tape import KINDS, Cursor, TapeLog
 from llmserve.dashboard.panels import COLUMNS
@@ -24,7 +25,7 @@ PRIVILEGED = Workload(rate=2, duration_s=100, max_tokens=10, tenant="gold", prio
 def desk() -> Desk:
     desk = Desk.lay()
     desk.parts.sample_host(1.0)  # a real session's first event, and its beginning
-    desk.parts.board.update({"max_num_seqs": 4})
+    desk.parts.board.update(["max_num_seqs"], Knobs(max_num_seqs=4))
     changes = {6.1: {"max_num_seqs": 2}, 9.1: {"max_num_seqs": 32}}
     tell(desk, [LOAD, PRIVILEGED], 20, changes=changes)
     return desk
@@ -81,7 +82,8 @@ def test_its_marks_tell_the_changes_made_before_it_was_opened(desk: Desk) -> Non
 
 def test_it_goes_on_with_who_waits_and_runs_now() -> None:
     desk = Desk.lay()
-    desk.parts.board.update({"max_num_seqs": 1, "max_active": 1})
+    asked = Knobs(max_num_seqs=1, max_active=1)
+    desk.parts.board.update(["max_num_seqs", "max_active"], asked)
     tell(desk, [LOAD], 2)
     opened = late(desk)
     figures = opened._flow.figures(desk.parts.clock.now(), 5.0, 1.0)

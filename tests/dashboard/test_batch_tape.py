@@ -34,7 +34,7 @@ def submitted(id: str, t: float = 0.0) -> Event:
 def step(
     *rows: tuple[str, str, int],
     preempted: tuple[str, ...] = (),
-    held: tuple[tuple[str, WaitReason], ...] = (),
+    wait_reasons: tuple[tuple[str, WaitReason], ...] = (),
     index: int = 0,
 ) -> Event:
     record = StepRecord(
@@ -49,7 +49,7 @@ def step(
         max_num_seqs=4,
         max_num_batched_tokens=20,
         preempted=preempted,
-        held=held,
+        wait_reasons=wait_reasons,
     )
     return StepRecorded(t=11.5, record=record)
 
@@ -90,7 +90,7 @@ def test_what_still_goes_on_is_open() -> None:
 def test_a_wait_shows_from_its_step_on_and_is_named_once_its_reason_is_told() -> None:
     news = told(
         submitted("a"), step(("b", "d", 1)), WaitReasonChanged(t=0, request_id="a", reason="cap"),
-        step(("b", "d", 1)), step(("b", "d", 1), held=(("a", "kv"),)),
+        step(("b", "d", 1)), step(("b", "d", 1), wait_reasons=(("a", "kv"),)),
         step(("b", "d", 1), ("a", "p", 9)),
     )  # fmt: skip
     assert [s for s in segments(news) if s[0] == 0] == [
@@ -101,7 +101,7 @@ def test_a_wait_shows_from_its_step_on_and_is_named_once_its_reason_is_told() ->
 
 def test_a_preempted_one_loses_its_kv_and_computes_again() -> None:
     news = told(
-        step(("a", "p", 9)), step(("b", "d", 1), preempted=("a",), held=(("a", "kv"),)),
+        step(("a", "p", 9)), step(("b", "d", 1), preempted=("a",), wait_reasons=(("a", "kv"),)),
         step(("b", "d", 1)), step(("a", "p", 10)),
     )  # fmt: skip
     own = [s for s in segments(news) if s[0] == 0]

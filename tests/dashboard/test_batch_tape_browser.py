@@ -46,7 +46,7 @@ def lines(shown: Shown) -> int:
 def test_why_it_is_slow_stands_above_the_charts_in_words_and_bars(shown: Shown) -> None:
     why = shown.page.locator("[data-llmserve=why]")
     text = why.inner_text()
-    assert "waiting for a place" in text
+    assert "waiting for a slot" in text
     assert "max_num_seqs = 32 binds" in text
     assert "4 → 32 at step" in text
     width = "e => e.getBoundingClientRect().width"

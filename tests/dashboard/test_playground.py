@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dashboard.parts import Desk, NoRuntime
+from llmserve.core.knobs import Knobs
 from llmserve.dashboard.page_link import GONE_S
 from llmserve.dashboard.playground import LIMITS, LOAD_TENANT, Playground
 from llmserve.engines.simulator.engine import SimulatorEngine
@@ -134,7 +135,7 @@ def test_copies_run_together_and_each_has_its_own_text() -> None:
 
 def test_stop_cancels_at_once_and_frees_the_places() -> None:
     async def script(room: Play) -> None:
-        room.parts.board.update({"max_num_seqs": 2})
+        room.parts.board.update(["max_num_seqs"], Knobs(max_num_seqs=2))
         room.send(copies=4, max_tokens=1000)  # two run and two wait
         await room.tick()
         assert room.here == 4
@@ -271,12 +272,13 @@ def test_a_prompt_beyond_the_context_and_a_refusal_end_in_their_own_words() -> N
         room.send("a b " * 4500)  # words are the simulator's tokens; its context is 8192
         await room.until(lambda: room.ended)
         assert "leave no room to answer" in room.copies[0][-1]
-        room.parts.board.update({"queue_mode": "reject", "max_active": 1})
+        asked = Knobs(queue_mode="reject", max_active=1)
+        room.parts.board.update(["queue_mode", "max_active"], asked)
         room.send(copies=3)
         await room.until(lambda: room.ended)
         states = sorted(figures[-1] for figures in room.copies.values())
         assert states.count("length") == 1
-        assert all("place" in state for state in states if state != "length")
+        assert all("slot" in state for state in states if state != "length")
 
     play(script)
 

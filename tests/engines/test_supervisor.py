@@ -39,7 +39,7 @@ def dozing(
 
 def test_who_comes_while_it_sleeps_waits_and_is_served_after_waking() -> None:
     async def story(world: World) -> None:
-        keeper = world.service.keeper
+        keeper = world.service.supervisor
         told = await keeper.sleep(1, 30)
         assert "stopped instead" in told
         assert world.engine.stops == 1
@@ -56,7 +56,7 @@ def test_who_comes_while_it_sleeps_waits_and_is_served_after_waking() -> None:
 
 def test_waiting_for_a_sleeping_engine_ends_at_the_queue_timeout() -> None:
     async def story(world: World) -> None:
-        await world.service.keeper.sleep(1, 0)
+        await world.service.supervisor.sleep(1, 0)
         with pytest.raises(Refused, match="queue_timeout_s"):
             await world.submit("a").collect()
         assert world.clock.now() == pytest.approx(4.0, abs=0.01)
@@ -67,12 +67,12 @@ def test_waiting_for_a_sleeping_engine_ends_at_the_queue_timeout() -> None:
 def test_sleep_lets_what_runs_end_and_hands_over_nothing_new() -> None:
     async def story(world: World) -> None:
         first, second = world.submit("a"), world.submit("b")
-        told = await world.service.keeper.sleep(1, 30)
+        told = await world.service.supervisor.sleep(1, 30)
         assert first.outcome is not None
         assert first.outcome.text == "hello"
         assert second.outcome is None
         assert "ended" not in told
-        await world.service.keeper.wake()
+        await world.service.supervisor.wake()
         assert await text(second) == "hello"
 
     world = run(story, knobs=Knobs(max_active=1))
@@ -82,7 +82,7 @@ def test_sleep_lets_what_runs_end_and_hands_over_nothing_new() -> None:
 def test_sleep_ends_what_outlives_its_patience_and_says_so_to_both_sides() -> None:
     async def story(world: World) -> None:
         running = world.submit("a")
-        told = await world.service.keeper.sleep(1, 1.5)
+        told = await world.service.supervisor.sleep(1, 1.5)
         assert told.endswith("1 request was not done within 1.5 s and ended")
         with pytest.raises(EngineError, match="put to sleep before this request was done"):
             await running.collect()
@@ -94,12 +94,12 @@ def test_sleep_ends_what_outlives_its_patience_and_says_so_to_both_sides() -> No
 
 def test_knobs_turned_while_it_sleeps_are_adopted_at_waking() -> None:
     async def story(world: World) -> None:
-        await world.service.keeper.sleep(1, 0)
+        await world.service.supervisor.sleep(1, 0)
         before = len(world.engine.applied)
         applied = await world.service.set_knobs({"max_num_seqs": 300})
         assert applied.adopted_step is None
         assert len(world.engine.applied) == before
-        await world.service.keeper.wake()
+        await world.service.supervisor.wake()
         assert world.engine.applied[-1].max_num_seqs == 300
         assert world.service.board.current.max_num_seqs == 256  # its ceiling
 
@@ -108,7 +108,7 @@ def test_knobs_turned_while_it_sleeps_are_adopted_at_waking() -> None:
 
 def test_an_engine_with_a_sleep_of_its_own_is_not_stopped() -> None:
     async def story(world: World, engine: DozingEngine) -> None:
-        keeper = world.service.keeper
+        keeper = world.service.supervisor
         assert await keeper.sleep(2, 0) == "asleep at level 2"
         assert await keeper.sleep(1, 0) == "the engine sleeps already"
         assert "awake again" in await keeper.wake()
@@ -121,9 +121,9 @@ def test_an_engine_with_a_sleep_of_its_own_is_not_stopped() -> None:
 
 def test_an_engine_that_does_not_wake_is_started_anew() -> None:
     async def story(world: World, engine: DozingEngine) -> None:
-        await world.service.keeper.sleep(1, 0)
+        await world.service.supervisor.sleep(1, 0)
         engine.wake_failures = 1
-        await world.service.keeper.wake()
+        await world.service.supervisor.wake()
         assert (engine.woken, engine.stops, engine.starts) == (1, 1, 2)
 
     dozing(story)
@@ -134,13 +134,13 @@ def test_a_waking_that_fails_is_told_to_all_and_the_next_request_tries_again(
     defect: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story(world: World) -> None:
-        await world.service.keeper.sleep(1, 0)
+        await world.service.supervisor.sleep(1, 0)
         waiting = world.submit("a")
         world.engine.start_failures = 3
         if defect:
             world.engine.start_failure = ZeroDivisionError("it did not start")
         with pytest.raises(EngineError, match="did not start"):
-            await world.service.keeper.wake()
+            await world.service.supervisor.wake()
         with pytest.raises(EngineError, match="did not start"):
             await waiting.collect()
         assert await text(world.submit("b")) == "hello"
@@ -153,7 +153,7 @@ def test_a_waking_that_fails_is_told_to_all_and_the_next_request_tries_again(
 def test_another_level_is_refused_and_nothing_sleeps(level: int) -> None:
     async def story(world: World) -> None:
         with pytest.raises(ParamError, match="level 1 or 2"):
-            await world.service.keeper.sleep(level, 0)
+            await world.service.supervisor.sleep(level, 0)
         assert world.service.ready
 
     run(story)
@@ -163,7 +163,7 @@ def test_an_interrupted_sleep_serves_on() -> None:
     async def story(world: World) -> None:
         world.engine.hold()
         first, second = world.submit("a"), world.submit("b")
-        sleeping = asyncio.create_task(world.service.keeper.sleep(1, 30))
+        sleeping = asyncio.create_task(world.service.supervisor.sleep(1, 30))
         await settle()
         assert not world.service.ready
         sleeping.cancel()
@@ -177,15 +177,15 @@ def test_an_interrupted_sleep_serves_on() -> None:
 
 def test_an_interrupted_waking_leaves_it_asleep() -> None:
     async def story(world: World) -> None:
-        await world.service.keeper.sleep(1, 0)
+        await world.service.supervisor.sleep(1, 0)
         world.engine.lives.clear()
-        waking = asyncio.create_task(world.service.keeper.wake())
+        waking = asyncio.create_task(world.service.supervisor.wake())
         await settle()
         waking.cancel()
         await asyncio.wait([waking])
-        assert world.service.keeper.state == "asleep"
+        assert world.service.supervisor.state == "asleep"
         world.engine.lives.set()
-        await world.service.keeper.wake()
+        await world.service.supervisor.wake()
         assert await text(world.submit("a")) == "hello"
 
     run(story)
@@ -195,11 +195,11 @@ def test_an_engine_that_dies_while_it_is_put_to_sleep_is_not_brought_back_before
     async def story(world: World) -> None:
         running = world.submit("a")
         world.engine.fail_next = EngineError("it was killed")
-        await world.service.keeper.sleep(1, 30)
+        await world.service.supervisor.sleep(1, 30)
         with pytest.raises(EngineError, match="it was killed"):
             await running.collect()
         await asyncio.sleep(5)
-        assert (world.service.keeper.state, world.engine.starts) == ("asleep", 1)
+        assert (world.service.supervisor.state, world.engine.starts) == ("asleep", 1)
 
     run(story)
 
@@ -207,7 +207,7 @@ def test_an_engine_that_dies_while_it_is_put_to_sleep_is_not_brought_back_before
 def test_a_restart_keeps_who_waits_and_gives_what_runs_its_time() -> None:
     async def story(world: World) -> None:
         first, second = world.submit("a"), world.submit("b")
-        assert await world.service.keeper.restart(5) == "the engine was restarted"
+        assert await world.service.supervisor.restart(5) == "the engine was restarted"
         assert first.outcome is not None
         assert first.outcome.text == "hello"
         assert await text(second) == "hello"
@@ -218,7 +218,7 @@ def test_a_restart_keeps_who_waits_and_gives_what_runs_its_time() -> None:
 
 def test_a_restart_brings_back_an_engine_that_had_failed_or_slept() -> None:
     async def story(world: World) -> None:
-        keeper = world.service.keeper
+        keeper = world.service.supervisor
         broken = world.submit("a")
         world.engine.fail_next, world.engine.start_failures = EngineError("it was killed"), 3
         with pytest.raises(EngineError, match="it was killed"):
@@ -236,7 +236,7 @@ def test_a_restart_brings_back_an_engine_that_had_failed_or_slept() -> None:
 def test_an_interrupted_restart_is_told_to_who_waits_and_the_next_request_tries_again() -> None:
     async def story(world: World) -> None:
         world.engine.lives.clear()
-        restarting = asyncio.create_task(world.service.keeper.restart(0))
+        restarting = asyncio.create_task(world.service.supervisor.restart(0))
         await settle()
         waiting, gate = world.submit("a"), asyncio.create_task(world.service.when_up())
         await settle()
@@ -252,7 +252,7 @@ def test_an_interrupted_restart_is_told_to_who_waits_and_the_next_request_tries_
 
 def test_changes_of_state_wait_for_each_other() -> None:
     async def story(world: World) -> None:
-        keeper = world.service.keeper
+        keeper = world.service.supervisor
         world.engine.lives.clear()
         restarting = asyncio.create_task(keeper.restart(0))
         sleeping = asyncio.create_task(keeper.sleep(1, 0))
@@ -270,7 +270,7 @@ def test_stopping_cuts_a_start_short_that_does_not_end(what: str) -> None:
     async def story(world: World) -> None:
         world.engine.lives.clear()
         if what == "restart":
-            busy = asyncio.create_task(world.service.keeper.restart(0))
+            busy = asyncio.create_task(world.service.supervisor.restart(0))
         else:
             world.engine.fail_next = EngineError("it was killed")
             busy = asyncio.create_task(text(world.submit("a")))
@@ -281,7 +281,7 @@ def test_stopping_cuts_a_start_short_that_does_not_end(what: str) -> None:
         assert isinstance(end, EngineError)
         assert ("stopped" if what == "restart" else "killed") in str(end)
         with pytest.raises(EngineError, match="server was stopped"):
-            await world.service.keeper.wake()
+            await world.service.supervisor.wake()
 
     run(story)
 
@@ -290,14 +290,14 @@ def test_who_needs_the_running_engine_to_be_read_at_all_waits_for_it_within_boun
     async def story(world: World) -> None:
         service = world.service
         await service.when_up()
-        await service.keeper.sleep(1, 0)
+        await service.supervisor.sleep(1, 0)
         gate = [asyncio.create_task(service.when_up()) for _ in range(2)]
         await settle()
         with pytest.raises(Refused, match="2 requests wait"):
             await service.when_up()
-        await service.keeper.wake()
+        await service.supervisor.wake()
         assert await asyncio.gather(*gate) == [None, None]
-        await service.keeper.sleep(1, 0)
+        await service.supervisor.sleep(1, 0)
         slept = world.clock.now()
         with pytest.raises(Refused, match="within 4 s"):
             await service.when_up()
@@ -309,12 +309,12 @@ def test_who_needs_the_running_engine_to_be_read_at_all_waits_for_it_within_boun
 def test_who_waits_for_an_engine_that_does_not_come_is_told_why() -> None:
     async def story(world: World) -> None:
         service = world.service
-        await service.keeper.sleep(1, 0)
+        await service.supervisor.sleep(1, 0)
         waiting = asyncio.create_task(service.when_up())
         await settle()
         world.engine.start_failures = 3
         with pytest.raises(EngineError, match="did not start"):
-            await service.keeper.wake()
+            await service.supervisor.wake()
         with pytest.raises(EngineError, match="did not start"):
             await waiting
         await service.when_up()  # asks for one more attempt

@@ -132,14 +132,14 @@ def test_settings_do_not_add_up_and_wrong_ones_are_refused_before_anything_runs(
     async def main() -> None:
         async with simulated(clock, max_num_seqs_ceiling=8) as (service, bus):
             switch, target = Switch(ServiceKnobPanel(service)), ServiceTarget(service, bus)
-            await switch.to({"policy": "priority"})
-            await switch.to({"max_num_seqs": 2})
+            await switch.to(switch.read({"policy": "priority"}))
+            await switch.to(switch.read({"max_num_seqs": 2}))
             now = service.board.current
             assert (now.policy, now.max_num_seqs) == ("fifo", 2)
             with pytest.raises(KnobError, match="policy"):
                 switch.side("fastest", target)
             with pytest.raises(NeedsRestart, match="max_num_seqs=64 is above"):
-                await switch.to({"max_num_seqs": 64})
+                await switch.to(switch.read({"max_num_seqs": 64}))
 
     clock.run(main())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from llmserve.bench.results.result import Result
 from llmserve.bench.run.driver import ServiceTarget
 from llmserve.bench.run.repeats import Repeats
 from llmserve.core.clock import VirtualClock
-from llmserve.core.knobs import Clamp
+from llmserve.core.knobs import Clamp, Knobs
 from llmserve.core.types import Request
 from llmserve.engines.base import EngineError
 from llmserve.lab.compare import Comparing
@@ -38,11 +38,11 @@ class FallingPanel(ServiceKnobPanel):
         super().__init__(service)
         self._left, self._gone = times, gone
 
-    async def turn(self, changes: Mapping[str, object]) -> Sequence[Clamp]:
+    async def turn(self, names: Collection[str], asked: Knobs) -> Sequence[Clamp]:
         self._left -= 1
         if self._left < 0:
             raise self._gone("nobody answers")
-        return await super().turn(changes)
+        return await super().turn(names, asked)
 
 
 def swept(turns: int, path: Path | None = None, gone: type[Exception] = OSError) -> Sweep:

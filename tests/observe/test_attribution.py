@@ -19,7 +19,7 @@ from llmserve.serving.service import Service
 from observe.tape import dispatched, finished, first, refused, submitted, tokens
 
 
-def held(t: float, id: str, reason: WaitReason) -> Event:
+def waits_for(t: float, id: str, reason: WaitReason) -> Event:
     return WaitReasonChanged(t=t, request_id=id, reason=reason)
 
 
@@ -29,13 +29,13 @@ def step(
     took: float,
     *rows: tuple[str, str, int],
     preempted: tuple[str, ...] = (),
-    held: tuple[tuple[str, WaitReason], ...] = (),
+    wait_reasons: tuple[tuple[str, WaitReason], ...] = (),
 ) -> Event:
     record = StepRecord(
         index=index, start_s=start, duration_s=took,
         rows=tuple(StepRow(id, "prefill" if k == "p" else "decode", n) for id, k, n in rows),
         running=len(rows), waiting=0, kv_used_tokens=0, kv_capacity_tokens=100,
-        max_num_seqs=4, max_num_batched_tokens=20, preempted=preempted, held=held,
+        max_num_seqs=4, max_num_batched_tokens=20, preempted=preempted, wait_reasons=wait_reasons,
     )
     return StepRecorded(t=start + took, record=record)
 
@@ -52,24 +52,25 @@ def ttft(*events: Event, **knobs: object) -> dict[Cause, float]:
 
 def test_a_wait_is_put_under_each_reason_for_as_long_as_it_was_the_reason() -> None:
     assert ttft(
-        submitted(0), held(0, "a", "cap"), held(3, "a", "policy"), held(4, "a", "tenant_limit"),
-        dispatched(6), step(0, 6, 1, ("a", "p", 10)), first(7), tokens(7),
+        submitted(0), waits_for(0, "a", "cap"), waits_for(3, "a", "policy"),
+        waits_for(4, "a", "tenant_limit"), dispatched(6),
+        step(0, 6, 1, ("a", "p", 10)), first(7), tokens(7),
     ) == {"cap": 3, "policy": 1, "tenant_limit": 2, "prefill": 1}  # fmt: skip
 
 
 def test_the_engine_s_reasons_count_from_the_step_that_gave_them() -> None:
     assert ttft(
         submitted(0), dispatched(0),
-        step(0, 1, 2, ("b", "d", 1), held=(("a", "cap"),)),
-        step(1, 3, 2, ("b", "d", 1), held=(("a", "kv"),)),
+        step(0, 1, 2, ("b", "d", 1), wait_reasons=(("a", "cap"),)),
+        step(1, 3, 2, ("b", "d", 1), wait_reasons=(("a", "kv"),)),
         step(2, 5, 2, ("a", "p", 10)), first(7),
     ) == {"other": 1, "cap": 2, "kv": 2, "prefill": 2}  # fmt: skip
 
 
 def test_the_budget_of_a_step_and_of_requests_in_flight_are_two_things() -> None:
-    front = ttft(submitted(0), held(0, "a", "token_budget"), dispatched(2), first(2))
+    front = ttft(submitted(0), waits_for(0, "a", "token_budget"), dispatched(2), first(2))
     engine = ttft(
-        submitted(0), dispatched(0), step(0, 0, 2, held=(("a", "token_budget"),)),
+        submitted(0), dispatched(0), step(0, 0, 2, wait_reasons=(("a", "token_budget"),)),
         step(1, 2, 1, ("a", "p", 9)), first(3),
     )  # fmt: skip
     assert front == {"in_flight": 2}
@@ -92,7 +93,7 @@ def test_a_step_without_a_row_between_two_chunks_is_the_budget_s_doing() -> None
 def test_a_preempted_prompt_s_wait_and_recomputation_are_preemption() -> None:
     assert ttft(
         submitted(0), dispatched(0), step(0, 0, 1, ("a", "p", 10)),
-        step(1, 1, 2, ("b", "d", 1), preempted=("a",), held=(("a", "kv"),)),
+        step(1, 1, 2, ("b", "d", 1), preempted=("a",), wait_reasons=(("a", "kv"),)),
         step(2, 3, 1, ("a", "p", 10)), step(3, 4, 1, ("a", "p", 5)), first(5),
     ) == {"preemption": 3, "prefill": 2}  # fmt: skip
 
@@ -171,7 +172,7 @@ def waiting_by_cap(n: int, begin: float, wait: float) -> list[Event]:
     events: list[Event] = []
     for i in range(n):
         id, t = f"{begin}-{i}", begin + i
-        events += [submitted(t, id), held(t, id, "cap"), dispatched(t + wait, id)]
+        events += [submitted(t, id), waits_for(t, id, "cap"), dispatched(t + wait, id)]
         events += [first(t + wait, id), tokens(t + wait, id), finished(t + wait, id)]
     return events
 
@@ -233,11 +234,11 @@ def test_a_change_too_young_to_be_measured_is_not_told() -> None:
 
 
 def test_without_a_token_there_is_nothing_to_explain_but_who_waits() -> None:
-    why = explain([submitted(0), held(1, "a", "cap"), submitted(2, "b")], Knobs(), now=9)
+    why = explain([submitted(0), waits_for(1, "a", "cap"), submitted(2, "b")], Knobs(), now=9)
     assert (why.ttft, why.itl) == (None, None)
     assert why.waiting == {"cap": 1, "other": 1}
     assert "nothing to explain" in str(why)
-    assert "1 waiting for a place" in str(why)
+    assert "1 waiting for a slot" in str(why)
 
 
 def test_who_was_refused_or_has_ended_waits_no_more() -> None:
@@ -255,7 +256,8 @@ def test_what_left_the_window_is_not_counted() -> None:
 
 def test_markup_in_a_page_comes_from_nobody_else() -> None:
     policy = explain(
-        [submitted(0), held(0, "a", "policy"), dispatched(2), first(2)], Knobs(policy="priority")
+        [submitted(0), waits_for(0, "a", "policy"), dispatched(2), first(2)],
+        Knobs(policy="priority"),
     )
     assert "<b style" in policy._repr_html_()
     assert "policy = priority binds" in policy._repr_html_()

@@ -69,10 +69,10 @@ def test_other_events_are_not_its_business() -> None:
 def test_a_frame_has_a_row_per_step_and_the_tape_one_per_request_in_it() -> None:
     log = StepLog()
     log(step(1, 0, decode=2))
-    held = msgspec.structs.replace(record(step(2, 1, decode=1, prefill=7)), held=(("w", "kv"),))
-    log.fold(held)
+    second = record(step(2, 1, decode=1, prefill=7))
+    log.fold(msgspec.structs.replace(second, wait_reasons=(("w", "kv"),)))
     frame = log.to_frame()
-    assert frame["held"].tolist() == [{}, {"w": "kv"}]
+    assert frame["wait_reasons"].tolist() == [{}, {"w": "kv"}]
     assert frame[["step", "rows", "prefill_tokens", "decode_tokens"]].to_numpy().tolist() == [
         [0, 2, 0, 2],
         [1, 2, 7, 1],

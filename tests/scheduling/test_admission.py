@@ -36,7 +36,7 @@ ANYBODY = st.tuples(
 def serve_one(scheduler: Scheduler, knobs: Knobs, now: float) -> str:
     chosen = scheduler.next(knobs, now)
     assert chosen is not None
-    scheduler.emitted(chosen.id, chosen.sampling.max_tokens)
+    scheduler.emitted(chosen.id, chosen.request.sampling.max_tokens)
     scheduler.finish(chosen.id, now)
     scheduler.check()
     return chosen.id
@@ -110,8 +110,8 @@ def test_terms_stand_in_for_the_general_limits() -> None:
     }  # fmt: skip
     mean = refused(scheduler.offer(sized("m", 5, tenant="mean"), knobs, 0.03))
     assert mean.retry_after_s == pytest.approx(2 - 0.03)
-    handed = [r.tenant for r in iter(lambda: scheduler.next(knobs, 1), None)]
-    assert sorted(handed) == ["gold", "gold", "gold", "mean", "other"]
+    dispatched = [r.tenant for r in iter(lambda: scheduler.next(knobs, 1), None)]
+    assert sorted(dispatched) == ["gold", "gold", "gold", "mean", "other"]
 
 
 def test_one_tenant_holds_no_more_kv_than_its_share_unless_it_holds_nothing() -> None:
@@ -121,9 +121,9 @@ def test_one_tenant_holds_no_more_kv_than_its_share_unless_it_holds_nothing() ->
         scheduler.offer(sized(f"a{n}", 40, tenant="a"), knobs, n)
     scheduler.offer(sized("giant", 150, tenant="b"), knobs, 3)
     scheduler.offer(sized("b", 5, tenant="b"), knobs, 4)
-    handed = [r.id for r in iter(lambda: scheduler.next(knobs, 5), None)]
-    assert handed == ["a0", "a1", "giant"]
-    assert {("a2", "tenant_limit"), ("b", "tenant_limit")} <= set(scheduler.holds())
+    dispatched = [r.id for r in iter(lambda: scheduler.next(knobs, 5), None)]
+    assert dispatched == ["a0", "a1", "giant"]
+    assert {("a2", "tenant_limit"), ("b", "tenant_limit")} <= set(scheduler.take_wait_reasons())
     scheduler.finish("a0", 6)
     chosen = scheduler.next(knobs, 6)
     assert chosen is not None
@@ -220,7 +220,7 @@ def test_who_has_aged_past_a_newcomers_class_counts_as_before_it() -> None:
 
 @pytest.mark.parametrize("policy", ["fifo", "priority", "shortest_first", "deadline"])
 @given(data=st.data())
-def test_the_door_counts_exactly_those_who_would_go_first(policy: str, data: st.DataObject) -> None:
+def test_admission_counts_just_those_who_would_go_first(policy: str, data: st.DataObject) -> None:
     knobs = Knobs().changed(
         {"policy": policy, "max_active": 1, "admission_slo": "refuse", "ttft_slo_ms": 900}
     )
@@ -291,7 +291,7 @@ def test_choices_come_in_together_or_not_at_all_and_are_told_when_all_may() -> N
     scheduler.check()
 
 
-def test_choices_that_do_not_all_fit_in_the_line_leave_none_of_them_there() -> None:
+def test_choices_that_do_not_all_fit_in_the_queue_leave_none_of_them_there() -> None:
     knobs = Knobs(max_active=2, queue_max=3)
     scheduler = Scheduler(1000)
     for choices, reason in ((6, "queue_full"), (5, None)):

@@ -12,7 +12,7 @@ from llmserve.core.knobs import Knobs, PolicyName
 from llmserve.core.tenants import Terms
 from llmserve.core.types import Request
 from llmserve.scheduling.admission import Accepted, Rejected
-from llmserve.scheduling.lazy_heap import Key, LazyHeap
+from llmserve.scheduling.lazy_heap import Key, LazyHeap, RekeyedHeap
 from llmserve.scheduling.ledger import OUTPUT_WEIGHT, PROMPT_WEIGHT
 from llmserve.scheduling.output_length import OutputLengths
 from llmserve.scheduling.policies import POLICIES
@@ -84,7 +84,7 @@ def test_two_backlogged_tenants_never_differ_by_more_than_the_papers_bound(seed:
     bound = 2 * max(PROMPT_WEIGHT * longest, OUTPUT_WEIGHT * batch * longest)
     while len(scheduler.ledger.waiting) == 2:
         while (chosen := scheduler.next(knobs, 500)) is not None:
-            active.append((chosen, chosen.sampling.max_tokens))
+            active.append((chosen.request, chosen.request.sampling.max_tokens))
         index = rng.randrange(len(active))
         for i, (each, left) in enumerate(active):
             scheduler.emitted(each.id, 1)
@@ -138,25 +138,25 @@ def test_deadline_goes_by_the_earliest_and_puts_the_late_behind_the_savable() ->
     assert served(filled(knobs, soon, late), knobs, now=0.5) == ["late", "soon"]
 
 
-def test_a_tenant_at_its_limit_is_passed_over_and_told_so() -> None:
+def test_a_tenant_at_its_limit_is_passed_over_and_its_wait_reason_says_so() -> None:
     knobs = Knobs().changed({"max_active_per_tenant": 1, "max_active": 5})
     scheduler = filled(
         knobs, *(request(f"a{n}", n, tenant="a") for n in range(3)), request("b", 9, tenant="b")
     )
     assert [r.id for r in iter(lambda: scheduler.next(knobs, 10), None)] == ["a0", "b"]
-    assert ("a1", "tenant_limit") in scheduler.holds()
+    assert ("a1", "tenant_limit") in scheduler.take_wait_reasons()
     scheduler.finish("a0", 10)
     chosen = scheduler.next(knobs, 11)
     assert chosen is not None
     assert chosen.id == "a1"
 
 
-def test_the_token_budget_holds_everyone_behind_the_first_and_lets_a_giant_run_alone() -> None:
+def test_the_token_budget_keeps_back_everyone_behind_the_first_and_lets_a_giant_run_alone() -> None:
     knobs = Knobs().changed({"max_tokens_in_flight": 20, "max_active": 5})
     giant = request("giant", 0, prompt_tokens=50, max_tokens=50)
     scheduler = filled(knobs, giant, request("small", 1), request("next", 2))
     assert [r.id for r in iter(lambda: scheduler.next(knobs, 3), None)] == ["giant"]
-    assert dict(scheduler.holds()) == {"small": "token_budget", "next": "token_budget"}
+    assert dict(scheduler.take_wait_reasons()) == {"small": "token_budget", "next": "token_budget"}
     scheduler.finish("giant", 4)
     assert [r.id for r in iter(lambda: scheduler.next(knobs, 5), None)] == ["small"]
 
@@ -192,6 +192,46 @@ def test_a_growing_heap_gives_the_least_whatever_grew(changes: list[tuple[str, i
         first = heap.first()
         assert (first is None) == (not keys)
         assert first is None or keys[first] == min(keys.values())
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.sampled_from(["put", "grow", "leave"]),
+                  st.integers(0, 40)),
+        max_size=80,
+    )
+)  # fmt: skip
+def test_a_rekeyed_heap_gives_the_smallest_key_that_was_put_last(
+    acts: list[tuple[str, str, int]],
+) -> None:
+    keys: dict[str, int] = {}
+    heap: RekeyedHeap[str] = RekeyedHeap(lambda item: (keys[item],) if item in keys else None)
+    for item, act, amount in acts:
+        if act == "put":
+            keys[item] = amount
+            heap.put(item)
+        elif act == "leave":
+            keys.pop(item, None)
+            heap.discard(item)
+        elif item in keys:
+            keys[item] += amount
+        first = heap.first()
+        assert (first is None) == (not keys)
+        assert first is None or keys[first] == min(keys.values())
+
+
+@pytest.mark.parametrize("kind", [LazyHeap, RekeyedHeap])
+def test_what_left_behind_the_first_takes_no_memory(kind: type[LazyHeap[int]]) -> None:
+    here = {0}
+    heap = kind(lambda item: (float(item),) if item in here else None)
+    heap.put(0)
+    for item in range(1, 5_000):
+        here.add(item)
+        heap.put(item)
+        here.discard(item)
+        heap.discard(item)
+        assert heap.first() == 0
+    assert len(heap._heap) < 40
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -266,7 +306,7 @@ def test_other_weights_forgive_what_was_given_under_the_old() -> None:
     fairness = scheduler.fairness()
     assert fairness is not None
     assert fairness.gap <= fairness.bound
-    scheduler.finish(next(iter(scheduler._active)), 40)
+    scheduler.finish(next(entry.id for entry in scheduler.entries if not entry.waits), 40)
     order = served(scheduler, even, tokens=8)
     assert abs(sum(id[0] == "b" for id in order[:8]) - 4) <= 1
 
@@ -275,10 +315,10 @@ def test_a_knob_that_is_not_of_the_order_orders_nothing_anew() -> None:
     knobs = one("priority", max_active_per_tenant=1, max_active=3)
     scheduler = filled(knobs, *(request(f"a{n}", n, tenant="a", priority=-n) for n in range(3)))
     assert [r.id for r in iter(lambda: scheduler.next(knobs, 9), None)] == ["a2"]
-    line = scheduler._line
+    queue = scheduler._queue
     wider = knobs.changed({"max_active_per_tenant": 2})
     assert [r.id for r in iter(lambda: scheduler.next(wider, 9), None)] == ["a1"]
-    assert scheduler._line is line
+    assert scheduler._queue is queue
 
 
 def test_the_gap_is_told_only_under_fair_share_and_while_two_wait() -> None:

@@ -56,12 +56,14 @@ def test_aging_bounds_how_long_a_low_class_is_overtaken() -> None:
 def test_switching_the_policy_mid_run_reorders_and_loses_nobody() -> None:
     strict = Knobs(max_active=1, policy="priority", priority_aging_s=None)
     scheduler = offered(ONE, ("a", 0, 3), ("b", 1, 2), ("c", 2, 1))
-    assert scheduler.next(ONE, 0.0) == request("a", 0, priority=3)
+    chosen = scheduler.next(ONE, 0.0)
+    assert chosen is not None
+    assert chosen.request == request("a", 0, priority=3)
     scheduler.finish("a", 3)
     assert order(scheduler, strict) == ["c", "b"]
 
 
-def test_no_more_than_max_active_are_handed_over() -> None:
+def test_no_more_than_max_active_are_dispatched() -> None:
     scheduler = offered(Knobs(), *((str(n), n, 0) for n in range(5)))
     two = Knobs(max_active=2)
     assert [scheduler.next(two, 0.0) is None for _ in range(3)] == [False, False, True]
@@ -79,7 +81,7 @@ def test_max_active_follows_max_num_seqs_when_unset() -> None:
 def test_a_full_queue_refuses_and_tells_when_to_return_by_the_measured_rate() -> None:
     knobs = Knobs(max_active=1, queue_max=1)
     scheduler = Scheduler(LEN)
-    for id, end in (("a", 10.0), ("b", 99.0)):  # a place is held for 2 s, idle time aside
+    for id, end in (("a", 10.0), ("b", 99.0)):  # a slot is taken for 2 s, idle time aside
         assert scheduler.offer(request(id, end), knobs, end) == Accepted()
         scheduler.next(knobs, end - 2)
         scheduler.finish(id, end)
@@ -91,7 +93,7 @@ def test_a_full_queue_refuses_and_tells_when_to_return_by_the_measured_rate() ->
     assert (verdict.reason, verdict.retry_after_s) == ("queue_full", 2.0)
 
 
-def test_reject_mode_refuses_at_once_when_no_place_is_free() -> None:
+def test_reject_mode_refuses_at_once_when_no_slot_is_free() -> None:
     knobs = Knobs(max_active=1, queue_mode="reject")
     scheduler = offered(knobs, ("a", 0, 0))
     scheduler.next(knobs, 0.0)
@@ -117,7 +119,7 @@ def test_waiting_too_long_expires_only_those_who_wait() -> None:
     scheduler.check()
 
 
-def test_living_too_long_expires_the_active_too_but_keeps_its_place_until_finished() -> None:
+def test_living_too_long_expires_the_active_too_but_keeps_its_slot_until_finished() -> None:
     knobs = Knobs(max_active=1, queue_timeout_s=500, request_timeout_s=50)
     scheduler = offered(knobs, ("a", 0, 0), ("b", 1, 0))
     scheduler.next(knobs, 0.0)
@@ -134,16 +136,16 @@ def test_a_live_id_cannot_be_offered_twice() -> None:
         scheduler.offer(request("a"), ONE, 1)
 
 
-def test_holds_tell_each_change_of_reason_once() -> None:
+def test_each_change_of_a_wait_reason_is_taken_once() -> None:
     knobs = Knobs(max_active=1, policy="priority", priority_aging_s=None)
     scheduler = offered(knobs, ("a", 0, 0), ("b", 1, 1), ("c", 2, 0))
     scheduler.next(knobs, 0.0)
     assert scheduler.next(knobs, 0.0) is None
-    assert sorted(scheduler.holds()) == [("b", "cap"), ("c", "cap")]
+    assert sorted(scheduler.take_wait_reasons()) == [("b", "cap"), ("c", "cap")]
     scheduler.finish("a", 3)
     scheduler.next(knobs, 0.0)
-    assert scheduler.holds() == [("b", "policy")]
-    assert scheduler.holds() == []
+    assert scheduler.take_wait_reasons() == [("b", "policy")]
+    assert scheduler.take_wait_reasons() == []
 
 
 class Traffic(RuleBasedStateMachine):
@@ -181,16 +183,16 @@ class Traffic(RuleBasedStateMachine):
             self.accepted.add(str(self.n))
 
     @rule()
-    def hand_over(self) -> None:
+    def dispatch(self) -> None:
         room = self.scheduler.active < self.knobs.active_cap
         chosen = self.scheduler.next(self.knobs, self.now)
         if chosen is not None:
             assert room
-            self.take(chosen)
+            self.take(chosen.request)
         elif room and self.scheduler.waiting:
             assert self.knobs.max_active_per_tenant or self.knobs.max_tokens_in_flight
-            assert self.active, "places are free, nothing runs, and nobody goes"
-        self.scheduler.holds()
+            assert self.active, "slots are free, nothing runs, and nobody goes"
+        self.scheduler.take_wait_reasons()
 
     def take(self, chosen: Request) -> None:
         self.active.append(chosen.id)
@@ -268,11 +270,11 @@ class Traffic(RuleBasedStateMachine):
         )
 
     def teardown(self) -> None:
-        """Work conservation: whatever waits is served once places come free."""
+        """Work conservation: whatever waits is served once slots come free."""
         while self.active or self.scheduler.waiting:
             while (chosen := self.scheduler.next(self.knobs, self.now)) is not None:
-                self.take(chosen)
-            assert self.active, "requests wait, places are free, and nobody goes"
+                self.take(chosen.request)
+            assert self.active, "requests wait, slots are free, and nobody goes"
             self.scheduler.finish(self.active.pop(), self.now)
 
 

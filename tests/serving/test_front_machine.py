@@ -68,7 +68,7 @@ class FrontMachine(RuleBasedStateMachine):
         seats=st.sampled_from([1, 1, 2, 3, None]), aging=st.sampled_from([0.02, 0.1, None])
     )
     def open(self, seats: int | None, aging: float | None) -> None:
-        """Few places, so that there is a line and a policy has something to say."""
+        """Few slots, so that there is a queue and a policy has something to say."""
         self.front.turn(policy=self.policy, max_active=seats, priority_aging_s=aging)
 
     @rule(

@@ -74,7 +74,7 @@ class Front:
         self.pump()
 
     def ask_for_kept(self, request: Request) -> None:
-        """A reply that is here already: whatever the door says, nobody waits for it."""
+        """A reply that is here already: whatever admission control says, nobody waits for it."""
         self.scheduler.offer_kept(request, self.knobs, self.now)
         self.pump()
 
@@ -87,17 +87,18 @@ class Front:
 
     def pump(self) -> None:
         expired = self.scheduler.expire(self.knobs, self.now)
-        for request in expired.queued_too_long:
-            del self.waiting[request.id]
-            self.end(request.id, "queue_timeout")
-        for request in expired.lived_too_long:
-            if request.id in self.active:
-                self.planner.remove(request.id)
-                self.free(request.id, "timeout")
+        for late in expired.queued_too_long:
+            del self.waiting[late.id]
+            self.end(late.id, "queue_timeout")
+        for late in expired.lived_too_long:
+            if late.id in self.active:
+                self.planner.remove(late.id)
+                self.free(late.id, "timeout")
             else:
-                del self.waiting[request.id]
-                self.end(request.id, "timeout")
-        while (chosen := self.scheduler.next(self.knobs, self.now)) is not None:
+                del self.waiting[late.id]
+                self.end(late.id, "timeout")
+        while (entry := self.scheduler.next(self.knobs, self.now)) is not None:
+            chosen = entry.request
             self.check_bound_on_waits(chosen)
             self.active[chosen.id] = self.waiting.pop(chosen.id)
             self.tokens[chosen.id] = 0
@@ -105,7 +106,7 @@ class Front:
             self.check_caps(chosen)
             self.planner.add(chosen, self.now)
         assert self.scheduler.take_broken() is None
-        self.scheduler.holds()
+        self.scheduler.take_wait_reasons()
         self.check_nobody_waits_for_nothing()
         self.check()
 
@@ -206,7 +207,7 @@ class Front:
     def check_nobody_waits_for_nothing(self) -> None:
         if not self.waiting or len(self.active) >= self.knobs.active_cap:
             return
-        assert self.active, "places are free, nothing runs, and nobody goes"
+        assert self.active, "slots are free, nothing runs, and nobody goes"
         assert self.tenants_are_limited or self.knobs.max_tokens_in_flight is not None
 
     def check_fairness(self) -> None:

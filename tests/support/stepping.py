@@ -33,7 +33,7 @@ class Stepper:
         self.now = 0.0
         self.finished: list[str] = []
         self.plans: list[Plan] = []
-        self.told: dict[str, WaitReason] = {}
+        self.reasons: dict[str, WaitReason] = {}
 
     def set(self, **changes: object) -> None:
         self.knobs = self.knobs.changed(changes)
@@ -55,7 +55,7 @@ class Stepper:
         if plan is None:
             return {}
         self.plans.append(plan)
-        self.told.update(plan.held)
+        self.reasons.update(plan.wait_reasons)
         self.planner.commit(plan, {row.seq.id: 7 for row in plan.rows if row.samples})
         for row in plan.rows:
             if row.seq.full:

@@ -122,7 +122,7 @@ class Driven:
             self._keep(answer)
 
     def retune(self, **changes: object) -> None:
-        self.runner.handle(Retune(0, Knobs().changed(changes).as_dict()))
+        self.runner.handle(Retune(0, Knobs().changed(changes)))
 
     def abort(self, request_id: str) -> None:
         self.runner.handle(Abort(request_id))

@@ -1,7 +1,8 @@
 """The one stream of events. Everything shown anywhere is a fold over it.
 
-`serving/publisher.py` publishes; folds (`observe/`) listen. The union is closed: add an event, and
-mypy's `assert_never` lists the folds to update. Events are plain values that travel as JSON lines.
+`serving/publisher.py` publishes, and nothing else does; folds (`observe/`) listen. The union is
+closed: add an event, and mypy's `assert_never` lists the folds to update. Events are plain values
+that travel as JSON lines.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Submitted(_Event, frozen=True, kw_only=True):
 
 
 class Rejection(_Event, frozen=True, kw_only=True):
-    """Refused at the door, or after waiting too long for a place."""
+    """Rejected by admission control, or after waiting too long for a slot."""
 
     request_id: str
     tenant: str
@@ -192,7 +193,7 @@ class EventBus:
         for fold in self._folds:
             try:
                 fold(event)
-            except Exception:  # a broken fold must not stop serving: it is shown the door
+            except Exception:  # a broken fold must not stop serving: it is removed
                 log.exception("an event fold raised and was removed: %r", fold)
                 self.detach(fold)
 

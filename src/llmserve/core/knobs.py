@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -106,7 +106,7 @@ def weights_text(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knobs:
-    """The live settings. Build changed copies through `changed`, which checks names and bounds."""
+    """The live settings. `changed` is where values come in, and the only place that checks them."""
 
     policy: PolicyName = _knob(
         "fifo", "Who goes next: by arrival, priority, tenants' service, length, deadline or yours.",
@@ -134,7 +134,7 @@ class Knobs:
         unit="name:weight,…", read=weights_text,
     )
     max_active: int | None = _knob(
-        None, "Most requests handed to the engine at once.", "scheduler",
+        None, "Most requests dispatched to the engine at once.", "scheduler",
         unit="requests", bounds=(1, 4096), nullable="max_num_seqs + 2",
     )
     max_active_per_tenant: int | None = _knob(
@@ -154,11 +154,11 @@ class Knobs:
         unit="requests", bounds=(0, 100_000),
     )
     queue_mode: QueueMode = _knob(
-        "queue", "Wait for a place, or be refused at once when there is none.", "admission",
+        "queue", "Wait for a slot, or be rejected at once when there is none.", "admission",
         choices=get_args(QueueMode),
     )
     queue_timeout_s: float = _knob(
-        120.0, "Longest wait for a place, then 503.", "admission",
+        120.0, "Longest wait for a slot, then 503.", "admission",
         unit="s", bounds=(0.01, 86_400), whole=False,
     )
     request_timeout_s: float = _knob(
@@ -182,7 +182,7 @@ class Knobs:
         "admission", unit="tokens", bounds=(1, 10_000_000),
     )
     admission_slo: AdmissionSlo = _knob(
-        "off", "Refuse at the door what the queue ahead would make miss its TTFT objective.",
+        "off", "Reject on arrival what the queue ahead would make miss its TTFT objective.",
         "admission", choices=get_args(AdmissionSlo),
     )
     batching: Batching = _knob(
@@ -205,7 +205,7 @@ class Knobs:
         unit="tokens", bounds=(0, 131_072),
     )
     min_decode_slots: int = _knob(
-        0, "Places of max_num_seqs kept for decodes: no more than the rest prefill at once.",
+        0, "Slots of max_num_seqs kept for decodes: no more than the rest prefill at once.",
         "engine", unit="requests", bounds=(0, 1024),
     )
 
@@ -215,8 +215,13 @@ class Knobs:
         return self.max_num_seqs + 2 if self.max_active is None else self.max_active
 
     def changed(self, changes: Mapping[str, object]) -> Knobs:
-        """A copy with `changes` made, all of them or (KnobError) none."""
+        """A copy with `changes` made, as a user gave them, all of them or (KnobError) none."""
         values: dict[str, Any] = {name: coerce(name, value) for name, value in changes.items()}
+        return dataclasses.replace(self, **values)
+
+    def taking(self, names: Iterable[str], other: Knobs) -> Knobs:
+        """A copy with these knobs as they are in `other`."""
+        values: dict[str, Any] = {name: getattr(other, name) for name in names}
         return dataclasses.replace(self, **values)
 
     def as_dict(self) -> dict[str, KnobValue]:
@@ -323,11 +328,11 @@ class KnobBoard:
     def current(self) -> Knobs:
         return self._knobs
 
-    def update(self, changes: Mapping[str, object]) -> tuple[Knobs, Knobs]:
-        """Make all of `changes` or none (KnobError); return the knobs before and after."""
+    def update(self, names: Iterable[str], asked: Knobs) -> tuple[Knobs, Knobs]:
+        """Take these knobs from `asked`; return all of them before and after."""
         with self._lock:
             before = self._knobs
-            after = self._knobs = before.changed(changes)
+            after = self._knobs = before.taking(names, asked)
             watchers = tuple(self._watchers)
         if after != before:
             for watcher in watchers:

@@ -109,7 +109,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     ttft_slo_ms: float | None = None
     """This request's own TTFT objective; None takes the knob `ttft_slo_ms`."""
     choices: int = 1
-    """Sequences of one call that come together: the first answers for all of them at the door, and
+    """Sequences of one call that come together: admission asks the first for all of them, and
     the others, which have 0 here, are paid for."""
     payload: Any = None
     """An engine's own request object (`engines.Repeatable`), carried untouched."""
@@ -188,7 +188,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     preempted: tuple[str, ...] = ()
-    held: tuple[tuple[str, WaitReason], ...] = ()
+    wait_reasons: tuple[tuple[str, WaitReason], ...] = ()
     """Waiting requests whose reason for waiting changed in this step."""
     satisfied: tuple[str, ...] = ()
     """Lowered caps that the running set fits for the first time in this step."""

@@ -175,7 +175,7 @@ def _request(row: RequestRow) -> Iterator[Event]:
 
 def _step(record: StepRecord) -> Iterator[Event]:
     t = record.start_s + record.duration_s
-    for request_id, reason in record.held:
+    for request_id, reason in record.wait_reasons:
         yield WaitReasonChanged(t=t, request_id=request_id, reason=reason, step=record.index)
     yield StepRecorded(t=t, record=record)
     for name in record.satisfied:

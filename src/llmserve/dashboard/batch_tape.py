@@ -36,7 +36,7 @@ STEPS = 10_000
 SEGMENTS = 60_000
 REQUESTS = 2_000
 KINDS: Final = ("prefill", "decode", "preempted", "waiting", *get_args(WaitReason))
-"""What a segment may be. A waiting one is named by its reason once that is told."""
+"""What a segment may be. A waiting one is named by its wait reason once there is one."""
 OPEN: Final = 0xFFFF_FFFF
 UPDATE_BYTES = 10_000
 _ROW_BYTES = 130
@@ -146,7 +146,7 @@ class TapeLog:
                 row.prompt_tokens, row.submitted = event.prompt_tokens, event.t
                 self._begin(row.id, _WAITING, 0, 0)
             elif isinstance(event, WaitReasonChanged):
-                self._held(event.request_id, event.reason)
+                self._waits_for(event.request_id, event.reason)
             elif isinstance(event, Dispatched):
                 self._row(event.request_id).dispatched = event.t
             elif isinstance(event, FirstToken):
@@ -197,8 +197,8 @@ class TapeLog:
         for request_id in record.preempted:
             self._row(request_id).preemptions += 1
             self._begin(request_id, _PREEMPTED, 0, 0)
-        for request_id, reason in record.held:
-            self._held(request_id, reason)
+        for request_id, reason in record.wait_reasons:
+            self._waits_for(request_id, reason)
         now, open_segments, here = self._total, self._open, 0
         for row in record.rows:
             segment = open_segments.get(row.request_id)
@@ -248,7 +248,7 @@ class TapeLog:
             self._closed.append(segment.pack(last))
             self._closed_total += 1
 
-    def _held(self, request_id: str, reason: WaitReason) -> None:
+    def _waits_for(self, request_id: str, reason: WaitReason) -> None:
         segment = self._open.get(request_id)
         if segment is None or request_id in self._running or segment.kind == _PREEMPTED:
             return

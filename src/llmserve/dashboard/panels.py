@@ -71,7 +71,7 @@ def panels(
         _waiting_panel(flow),
         Panel(
             "batch", "Batch fill", "%",
-            (PanelLine("token_fill", "token budget"), PanelLine("seq_fill", "places")),
+            (PanelLine("token_fill", "token budget"), PanelLine("seq_fill", "slots")),
             total=100, brief=True,
         ),
         Panel("step", "Engine step", "ms", _percentiles("step", 50, 95)),

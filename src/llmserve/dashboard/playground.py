@@ -109,7 +109,7 @@ class Playground:
             )
 
     def stop(self) -> None:
-        """End the run: its requests are cancelled and their places free. Safe when none runs."""
+        """End the run: its requests are cancelled and their slots free. Safe when none runs."""
         with self._lock:
             answering, self._answering = self._answering, None
             for copy in self._copies:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from llmserve.core.knobs import SPECS, Clamp, Knobs
 from llmserve.core.validation import whole
@@ -27,4 +29,5 @@ def clamp(knobs: Knobs, ceilings: Mapping[str, int]) -> tuple[Knobs, tuple[Clamp
         asked = getattr(knobs, name)
         if asked > ceiling:
             clamps.append(Clamp(name, asked, ceiling, f"started with {name}_ceiling={ceiling}"))
-    return knobs.changed({one.name: one.got for one in clamps}), tuple(clamps)
+    got: dict[str, Any] = {one.name: one.got for one in clamps}
+    return replace(knobs, **got), tuple(clamps)

@@ -7,7 +7,7 @@ turned where the server is an llmserve, through its own /llmserve/knobs.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -195,9 +195,10 @@ class RemoteKnobPanel:
     def lacks(self, name: str) -> str | None:
         return self._told[name].disabled if name in self._told else "the server has no such knob"
 
-    async def turn(self, changes: Mapping[str, object]) -> Sequence[Clamp]:
+    async def turn(self, names: Collection[str], asked: Knobs) -> Sequence[Clamp]:
+        changes = {name: getattr(asked, name) for name in names}
         try:
-            answer = await self._client.ask("PATCH", _knobs_url(self._client), dict(changes))
+            answer = await self._client.ask("PATCH", _knobs_url(self._client), changes)
         except ReplyError as error:
             raise RemoteError(f"{self._client.url}: {error}") from error
         return msgspec.convert(answer, _Answer).clamped
@@ -216,8 +217,8 @@ class ForeignKnobPanel:
             "(rate, concurrency, prompt_tokens, max_tokens), or compare two addresses"
         )
 
-    async def turn(self, changes: Mapping[str, object]) -> Sequence[Clamp]:
-        name = next(iter(changes))
+    async def turn(self, names: Collection[str], asked: Knobs) -> Sequence[Clamp]:
+        name = next(iter(names))
         raise KnobError(name, str(self.lacks(name)))
 
 

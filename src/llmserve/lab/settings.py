@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,8 +46,8 @@ class KnobPanel(Protocol):
         """Why turning this knob would change nothing; None where it does."""
         ...
 
-    async def turn(self, changes: Mapping[str, object]) -> Sequence[Clamp]:
-        """Return once the engine has adopted them: what it could not take."""
+    async def turn(self, names: Collection[str], asked: Knobs) -> Sequence[Clamp]:
+        """Return once the engine has adopted these of `asked`: what it could not take."""
         ...
 
 
@@ -64,8 +64,8 @@ class ServiceKnobPanel:
     def lacks(self, name: str) -> str | None:
         return self._service.engine.info.unsupported.get(name)
 
-    async def turn(self, changes: Mapping[str, object]) -> Sequence[Clamp]:
-        return (await self._service.set_knobs(changes, source="lab")).clamped
+    async def turn(self, names: Collection[str], asked: Knobs) -> Sequence[Clamp]:
+        return (await self._service.take_knobs(names, asked, source="lab")).clamped
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,14 @@ def here(service: Service, bus: EventBus) -> Stage:
     return Stage(target, ServiceKnobPanel(service), info.engine, info.model_id)
 
 
+@dataclass(frozen=True)
+class CheckedSetting:
+    """The names that a setting has, and all knobs with it in force."""
+
+    names: frozenset[str]
+    knobs: Knobs
+
+
 class Switch:
     """Turns a server's knobs from setting to setting, and back to what they were."""
 
@@ -92,33 +100,32 @@ class Switch:
         self._before = panel.knobs
         self._touched: set[str] = set()
 
-    async def to(self, setting: Setting) -> None:
+    async def to(self, setting: CheckedSetting) -> None:
         """What other settings touched goes back first, so that settings do not add up.
         NeedsRestart where a ceiling does not let it be tried."""
-        changes = changes_of(setting)
-        whole = {name: self._before.as_dict()[name] for name in self._touched} | changes
-        self._touched |= changes.keys()
-        if not whole:
+        self._touched |= setting.names
+        if not self._touched:
             return
-        for clamp in await self._panel.turn(whole):
-            if clamp.name in changes:
+        for clamp in await self._panel.turn(self._touched, setting.knobs):
+            if clamp.name in setting.names:
                 raise NeedsRestart(
                     f"{clamp.name}={clamp.asked} is above what this server was started for "
                     f"({clamp.got}: {clamp.why}); start one with a higher ceiling to try it"
                 )
 
     async def back(self) -> None:
-        await self.to({})
+        await self.to(CheckedSetting(frozenset(), self._before))
 
-    def check(self, setting: Setting) -> None:
+    def read(self, setting: Setting) -> CheckedSetting:
         """KnobError where a setting is wrong, or where it would change nothing here."""
         changes = changes_of(setting)
-        self._before.changed(changes)
+        checked = CheckedSetting(frozenset(changes), self._before.changed(changes))
         for name in changes:
             if (why := self._panel.lacks(name)) is not None:
                 raise KnobError(name, f"{name} cannot be tried here: {why}")
+        return checked
 
     def side(self, setting: Setting, target: Target) -> Side:
         """KnobError here where the setting is wrong, before anything runs."""
-        self.check(setting)
-        return Side(label_of(setting), target, lambda: self.to(setting))
+        checked = self.read(setting)
+        return Side(label_of(setting), target, lambda: self.to(checked))

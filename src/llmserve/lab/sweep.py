@@ -119,9 +119,9 @@ class Sweeping(Job[Sweep]):
         self._load, self._slo = load, slo
         self._rounds, self._warmup = rounds, warmup
         self._points = combinations({name: list(values) for name, values in grid.items()})
-        for values in self._points:
-            knobs, _ = self._split(values)
-            self._switch.check(knobs)
+        self._settings = {
+            key(values): self._switch.read(self._split(values)[0]) for values in self._points
+        }
         rest = {n: value for n, value in stage.panel.knobs.as_dict().items() if n not in grid}
         header = Header(str(load), stage.engine, stage.model, slo, rest)
         self._journal = Journal(None if path is None else Path(path), header)
@@ -150,9 +150,9 @@ class Sweeping(Job[Sweep]):
         if (name, number) in self._journal.found or name in self._skipped:
             self._runs_done += 1
             return
-        knobs, load = self._split(values)
+        _, load = self._split(values)
         try:
-            await self._switch.to(knobs)
+            await self._switch.to(self._settings[name])
         except NeedsRestart as error:
             self._skipped[name] = str(error)
             return

@@ -39,7 +39,7 @@ _TAIL = 0.90
 _SAMPLES = 32_768
 _CHANGES = 200
 _ENOUGH = 5
-"""Samples on both sides of a knob's change before its effect is told."""
+"""Samples on both sides of a knob's change before its effect is reported."""
 _SPAN_S = 1.0
 """Tokens are counted per second over so much at least."""
 _WORTH_NAMING = 0.25
@@ -79,7 +79,7 @@ class WhyFold:
                 self._spending.submit(event.request_id, event.t)
             elif isinstance(event, WaitReasonChanged):
                 if event.step is None:  # the engine's own are in its steps, with the time of each
-                    self._spending.hold(event.request_id, event.reason, event.t)
+                    self._spending.wait(event.request_id, event.reason, event.t)
             elif isinstance(event, Dispatched):
                 self._spending.dispatch(event.request_id, event.t)
             elif isinstance(event, FirstToken):
@@ -100,7 +100,7 @@ class WhyFold:
             others = self._others.window(after, until)
             changes = list(self._changes)
             waiting = Counter(
-                CAUSES[spent.cause] for spent in self._spending.live.values() if not spent.told
+                CAUSES[spent.cause] for spent in self._spending.live.values() if not spent.has_token
             )
         measured = _Measured(firsts, gaps, others, changes, knobs, until, window_s)
         return Why(

@@ -69,7 +69,7 @@ class Why(msgspec.Struct, frozen=True, kw_only=True):
 
 
 LABELS: Final[dict[Cause, str]] = {
-    "cap": "waiting for a place",
+    "cap": "waiting for a slot",
     "policy": "waiting while others go first by policy",
     "in_flight": "waiting for the token budget of all requests",
     "token_budget": "waiting for room in a step's token budget",
@@ -91,12 +91,12 @@ COLOURS: Final[dict[Cause, str]] = {
 }
 _ADVICE: Final[dict[str, str]] = {
     "max_num_seqs": "more at once shorten this wait, and lengthen each step and its gaps",
-    "max_active": "more handed to the engine at once shorten this wait",
+    "max_active": "more dispatched to the engine at once shorten this wait",
     "policy": "another policy would let others wait instead",
     "max_tokens_in_flight": "a larger budget admits more at once, and takes more KV",
     "max_num_batched_tokens": "a larger step takes prompts in sooner, a smaller one shortens gaps",
     "long_prefill_token_threshold": "smaller chunks shorten the gaps, and lengthen TTFT",
-    "max_active_per_tenant": "a higher limit lets this tenant take places from others",
+    "max_active_per_tenant": "a higher limit lets this tenant take slots from others",
     "kv_share_per_tenant": "a higher share lets this tenant take KV from others",
     "batching": "continuous batching lets requests join at every step",
 }

@@ -1,4 +1,4 @@
-"""What each unfinished request has done so far, as its events tell it."""
+"""What each unfinished request has done so far, by its events."""
 
 from __future__ import annotations
 

@@ -41,14 +41,14 @@ RequestState = Literal["waiting", "active", "done", "refused"]
 
 
 class RequestRow(msgspec.Struct, kw_only=True, gc=False):
-    """What is known of one request. None stands for "not yet" or "not told"."""
+    """What is known of one request. None stands for "not yet" or "not known"."""
 
     id: str
     tenant: str
     priority: int
     state: RequestState
     arrival: float
-    """When it was submitted; of one refused at the door, when it was refused."""
+    """When it was submitted; of one rejected on arrival, when it was rejected."""
     prompt_tokens: int | None = None
     max_tokens: int | None = None
     completion_tokens: int = 0

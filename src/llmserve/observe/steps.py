@@ -72,20 +72,20 @@ _STEP_COLUMNS = (
     "kv_capacity_tokens", "max_num_seqs", "max_num_batched_tokens", "cached_tokens",
     "draft_tokens", "accepted_tokens",
 )
-_STEP_COUNTS = ("rows", "prefill_tokens", "decode_tokens", "preempted", "held")
+_STEP_COUNTS = ("rows", "prefill_tokens", "decode_tokens", "preempted", "wait_reasons")
 _TAPE_COLUMNS = ("step", "start_s", "duration_s", "request_id", "kind", "tokens")
 
 
 def steps_frame(records: Iterable[StepRecord]) -> pd.DataFrame:
-    """One row per engine step. `held`: requests whose reason for waiting is another one from this
-    step on, each with that reason."""
+    """One row per engine step. `wait_reasons`: requests that wait for another reason from
+    this step on, each with that reason."""
     import pandas as pd
 
     values = [
         (
             *(getattr(record, name) for name in _STEP_COLUMNS),
             len(record.rows), record.prefill_tokens, record.decode_tokens, len(record.preempted),
-            dict(record.held),
+            dict(record.wait_reasons),
         )
         for record in records
     ]

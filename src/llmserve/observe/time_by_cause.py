@@ -1,8 +1,8 @@
 """Where each request's time goes: every second from its arrival is put under one cause.
 
 Invariant: the parts of a finished span (arrival to first token; one delivery to the next) add up
-to its length exactly. What no step and no told reason explains is "other": waiting for the step
-under way to end, delivery, and whatever kept the kernel from hearing.
+to its length exactly. What no step and no published reason explains is "other": waiting for the
+step under way to end, delivery, and whatever kept the kernel from hearing.
 
 A step is divided by what it computed. Its prefill part is what it took beyond a step of decodes
 alone (the median of the latest such steps; by tokens where there was none yet). Of that part a
@@ -39,7 +39,7 @@ class TimeByCause(msgspec.Struct, gc=False):
     parts: list[float]
     cause: int = _OTHER
     """What time is put under while no step has a row of this request."""
-    told: bool = False
+    has_token: bool = False
     """Has its first token."""
     step: int | None = None
     """The last engine step that had a row of it."""
@@ -63,7 +63,7 @@ class CauseClock:
     def submit(self, request_id: str, t: float) -> None:
         self.live[request_id] = TimeByCause(t, t, _NOTHING.copy())
 
-    def hold(self, request_id: str, reason: WaitReason, t: float) -> None:
+    def wait(self, request_id: str, reason: WaitReason, t: float) -> None:
         """The front scheduler's word. Its token budget is of requests in flight, not of a step."""
         if (spent := self.live.get(request_id)) is not None:
             spent.until(t)
@@ -78,9 +78,9 @@ class CauseClock:
         """Whether it was the first token, the span that ended and its parts; None for tokens
         that came together with those before."""
         spent = self.live.get(request_id)
-        if spent is None or (spent.told and t <= spent.began):
+        if spent is None or (spent.has_token and t <= spent.began):
             return None
-        first, spent.told = not spent.told, True
+        first, spent.has_token = not spent.has_token, True
         parts, since = spent.parts, spent.since  # written out here, once for each token
         if t > since:
             parts[spent.cause] += t - since
@@ -94,7 +94,7 @@ class CauseClock:
 
     def step(self, record: StepRecord) -> None:
         start = record.start_s
-        for request_id, reason in record.held:
+        for request_id, reason in record.wait_reasons:
             spent = self.live.get(request_id)
             if spent is not None and spent.cause != _PREEMPTION:
                 spent.until(start)
@@ -150,7 +150,7 @@ def _compute(
     spent: TimeByCause, kind: RowKind, tokens: int, start: float, end: float, others: float
 ) -> None:
     """Put a step with a row of this request under its causes; the part before `since` is past."""
-    again = kind == "prefill" and (spent.lost > 0 or spent.told)
+    again = kind == "prefill" and (spent.lost > 0 or spent.has_token)
     spent.computed += tokens
     spent.lost = max(0, spent.lost - tokens)
     if again:

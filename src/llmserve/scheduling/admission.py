@@ -1,4 +1,4 @@
-"""The door: take a request in, or say at once why not and when to return."""
+"""Admission control: admit a request to the queue, or say at once why not and when to return."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmserve.core.types import Request
 from llmserve.scheduling.ledger import Account, footprint
 
 UNKNOWN_RATE_RETRY_S = 1.0
-"""Told as Retry-After while no place has come free yet and no rate is known."""
+"""The Retry-After while no slot has come free yet and no rate is known."""
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -27,7 +27,7 @@ class Rejected(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class AdmissionState:
-    """What the door knows of the house and of the request's tenant."""
+    """Load of the front, and limits of the request's tenant, as one admission sees them."""
 
     waiting: int
     active: int
@@ -36,29 +36,29 @@ class AdmissionState:
     ahead: int = 0
     """Waiting requests that would go before this one, by the policy as far as it is known."""
     free_per_s: float | None = None
-    """Places that come free each second, as lately measured; None before that is known."""
+    """Slots that come free each second, as lately measured; None before that is known."""
     first_token_s: float = 0.0
-    """From hand-over to first token, as lately measured."""
+    """From dispatch to first token, as lately measured."""
     margin_s: float = 0.0
     """What a predicted wait must be raised by, as predictions lately proved wrong."""
     rate_limit_rps: float | None = None
     rate_limit_tps: float | None = None
 
     def must_wait(self, knobs: Knobs) -> bool:
-        return self.places_needed(knobs) > 0
+        return self.slots_needed(knobs) > 0
 
-    def places_needed(self, knobs: Knobs) -> int:
-        """Places that must come free before this request's turn."""
+    def slots_needed(self, knobs: Knobs) -> int:
+        """Slots that must come free before this request's turn."""
         return max(0, self.ahead + 1 - max(0, knobs.active_cap - self.active))
 
 
 def admit(request: Request, load: AdmissionState, knobs: Knobs, now: float) -> Accepted | Rejected:
-    """Both buckets are asked, and neither is drawn from, before all have had their say."""
+    """Both buckets are asked, and neither is drawn from, before every limit was."""
     verdict = (
         _too_long(request, load)
         or _request_rate(request, load, knobs, now)
         or _token_rate(request, load, knobs, now)
-        or _place(request, load, knobs)
+        or _slot(request, load, knobs)
         or _objective(request, load, knobs, now)
     )
     if verdict is not None:
@@ -73,7 +73,7 @@ def admit(request: Request, load: AdmissionState, knobs: Knobs, now: float) -> A
 def admit_kept(
     request: Request, load: AdmissionState, knobs: Knobs, now: float
 ) -> Accepted | Rejected:
-    """Of one whose reply is here already: it takes no place and no tokens, but is a request."""
+    """Of one whose reply is here already: it takes no slot and no tokens, but is a request."""
     verdict = _request_rate(request, load, knobs, now)
     if verdict is None and load.rate_limit_rps is not None:
         load.account.bucket.take(request.choices)
@@ -126,22 +126,22 @@ def _token_rate(
     )
 
 
-def _place(request: Request, load: AdmissionState, knobs: Knobs) -> Rejected | None:
+def _slot(request: Request, load: AdmissionState, knobs: Knobs) -> Rejected | None:
     free = 0 if load.waiting else max(0, knobs.active_cap - load.active)
-    line = max(1, request.choices) - free
-    if line <= 0:
+    more = max(1, request.choices) - free
+    if more <= 0:
         return None
     if knobs.queue_mode == "reject":
         return Rejected(
             "no_place",
-            _retry_after(line, load),
-            f"{free} of {knobs.active_cap} places are free, {line} more are needed, and "
+            _retry_after(more, load),
+            f"{free} of {knobs.active_cap} slots are free, {more} more are needed, and "
             "queue_mode is reject",
         )
-    if load.waiting + line > knobs.queue_max:
+    if load.waiting + more > knobs.queue_max:
         return Rejected(
             "queue_full",
-            _retry_after(load.waiting + line - knobs.queue_max, load),
+            _retry_after(load.waiting + more - knobs.queue_max, load),
             f"{load.waiting} requests wait already (queue_max={knobs.queue_max})",
         )
     return None
@@ -157,7 +157,7 @@ def _objective(request: Request, load: AdmissionState, knobs: Knobs, now: float)
     slo_s = (knobs.ttft_slo_ms if request.ttft_slo_ms is None else request.ttft_slo_ms) / 1e3
     if predicted is None or predicted <= slo_s:
         return None
-    rate = "" if load.free_per_s is None else f", {load.free_per_s:.3g} places come free a second"
+    rate = "" if load.free_per_s is None else f", {load.free_per_s:.3g} slots come free a second"
     return Rejected(
         "slo",
         predicted - slo_s,
@@ -167,17 +167,17 @@ def _objective(request: Request, load: AdmissionState, knobs: Knobs, now: float)
 
 
 def predicted_ttft_s(load: AdmissionState, knobs: Knobs) -> float | None:
-    """None while no place has come free yet and one is needed."""
-    places = load.places_needed(knobs)
-    if places == 0:
+    """None while no slot has come free yet and one is needed."""
+    slots = load.slots_needed(knobs)
+    if slots == 0:
         return load.first_token_s
     if not load.free_per_s:
         return None
-    return places / load.free_per_s + load.first_token_s
+    return slots / load.free_per_s + load.first_token_s
 
 
-def _retry_after(places: int, load: AdmissionState) -> float:
-    """Seconds until so many places should have come free at the measured rate."""
+def _retry_after(slots: int, load: AdmissionState) -> float:
+    """Seconds until so many slots should have come free at the measured rate."""
     if not load.free_per_s:
         return UNKNOWN_RATE_RETRY_S
-    return places / load.free_per_s
+    return slots / load.free_per_s

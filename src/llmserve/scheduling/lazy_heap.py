@@ -1,4 +1,4 @@
-"""A heap whose keys may grow while items wait: an item is given its new one at the top."""
+"""Heaps whose keys may grow while items wait: an item is given its new one at the top."""
 
 from __future__ import annotations
 
@@ -11,43 +11,63 @@ T = TypeVar("T", bound=Hashable)
 
 
 class LazyHeap(Generic[T]):
-    """Items by a key that may only grow; one valid entry an item, the others are skipped."""
+    """Items by a key that may only grow. One whose key is None is gone."""
 
     def __init__(self, key: Callable[[T], Key | None]) -> None:
         self._key = key
         self._heap: list[tuple[Key, int, T]] = []
-        self._valid: dict[T, int] = {}
         self._count = 0
+        self._gone = 0
 
     def put(self, item: T) -> None:
-        """Add an item, or tell that its key may have become smaller."""
+        """Add an item that has a key."""
         key = self._key(item)
-        if key is None:
-            self.discard(item)
-            return
-        self._push(key, item)
-        if len(self._heap) > 2 * len(self._valid) + 16:
-            self._heap = [entry for entry in self._heap if self._valid.get(entry[2]) == entry[1]]
+        assert key is not None, item
+        self._count += 1
+        heapq.heappush(self._heap, (key, self._count, item))
+        if 2 * self._gone > len(self._heap) + 16:
+            self._heap = [node for node in self._heap if self._fresh(node) is not None]
             heapq.heapify(self._heap)
+            self._gone = 0
 
     def discard(self, item: T) -> None:
-        self._valid.pop(item, None)
+        """Note that an item is gone; it leaves the heap when it would come to the top."""
+        self._gone += 1
 
     def first(self) -> T | None:
-        while self._heap:
-            key, count, item = self._heap[0]
-            if self._valid.get(item) == count:
-                fresh = self._key(item)
-                if fresh is not None and fresh <= key:
-                    return item
-                self.discard(item)
-                if fresh is not None:
-                    self._push(fresh, item)
-                    continue  # the stale entry is skipped when it is met again
-            heapq.heappop(self._heap)
+        heap = self._heap
+        while heap:
+            node = heap[0]
+            fresh = self._fresh(node)
+            if fresh is None:
+                heapq.heappop(heap)
+                self._gone = max(0, self._gone - 1)
+            elif fresh <= node[0]:
+                return node[2]
+            else:
+                heapq.heapreplace(heap, (fresh, node[1], node[2]))
         return None
 
-    def _push(self, key: Key, item: T) -> None:
-        self._count += 1
-        self._valid[item] = self._count
-        heapq.heappush(self._heap, (key, self._count, item))
+    def _fresh(self, node: tuple[Key, int, T]) -> Key | None:
+        """The key of a node's item as it is now; None where the node is to be skipped."""
+        return self._key(node[2])
+
+
+class RekeyedHeap(LazyHeap[T]):
+    """A `LazyHeap` whose items may come back, or be put again when their key became smaller."""
+
+    def __init__(self, key: Callable[[T], Key | None]) -> None:
+        super().__init__(key)
+        self._newest: dict[T, int] = {}
+
+    def put(self, item: T) -> None:
+        self.discard(item)
+        self._newest[item] = self._count + 1
+        super().put(item)
+
+    def discard(self, item: T) -> None:
+        if self._newest.pop(item, None) is not None:
+            super().discard(item)
+
+    def _fresh(self, node: tuple[Key, int, T]) -> Key | None:
+        return self._key(node[2]) if self._newest.get(node[2]) == node[1] else None

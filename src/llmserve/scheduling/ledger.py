@@ -1,19 +1,20 @@
-"""What each tenant has been given, and holds now: the memory that policies and limits share.
+"""What each tenant has been given, and has in the engine now: what policies and limits share.
 
 The virtual token counter follows Sheng et al., "Fairness in Serving Large Language Models"
-(arXiv 2401.00588), algorithm 2: prompt tokens are charged when a request is handed over, generated
+(arXiv 2401.00588), algorithm 2: prompt tokens are charged when a request is dispatched, generated
 ones as they come, both divided by the tenant's weight; a tenant that returns is lifted to the
 least served of those who wait, or idle time would become credit.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from llmserve.core.types import Request
-from llmserve.scheduling.lazy_heap import Key, LazyHeap
+from llmserve.scheduling.lazy_heap import Key, RekeyedHeap
 
 PROMPT_WEIGHT = 1.0
 OUTPUT_WEIGHT = 2.0
@@ -59,6 +60,10 @@ class Account:
     def idle(self) -> bool:
         return self.waiting == 0 and self.active == 0
 
+    def emitted(self, tokens: int, weight: float) -> None:
+        """One of its requests was given so many tokens."""
+        self.counter += OUTPUT_WEIGHT * tokens / weight
+
 
 class Ledger:
     """Accounts by tenant, the least recently touched first."""
@@ -66,10 +71,10 @@ class Ledger:
     def __init__(self) -> None:
         self._accounts: OrderedDict[str, Account] = OrderedDict()
         self._waiting: dict[str, Account] = {}
-        self._least: LazyHeap[str] = LazyHeap(self._service_of_waiting)
+        self._least: RekeyedHeap[str] = RekeyedHeap(self._service_of_waiting)
         self._last_served = 0.0
         self.tokens_in_flight = 0
-        """Prompt and max_tokens of everything handed over and not finished."""
+        """Prompt and max_tokens of everything dispatched and not finished."""
         self._longest_prompt = 0
         self._most_in_flight = 0
 
@@ -102,7 +107,7 @@ class Ledger:
         self._accounts.move_to_end(request.tenant)
 
     def left_queue(self, request: Request) -> None:
-        """Handed over, or given up while waiting."""
+        """Dispatched, or given up while waiting."""
         account = self.account(request.tenant)
         account.waiting -= 1
         if account.waiting == 0:
@@ -120,9 +125,6 @@ class Ledger:
         self._longest_prompt = max(self._longest_prompt, len(request.prompt_ids))
         self._most_in_flight = max(self._most_in_flight, self.tokens_in_flight)
 
-    def emitted(self, tenant: str, tokens: int, weight: float) -> None:
-        self.account(tenant).counter += OUTPUT_WEIGHT * tokens / weight
-
     def finished(self, request: Request) -> None:
         account, tokens = self.account(request.tenant), footprint(request)
         account.active -= 1
@@ -137,6 +139,14 @@ class Ledger:
         for tenant in self._waiting:
             self._least.put(tenant)
 
+    def check(self, waiting: Mapping[str, int], active: Sequence[Request]) -> None:
+        """Assert that it counts just these: how many wait by tenant, and who is active."""
+        counts = {tenant: account.waiting for tenant, account in self._waiting.items()}
+        assert counts == waiting, "the ledger miscounts who waits"
+        counts = {name: one.active for name, one in self._accounts.items() if one.active}
+        assert counts == Counter(one.tenant for one in active), "the ledger miscounts the active"
+        assert self.tokens_in_flight == sum(map(footprint, active)), "tokens in flight miscounted"
+
     def gap(self) -> float:
         """Largest difference of service between two tenants who both wait, in weighted tokens."""
         counters = [account.counter for account in self._waiting.values()]
@@ -145,7 +155,7 @@ class Ledger:
     def bound(self, lightest: float = 1.0) -> float:
         """What the paper allows that gap to be: 2·max(w_p·L_input, w_q·M) over the least weight.
 
-        L_input is the longest prompt handed over so far, M the most tokens that were in flight.
+        L_input is the longest prompt dispatched so far, M the most tokens that were in flight.
         It holds under fair_share while no limit of a tenant's own keeps its requests back.
         """
         longest = PROMPT_WEIGHT * self._longest_prompt
@@ -159,11 +169,11 @@ class Ledger:
         """Too many: the longest idle ones, but not the one that is asked for just now."""
         surplus = len(self._accounts) - _TENANTS
         if surplus > 0:
-            idle = (name for name, held in self._accounts.items() if held.idle and name != new)
+            idle = (name for name, one in self._accounts.items() if one.idle and name != new)
             for tenant in list(islice(idle, surplus)):
                 del self._accounts[tenant]
 
 
 def footprint(request: Request) -> int:
-    """Tokens the request may come to hold."""
+    """Tokens whose KV the request may come to need."""
     return len(request.prompt_ids) + request.sampling.max_tokens

@@ -15,7 +15,7 @@ _FEWEST = 4
 
 
 class OutputLengths:
-    """Mean reply per tenant and per length of prompt, which is told by its power of two."""
+    """Mean reply per tenant and per length of prompt, to the next power of two."""
 
     def __init__(self) -> None:
         self._kinds: OrderedDict[tuple[str, int], tuple[int, float]] = OrderedDict()

@@ -1,20 +1,21 @@
 """The waiting requests in the order of a policy: a heap of tenants, and a heap for each of them.
 
 A pick costs a few heap operations however many wait. Under a user's function there is no order to
-keep: it is shown all who may go.
+keep: it is shown all who may go. Heaps hold ids; what they stand for is the scheduler's `Entry`.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from operator import attrgetter
 from typing import Protocol
 
 from llmserve.core.knobs import Knobs
 from llmserve.core.types import Request
-from llmserve.scheduling.lazy_heap import Key, LazyHeap
+from llmserve.scheduling.entry import Entry
+from llmserve.scheduling.lazy_heap import Key, LazyHeap, RekeyedHeap
 from llmserve.scheduling.ledger import OUTPUT_WEIGHT, PROMPT_WEIGHT, Ledger
 from llmserve.scheduling.output_length import OutputLengths
 from llmserve.scheduling.policies import POLICIES
@@ -24,15 +25,19 @@ order_of = attrgetter(
     "policy", "priority_aging_s", "shortest_aging_tps", "ttft_slo_ms", "length_estimate",
     "tenant_weights", "admission_slo",
 )  # fmt: skip
-"""The knobs that a line is built by; where another changes, `turn` will do."""
+"""The knobs that a queue is built by; where another changes, `turn` will do."""
 
 
 class TenantQueue(Protocol):
-    def add(self, request: Request, now: float) -> None: ...
+    def add(self, entry: Entry, now: float) -> None:
+        """Queue a request that waits from now on."""
+        ...
 
-    def remove(self, request: Request) -> None: ...
+    def remove(self, entry: Entry) -> None:
+        """Forget a request that waits no more."""
+        ...
 
-    def first(self, now: float) -> Request | None:
+    def first(self, now: float) -> Entry | None:
         """Who is first by the policy; tenants that were parked are passed over."""
         ...
 
@@ -54,54 +59,66 @@ class TenantQueue(Protocol):
 
 
 class RequestQueue:
-    """Requests waiting, under one policy. Build a new one when the policy changes."""
+    """Requests waiting, under one policy. Build a new one when the policy changes.
+
+    `entries` and `waiting`, the ids of those of them that wait, are the scheduler's own.
+    """
 
     def __init__(
-        self, knobs: Knobs, ledger: Ledger, lengths: OutputLengths, weight: Callable[[str], float]
+        self,
+        knobs: Knobs,
+        ledger: Ledger,
+        lengths: OutputLengths,
+        weight: Callable[[str], float],
+        entries: Mapping[str, Entry],
+        waiting: Collection[str],
     ) -> None:
         self._policy = POLICIES["fifo" if knobs.policy == "custom" else knobs.policy]
         self._lengths = lengths if knobs.length_estimate == "learned" else None
-        self._replies: dict[str, float] = {}
         self._knobs = knobs
         self._ledger = ledger
         self._weight = weight
+        self._entries = entries
+        self._waiting = waiting
         self._now = 0.0
         self._ranks = None if knobs.admission_slo == "off" else _Ranks()
         self._parked: set[str] = set()
-        self._requests: dict[str, Request] = {}
-        self._lines: dict[str, LazyHeap[str]] = {}
-        self._tenants: LazyHeap[str] = LazyHeap(self._tenant_key)
+        self._heaps: dict[str, LazyHeap[str]] = {}
+        self._tenants: RekeyedHeap[str] = RekeyedHeap(self._tenant_key)
 
-    def add(self, request: Request, now: float) -> None:
+    def add(self, entry: Entry, now: float) -> None:
         self._now = now
-        self._requests[request.id] = request
-        # asked once: what is learned meanwhile must not make a key shrink
-        reply = self._replies[request.id] = self._reply(request)
+        request, tenant = entry.request, entry.request.tenant
+        entry.reply_tokens = self._reply(request)
         if self._ranks is not None:
-            self._ranks.add(request, self._group(request), self._rank(request, reply))
-        line = self._lines.get(request.tenant)
-        if line is None:
-            line = self._lines[request.tenant] = LazyHeap(self._request_key)
-        line.put(request.id)
-        if request.tenant not in self._parked:
-            self._tenants.put(request.tenant)
+            entry.rank = self._rank(request, entry.reply_tokens)
+            self._ranks.add(self._group(request), entry.rank)
+        heap = self._heaps.get(tenant)
+        moves = heap is None
+        if heap is None:
+            heap = self._heaps[tenant] = LazyHeap(self._request_key)
+        heap.put(request.id)
+        if not moves and self._policy.across is None:
+            moves = heap.first() == request.id  # its key is its tenant's now
+        if moves and tenant not in self._parked:
+            self._tenants.put(tenant)
 
-    def remove(self, request: Request) -> None:
-        """Taken or given up; its heap forgets it when it would come to the top."""
-        del self._requests[request.id], self._replies[request.id]
-        if self._ranks is not None:
-            self._ranks.remove(request, self._group(request))
-        line = self._lines[request.tenant]
-        line.discard(request.id)
-        if line.first() is None:
-            del self._lines[request.tenant]
-            self._tenants.discard(request.tenant)
+    def remove(self, entry: Entry) -> None:
+        request, tenant = entry.request, entry.request.tenant
+        if entry.rank is not None and self._ranks is not None:
+            self._ranks.remove(self._group(request), entry.rank)
+            entry.rank = None
+        heap = self._heaps[tenant]
+        heap.discard(request.id)
+        if heap.first() is None:
+            del self._heaps[tenant]
+            self._tenants.discard(tenant)
 
-    def first(self, now: float) -> Request | None:
+    def first(self, now: float) -> Entry | None:
         self._now = now
         tenant = self._tenants.first()
-        head = self._lines[tenant].first() if tenant is not None else None
-        return self._requests[head] if head is not None else None
+        head = None if tenant is None else self._heaps[tenant].first()
+        return None if head is None else self._entries[head]
 
     def park(self, tenant: str) -> None:
         self._parked.add(tenant)
@@ -109,7 +126,7 @@ class RequestQueue:
 
     def unpark(self, tenant: str) -> None:
         self._parked.discard(tenant)
-        if tenant in self._lines:
+        if tenant in self._heaps:
             self._tenants.put(tenant)
 
     def is_parked(self, tenant: str) -> bool:
@@ -127,7 +144,7 @@ class RequestQueue:
         Those whose tenant is at its limit count, though they may have to let this one pass.
         """
         if self._ranks is None:
-            return len(self._requests)
+            return len(self._waiting)
         reply = self._reply(request)
         lost = None if self._policy.lost is None else self._policy.lost(now)
         before = self._ranks.before(self._group(request), self._rank(request, reply), lost)
@@ -164,14 +181,14 @@ class RequestQueue:
         return self._policy.within(request, self._knobs, request.arrival, reply)
 
     def _request_key(self, request_id: str) -> Key | None:
-        request = self._requests.get(request_id)
-        if request is None:
+        entry = self._entries.get(request_id)
+        if entry is None or entry.status != "waiting":
             return None
-        return self._policy.within(request, self._knobs, self._now, self._replies[request_id])
+        return self._policy.within(entry.request, self._knobs, self._now, entry.reply_tokens)
 
     def _tenant_key(self, tenant: str) -> Key | None:
-        line = self._lines.get(tenant)
-        head = None if line is None else line.first()
+        heap = self._heaps.get(tenant)
+        head = None if heap is None else heap.first()
         if head is None:
             return None
         if self._policy.across is not None:
@@ -185,15 +202,13 @@ class _Ranks:
 
     def __init__(self) -> None:
         self._keys: dict[str, list[Key]] = {}
-        self._own: dict[str, Key] = {}
 
-    def add(self, request: Request, group: str, key: Key) -> None:
-        self._own[request.id] = key
+    def add(self, group: str, key: Key) -> None:
         insort(self._keys.setdefault(group, []), key)
 
-    def remove(self, request: Request, group: str) -> None:
+    def remove(self, group: str, key: Key) -> None:
         keys = self._keys[group]
-        del keys[bisect_left(keys, self._own.pop(request.id))]
+        del keys[bisect_left(keys, key)]
         if not keys:
             del self._keys[group]
 
@@ -207,29 +222,41 @@ class _Ranks:
 
 
 class UserPolicyQueue:
-    """Requests waiting, in order of arrival; a user's function chooses among them."""
+    """Requests waiting, in order of arrival; a user's function chooses among them.
 
-    def __init__(self, knobs: Knobs, ledger: Ledger, policy: UserPolicy) -> None:
+    `entries` and `waiting` are as of `RequestQueue`, and say all there is to know.
+    """
+
+    def __init__(
+        self,
+        knobs: Knobs,
+        ledger: Ledger,
+        policy: UserPolicy,
+        entries: Mapping[str, Entry],
+        waiting: Collection[str],
+    ) -> None:
         self._knobs = knobs
         self._ledger = ledger
         self._policy = policy
+        self._entries = entries
+        self._waiting = waiting
         self._parked: set[str] = set()
-        self._requests: dict[str, Request] = {}
 
-    def add(self, request: Request, now: float) -> None:
-        self._requests[request.id] = request
+    def add(self, entry: Entry, now: float) -> None: ...
 
-    def remove(self, request: Request) -> None:
-        del self._requests[request.id]
+    def remove(self, entry: Entry) -> None: ...
 
-    def first(self, now: float) -> Request | None:
+    def first(self, now: float) -> Entry | None:
         """PolicyError where the function fails."""
         waiting = tuple(
-            request for request in self._requests.values() if request.tenant not in self._parked
+            request
+            for request in (self._entries[id].request for id in self._waiting)
+            if request.tenant not in self._parked
         )
         if not waiting:
             return None
-        return self._policy.choose(waiting, LedgerView.of(self._ledger, now), self._knobs)
+        chosen = self._policy.choose(waiting, LedgerView.of(self._ledger, now), self._knobs)
+        return self._entries[chosen.id]
 
     def park(self, tenant: str) -> None:
         self._parked.add(tenant)
@@ -246,4 +273,4 @@ class UserPolicyQueue:
 
     def ahead(self, request: Request, now: float) -> int:
         """All of them: what the function would say is not known before."""
-        return len(self._requests)
+        return len(self._waiting)

@@ -1,14 +1,15 @@
-"""The front scheduler: who is handed to the engine next. No asyncio, no clock.
+"""The front scheduler: which request is dispatched to the engine next. No asyncio, no clock.
 
-Invariants (`check`): every request offered and accepted is in exactly one of waiting and active
-until it is finished, dropped or expired; no cap is exceeded but by lowering it; the ledger counts
-exactly what waits and runs.
+Invariants (`check`): every request admitted has one `Entry`, waiting or active, until it is
+finished, dropped or expired; the indexes name just those that wait; no cap is exceeded but by
+lowering it; the ledger counts exactly what waits and runs.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from typing import NamedTuple
 
 from llmserve.core.knobs import Knobs, weights_of
@@ -22,17 +23,17 @@ from llmserve.scheduling.admission import (
     admit_kept,
     predicted_ttft_s,
 )
+from llmserve.scheduling.entry import Entry
 from llmserve.scheduling.ledger import Ledger, footprint
 from llmserve.scheduling.output_length import OutputLengths
 from llmserve.scheduling.queue import RequestQueue, TenantQueue, UserPolicyQueue, order_of
 from llmserve.scheduling.user_policy import PolicyError, UserPolicy
 from llmserve.scheduling.wait_estimate import WaitEstimate
-from llmserve.scheduling.wait_reasons import WaitReasons
 
 
 class Expired(NamedTuple):
-    queued_too_long: list[Request]
-    lived_too_long: list[Request]
+    queued_too_long: list[Entry]
+    lived_too_long: list[Entry]
 
 
 class Fairness(NamedTuple):
@@ -53,22 +54,16 @@ class Scheduler:
         self.kv_capacity_tokens = kv_capacity_tokens
         self.user_policy: UserPolicy | None = None
         self._terms = terms or {}
-        self._waiting: dict[str, Request] = {}  # in order of offering
-        self._active: dict[str, Request] = {}
-        self._offered: dict[str, float] = {}  # both of the above, in order of offering
-        self._queue_since: dict[str, float] = {}
+        self._entries: dict[str, Entry] = {}  # in order of admission
+        self._waiting: dict[str, None] = {}  # index: those that wait, in that order
+        self._changed: dict[str, None] = {}  # index: those whose wait reason is news
         self._ledger = Ledger()
         self._knobs = Knobs()
         self._lengths = OutputLengths()
         self._pace = WaitEstimate()
         self._weights: dict[str, float] = {}
-        self._line: TenantQueue = RequestQueue(
-            self._knobs, self._ledger, self._lengths, self.weight
-        )
-        self._emitted: dict[str, int] = {}  # of the active
-        self._charged: set[str] = set()  # who drew from a bucket of tokens
         self._broken: PolicyError | None = None
-        self._holds = WaitReasons()
+        self._queue = self._new_queue()
 
     @property
     def waiting(self) -> int:
@@ -76,20 +71,29 @@ class Scheduler:
 
     @property
     def active(self) -> int:
-        return len(self._active)
+        return len(self._entries) - len(self._waiting)
+
+    @property
+    def entries(self) -> Iterable[Entry]:
+        """Of all that wait or are active, in order of admission."""
+        return self._entries.values()
 
     @property
     def ledger(self) -> Ledger:
         return self._ledger
 
+    def find(self, request_id: str) -> Entry | None:
+        """Of a request that waits or is active."""
+        return self._entries.get(request_id)
+
     def load(self, request: Request, knobs: Knobs, now: float) -> AdmissionState:
         terms = self._terms.get(request.tenant, NONE)
         return AdmissionState(
-            len(self._waiting),
-            len(self._active),
+            self.waiting,
+            self.active,
             self.max_model_len,
             self._ledger.account(request.tenant),
-            self._line.ahead(request, now),
+            self._queue.ahead(request, now),
             self._pace.per_s(now),
             self._pace.first_token_s,
             self._pace.margin_s,
@@ -98,7 +102,7 @@ class Scheduler:
         )
 
     def free_per_s(self, now: float) -> float | None:
-        """Places that come free each second, as lately measured."""
+        """Slots that come free each second, as lately measured."""
         return self._pace.per_s(now)
 
     def weight(self, tenant: str) -> float:
@@ -115,7 +119,7 @@ class Scheduler:
         return Fairness(self._ledger.gap(), self._ledger.bound(lightest), len(waiting))
 
     def agree(self, terms: Mapping[str, Terms], now: float) -> None:
-        """Other terms from now on, for who waits too."""
+        """Other terms from now on, for those that wait too."""
         self._terms = terms
         if self._knobs.policy == "fair_share":
             self._ledger.level()
@@ -132,69 +136,71 @@ class Scheduler:
         return broken
 
     def offer(self, request: Request, knobs: Knobs, now: float) -> Accepted | Rejected:
-        """Take the request into the waiting set, or refuse it. ValueError on a live id."""
-        if request.id in self._offered:
+        """Admit the request to the queue, or reject it. ValueError on a live id."""
+        if request.id in self._entries:
             raise ValueError(f"request id {request.id} is already here")
         self._turn(knobs, now)
         load = self.load(request, knobs, now)
         verdict = admit(request, load, knobs, now)
         if isinstance(verdict, Accepted):
-            if load.rate_limit_tps is not None:
-                self._charged.add(request.id)
-            seconds = predicted_ttft_s(load, knobs) if load.must_wait(knobs) else None
-            if knobs.admission_slo != "off" and seconds is not None:
-                self._pace.predicted(request.id, now + seconds)
-            self._waiting[request.id] = request
-            self._offered[request.id] = self._queue_since[request.id] = now
+            entry = Entry(request, load.account, now, load.rate_limit_tps is not None)
+            if knobs.admission_slo != "off" and load.must_wait(knobs):
+                seconds = predicted_ttft_s(load, knobs)
+                entry.first_token_due_s = None if seconds is None else now + seconds
+            self._entries[request.id] = entry
+            self._waiting[request.id] = None
             self._ledger.arrived(request)
-            self._line.add(request, now)
+            self._queue.add(entry, now)
         return verdict
 
     def offer_kept(self, request: Request, knobs: Knobs, now: float) -> Accepted | Rejected:
         """A request whose reply is here already: it will not wait, but counts as one."""
         return admit_kept(request, self.load(request, knobs, now), knobs, now)
 
-    def next(self, knobs: Knobs, now: float) -> Request | None:
-        """The request to hand to the engine now, moved to active; None when none may go."""
+    def next(self, knobs: Knobs, now: float) -> Entry | None:
+        """The request to dispatch now, which is active from here on; None when none may go."""
         self._turn(knobs, now)
-        if len(self._active) >= knobs.active_cap:
+        if self.active >= knobs.active_cap:
             self._explain_waiting("cap")
             return None
-        while (chosen := self._first(now)) is not None:
-            if self._tenant_is_full(chosen, knobs):
-                self._line.park(chosen.tenant)
-                self._holds.tell(chosen.id, "tenant_limit")
+        while (entry := self._first(now)) is not None:
+            if self._tenant_is_full(entry, knobs):
+                self._queue.park(entry.tenant)
+                self._explain(entry, "tenant_limit")
                 continue
-            if not self._fits(chosen, knobs):
+            if not self._fits(entry.request, knobs):
                 self._explain_waiting("token_budget")
                 return None
-            self._leave_queue(chosen.id)
-            self._active[chosen.id] = chosen
-            self._emitted[chosen.id] = 0
-            self._ledger.dispatched(chosen, self.weight(chosen.tenant))
-            self._pace.dispatched(chosen.id, now)
-            self._explain_overtaken(chosen)
-            return chosen
+            entry.status, entry.dispatched_s = "dispatched", now
+            self._leave_queue(entry)
+            self._ledger.dispatched(entry.request, self.weight(entry.tenant))
+            self._pace.dispatched(entry)
+            self._explain_overtaken(entry)
+            return entry
         return None
 
     def started(self, request_id: str, now: float) -> None:
         """An active request was given its first token."""
-        self._pace.first_token(request_id, now)
+        entry = self._entries[request_id]
+        if entry.status == "dispatched":
+            entry.status = "running"
+            self._pace.first_token(entry, now)
 
     def emitted(self, request_id: str, tokens: int) -> None:
         """An active request was given so many tokens: its tenant's service."""
-        tenant = self._active[request_id].tenant
-        self._emitted[request_id] += tokens
-        self._ledger.emitted(tenant, tokens, self.weight(tenant))
+        entry = self._entries[request_id]
+        entry.emitted_tokens += tokens
+        entry.account.emitted(tokens, self.weight(entry.tenant))
 
     def finish(self, request_id: str, now: float, complete: bool = False) -> None:
-        """An active request left the engine; its place is free. `complete`: by its own end."""
-        request, tokens = self._active.pop(request_id), self._emitted.pop(request_id)
-        del self._offered[request_id]
+        """An active request left the engine; its slot is free. `complete`: by its own end."""
+        entry = self._entries[request_id]
+        assert not entry.waits, f"{request_id} waits: drop it"
+        request, tokens = entry.request, entry.emitted_tokens
+        self._end(entry, unused=request.sampling.max_tokens - tokens)
         self._ledger.finished(request)
-        self._line.unpark(request.tenant)
-        self._pace.finished(request_id, now)
-        self._refund(request, request.sampling.max_tokens - tokens)
+        self._queue.unpark(request.tenant)
+        self._pace.finished(entry, now)
         if complete:
             self._lengths.learn(request, tokens)
 
@@ -202,69 +208,76 @@ class Scheduler:
         """Forget a waiting request; False where it does not wait."""
         if request_id not in self._waiting:
             return False
-        request = self._waiting[request_id]
-        self._leave_queue(request_id)
-        self._pace.dropped(request_id)
-        del self._offered[request_id]
-        self._refund(request, footprint(request))
+        entry = self._entries[request_id]
+        self._end(entry, unused=footprint(entry.request))
+        self._leave_queue(entry)
         return True
 
     def expire(self, knobs: Knobs, now: float) -> Expired:
         """Waiting requests past `queue_timeout_s` (dropped here), and any past
         `request_timeout_s` (waiting ones dropped here, active ones left to be finished)."""
-        lived: list[Request] = []
-        for request_id, since in self._offered.items():
-            if now < since + knobs.request_timeout_s:
-                break
-            lived.append(self._waiting.get(request_id) or self._active[request_id])
-        for request in lived:
-            self.drop(request.id)
-        queued: list[Request] = []
-        for request_id, since in self._queue_since.items():
-            if now < since + knobs.queue_timeout_s:
-                break
-            queued.append(self._waiting[request_id])
-        for request in queued:
-            self.drop(request.id)
+        lived = self._older(self._entries, now, knobs.request_timeout_s)
+        for entry in lived:
+            self.drop(entry.id)
+        queued = self._older(self._waiting, now, knobs.queue_timeout_s)
+        for entry in queued:
+            self.drop(entry.id)
         return Expired(queued, lived)
 
     def deadline(self, knobs: Knobs) -> float | None:
         """When `expire` will next have something to do; None while nothing is here."""
-        oldest = next(iter(self._offered.values()), None)
+        oldest = next(iter(self._entries.values()), None)
         if oldest is None:
             return None
-        queued = next(iter(self._queue_since.values()), None)
-        ends = oldest + knobs.request_timeout_s
-        return ends if queued is None else min(ends, queued + knobs.queue_timeout_s)
+        ends = oldest.admitted_s + knobs.request_timeout_s
+        first = self._oldest_waiting()
+        return ends if first is None else min(ends, first.admitted_s + knobs.queue_timeout_s)
 
-    def holds(self) -> list[tuple[str, WaitReason]]:
-        """Waiting requests whose reason for waiting changed since the last call."""
-        return self._holds.take()
+    def take_wait_reasons(self) -> list[tuple[str, WaitReason]]:
+        """Waiting requests whose reason changed since the last call, each with the new one."""
+        changed, self._changed = self._changed, {}
+        entries = (self._entries[request_id] for request_id in changed)
+        return [(one.id, one.wait_reason) for one in entries if one.wait_reason is not None]
 
     def check(self) -> None:
         """Assert the invariants above; AssertionError says which is broken."""
-        assert not self._waiting.keys() & self._active.keys(), "waiting and active overlap"
-        here = self._waiting.keys() | self._active.keys()
-        assert self._offered.keys() == here, "a request has no birth time, or a ghost has one"
-        assert self._queue_since.keys() == self._waiting.keys(), "queue times and waiting differ"
-        assert self._holds.ids <= self._waiting.keys(), "a hold reason outlived its request"
-        counts = Counter(r.tenant for r in self._waiting.values())
-        told = {tenant: account.waiting for tenant, account in self._ledger.waiting.items()}
-        assert counts == told, "the ledger miscounts who waits"
-        assert self._emitted.keys() == self._active.keys(), "emitted tokens of who is not active"
-        assert self._charged <= here, "a charge outlived its request"
-        active = self._active.values()
-        held = Counter(r.tenant for r in active)
-        for tenant in held:
-            assert self._ledger.account(tenant).active == held[tenant], "active miscounted"
-        assert self._ledger.tokens_in_flight == sum(footprint(r) for r in active)
+        waiting = [entry for entry in self.entries if entry.waits]
+        active = [entry for entry in self.entries if entry.status in ("dispatched", "running")]
+        assert len(waiting) + len(active) == len(self._entries), "one that has ended is still here"
+        assert [entry.id for entry in waiting] == [*self._waiting], "the index of who waits is off"
+        assert self._changed.keys() <= self._waiting.keys(), "a wait reason outlived its wait"
+        for entry in self.entries:
+            assert entry.account is self._ledger.account(entry.tenant), "another's account"
+            assert entry.waits or entry.wait_reason is None, "a wait reason outlived its wait"
+            assert entry.emitted_tokens == 0 or not entry.waits, "a waiting request has tokens"
+        self._ledger.check(
+            Counter(entry.tenant for entry in waiting), [one.request for one in active]
+        )
 
-    def _leave_queue(self, request_id: str) -> None:
-        request = self._waiting.pop(request_id)
-        self._line.remove(request)
+    def _older(self, ids: Iterable[str], now: float, limit_s: float) -> list[Entry]:
+        """Of requests in order of admission, those that were admitted so long ago."""
+        entries = (self._entries[request_id] for request_id in ids)
+        return list(takewhile(lambda one: now >= one.admitted_s + limit_s, entries))
+
+    def _oldest_waiting(self) -> Entry | None:
+        oldest = next(iter(self._waiting), None)
+        return None if oldest is None else self._entries[oldest]
+
+    def _leave_queue(self, entry: Entry) -> None:
+        """Of one whose status says already that it waits no more."""
+        request = entry.request
+        del self._waiting[request.id]
+        self._changed.pop(request.id, None)
+        entry.wait_reason = None
+        self._queue.remove(entry)
         self._ledger.left_queue(request)
-        self._holds.forget(request_id)
-        del self._queue_since[request_id]
+
+    def _end(self, entry: Entry, unused: int) -> None:
+        """`unused` tokens of those that it asked for go back to its tenant's bucket."""
+        entry.status = "ended"
+        del self._entries[entry.id]
+        if entry.charged:
+            entry.account.token_bucket.take(-unused)  # cut to the burst at the next refill
 
     def _fits(self, request: Request, knobs: Knobs) -> bool:
         """The token budget has room; a request larger than all of it may run alone."""
@@ -272,33 +285,26 @@ class Scheduler:
         taken = self._ledger.tokens_in_flight
         return budget is None or taken == 0 or taken + footprint(request) <= budget
 
-    def _tenant_is_full(self, request: Request, knobs: Knobs) -> bool:
-        """Its tenant holds all it may; one request may always run, however large."""
-        account = self._ledger.account(request.tenant)
-        own = self._terms.get(request.tenant, NONE).max_active
+    def _tenant_is_full(self, entry: Entry, knobs: Knobs) -> bool:
+        """Its tenant has all it may; one request may always run, however large."""
+        account = entry.account
+        own = self._terms.get(entry.tenant, NONE).max_active
         limit = knobs.max_active_per_tenant if own is None else own
         if limit is not None and account.active >= limit:
             return True
         share = knobs.kv_share_per_tenant
         if share is None or not self.kv_capacity_tokens or account.active == 0:
             return False
-        held = account.tokens_in_flight + footprint(request)
-        return held > share * self.kv_capacity_tokens
+        tokens = account.tokens_in_flight + footprint(entry.request)
+        return tokens > share * self.kv_capacity_tokens
 
-    def _refund(self, request: Request, tokens: int) -> None:
-        """Give back what a request asked for and did not use."""
-        if request.id in self._charged:
-            self._charged.discard(request.id)
-            bucket = self._ledger.account(request.tenant).token_bucket
-            bucket.take(-tokens)  # above the burst it is cut at the next refill
-
-    def _first(self, now: float) -> Request | None:
+    def _first(self, now: float) -> Entry | None:
         try:
-            return self._line.first(now)
+            return self._queue.first(now)
         except PolicyError as error:
             self._broken = error
             self.use(None, now)
-            return self._line.first(now)
+            return self._queue.first(now)
 
     def _turn(self, knobs: Knobs, now: float) -> None:
         """Order anew when a knob of the order has changed: O(n log n), loses nobody."""
@@ -307,7 +313,7 @@ class Scheduler:
             return
         self._knobs = knobs
         if order_of(knobs) == order_of(before):
-            self._line.turn(knobs)
+            self._queue.turn(knobs)
             return
         if knobs.tenant_weights != before.tenant_weights:
             self._weights = weights_of(knobs.tenant_weights)
@@ -317,23 +323,32 @@ class Scheduler:
         self._order(now)
 
     def _order(self, now: float) -> None:
-        if self._knobs.policy == "custom" and self.user_policy is not None:
-            self._line = UserPolicyQueue(self._knobs, self._ledger, self.user_policy)
-        else:
-            self._line = RequestQueue(self._knobs, self._ledger, self._lengths, self.weight)
-        for request in self._waiting.values():
-            self._line.add(request, now)
+        self._queue = self._new_queue()
+        for request_id in self._waiting:
+            self._queue.add(self._entries[request_id], now)
+
+    def _new_queue(self) -> TenantQueue:
+        knobs, ledger, entries, waiting = self._knobs, self._ledger, self._entries, self._waiting
+        if knobs.policy == "custom" and self.user_policy is not None:
+            return UserPolicyQueue(knobs, ledger, self.user_policy, entries, waiting)
+        return RequestQueue(knobs, ledger, self._lengths, self.weight, entries, waiting)
+
+    def _explain(self, entry: Entry, reason: WaitReason) -> None:
+        if entry.wait_reason != reason:
+            entry.wait_reason = reason
+            self._changed[entry.id] = None
 
     def _explain_waiting(self, reason: WaitReason) -> None:
         """Those who came last wait for this; walked from the newest, so O(new ones)."""
         for request_id in reversed(self._waiting):
-            if request_id in self._holds:
+            entry = self._entries[request_id]
+            if entry.wait_reason is not None:
                 break
-            self._holds.tell(request_id, reason)
+            self._explain(entry, reason)
 
-    def _explain_overtaken(self, chosen: Request) -> None:
-        oldest = next(iter(self._waiting.values()), None)
-        if oldest is None or self._line.is_parked(oldest.tenant):
+    def _explain_overtaken(self, chosen: Entry) -> None:
+        oldest = self._oldest_waiting()
+        if oldest is None or self._queue.is_parked(oldest.tenant):
             return
-        if self._offered[oldest.id] < self._offered[chosen.id]:
-            self._holds.tell(oldest.id, "policy")
+        if oldest.admitted_s < chosen.admitted_s:
+            self._explain(oldest, "policy")

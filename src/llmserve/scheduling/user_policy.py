@@ -55,7 +55,7 @@ Choice = Callable[[tuple[Request, ...], LedgerView, Knobs], str]
 
 
 class UserPolicy:
-    """The function with its name, its time and its failures held in check."""
+    """The function with its name and its times; whatever it raises becomes a PolicyError."""
 
     def __init__(self, function: Choice, timer: Callable[[], float]) -> None:
         self.name: str = getattr(function, "__name__", type(function).__name__)

@@ -1,10 +1,13 @@
-"""Changes of knobs, all or none, and the user's own policy: asked, adopted by the engine, told."""
+"""Changes of knobs, all or none, and the user's own policy: asked, adopted, published.
+
+Values were checked where they came in (`Knobs.changed`); here they are `Knobs`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import replace
 
 from llmserve.core.clock import Clock
@@ -26,50 +29,53 @@ class KnobUpdates:
         board: KnobBoard,
         scheduler: Scheduler,
         clock: Clock,
-        tell: Publisher,
+        publisher: Publisher,
     ) -> None:
         self.policy_error: PolicyError | None = None
         self._engine = engine
         self._board = board
         self._scheduler = scheduler
         self._clock = clock
-        self._tell = tell
+        self._publisher = publisher
         self._lock = asyncio.Lock()
 
     async def change(
-        self, changes: Mapping[str, object], source: str, *, up: bool, evict: object = False
+        self, names: Collection[str], asked: Knobs, source: str, *, up: bool, evict: object = False
     ) -> Applied:
-        """KnobError where one is wrong. An engine that is not `up` adopts them when it is."""
+        """Take these knobs from `asked`. An engine that is not `up` adopts them when it is.
+
+        KnobError where this server cannot: no function for `policy=custom`, no eviction.
+        """
         evicting = self._evicting(evict)
         async with self._lock:
             before = self._board.current
             started = self._clock.now()
-            asked = before.changed(changes)
+            asked = before.taking(names, asked)
             if asked.policy == "custom" and self._scheduler.user_policy is None:
                 raise KnobError("policy", "register a function first, with @session.policy")
             applied = Applied(values=asked, changed=differences(before, asked))
             if any(SPECS[name].layer == "engine" for name in applied.changed):
                 part = await self._engine.apply(asked) if up else self._later(asked)
                 applied = replace(part, changed=differences(before, part.values))
-            self._board.update({name: after for name, (_, after) in applied.changed.items()})
+            self._board.update(applied.changed, applied.values)
             if evicting is not None and up:
                 applied = replace(applied, evicted=await evicting.evict())
             applied = replace(applied, ms=(self._clock.now() - started) * 1e3)
-            self._tell.changed(applied, source)
+            self._publisher.knobs_changed(applied, source)
         return applied
 
     def _later(self, asked: Knobs) -> Applied:
-        """Adopted when the engine comes up, but who asks for too much is told now."""
+        """Adopted when the engine comes up; what it will clamp is clamped now."""
         values, clamps = clamp(asked, self._engine.info.ceilings)
         return Applied(values=values, changed={}, clamped=clamps)
 
     async def adopt(self) -> None:
-        """Hand all knobs to an engine that has just started."""
+        """Give all knobs to an engine that has just started."""
         before = self._board.current
         applied = await self._engine.apply(before)
         changed = differences(before, applied.values)
-        self._board.update({name: after for name, (_, after) in changed.items()})
-        self._tell.changed(replace(applied, changed=changed), "start")
+        self._board.update(changed, applied.values)
+        self._publisher.knobs_changed(replace(applied, changed=changed), "start")
 
     def _evicting(self, evict: object) -> Evicts | None:
         """The engine, where it is to preempt; KnobError where it cannot."""
@@ -98,6 +104,6 @@ class KnobUpdates:
             return
         log.error("the policy was removed, fifo goes on: %s", broken, exc_info=broken)
         self.policy_error = broken
-        before, after = self._board.update({"policy": "fifo"})
+        before, after = self._board.update(("policy",), Knobs(policy="fifo"))
         applied = Applied(values=after, changed=differences(before, after))
-        self._tell.changed(applied, f"policy removed: {broken}")
+        self._publisher.knobs_changed(applied, f"policy removed: {broken}")

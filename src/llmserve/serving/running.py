@@ -1,4 +1,4 @@
-"""Requests in the engine: one task each, from the hand-over to the end that is told.
+"""Requests in the engine: one task each, from dispatch to the end that is published.
 
 Cancelling a request's task is stopping its work; every end, good or bad, passes `_leave` once.
 """
@@ -8,31 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 from llmserve.core.clock import Clock
-from llmserve.core.events import Dispatched, EventBus, FirstToken, TokensEmitted
-from llmserve.core.types import Chunk, FinishReason, ParamError, Request
+from llmserve.core.types import Chunk, FinishReason, ParamError
 from llmserve.engines.base import Engine, EngineError, RequestFailed
+from llmserve.scheduling.entry import Entry
 from llmserve.scheduling.scheduler import Scheduler
 from llmserve.serving.publisher import Publisher
-from llmserve.serving.stream import Stream
+from llmserve.serving.waiting import Handle
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Running:
-    stream: Stream
-    last: Chunk = Chunk(finish_reason="error")
-    failure: Exception | None = None
-    ending: FinishReason = "abort"
-    """What a cancelled task means."""
-    told: Exception | None = None
-    """What the client of a cancelled task is told."""
-    stopped: bool = False
-    task: asyncio.Task[None] = field(init=False)
 
 
 class RunningRequests:
@@ -42,97 +28,92 @@ class RunningRequests:
         self,
         engine: Engine,
         scheduler: Scheduler,
-        bus: EventBus,
         clock: Clock,
-        tell: Publisher,
+        publisher: Publisher,
         *,
         died: Callable[[], None],
         left: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._scheduler = scheduler
-        self._bus = bus
         self._clock = clock
-        self._tell = tell
+        self._publisher = publisher
         self._died = died
         self._left = left
-        self._running: dict[str, _Running] = {}
 
-    def __len__(self) -> int:
-        return len(self._running)
-
-    def find(self, request_id: str) -> Request | None:
-        running = self._running.get(request_id)
-        return None if running is None else running.stream.request
-
-    def run(self, stream: Stream) -> None:
-        request_id = stream.request.id
-        self._bus.publish(Dispatched(t=self._clock.now(), request_id=request_id))
-        running = self._running[request_id] = _Running(stream)
-        running.task = asyncio.get_running_loop().create_task(self._run(running))
+    def run(self, entry: Entry) -> None:
+        """Of a request that the scheduler has just dispatched."""
+        self._publisher.dispatched(entry.id, self._clock.now())
+        handle: Handle = entry.handle
+        handle.task = asyncio.get_running_loop().create_task(self._run(entry, handle))
         # a task cancelled before its first step runs no `finally` of its own
-        running.task.add_done_callback(partial(self._leave, running))
+        handle.task.add_done_callback(partial(self._leave, entry, handle))
 
     def cancel(
-        self, request_id: str, ending: FinishReason = "abort", told: Exception | None = None
+        self, request_id: str, ending: FinishReason = "abort", error: Exception | None = None
     ) -> bool:
-        """Stop the work on it; False where it is not in the engine. Only the first call counts."""
-        running = self._running.get(request_id)
-        if running is None:
+        """Stop the work on it, and raise `error` to its client; False where it is not in the
+        engine. Only the first call counts."""
+        entry = self._scheduler.find(request_id)
+        if entry is None or entry.waits:
             return False
-        if not running.stopped:
-            running.stopped, running.ending, running.told = True, ending, told
-            running.task.cancel()
+        handle: Handle = entry.handle
+        if not handle.stopped:
+            handle.stopped, handle.ending, handle.stop_error = True, ending, error
+            handle.task.cancel()
         return True
 
-    async def drain(self, seconds: float, told: Exception) -> int:
-        """Return when the engine holds no request. Who has not ended by itself after `seconds` is
-        ended, and told so; how many that were."""
-        if seconds > 0 and self._running:
-            await asyncio.wait([one.task for one in self._running.values()], timeout=seconds)
-        left = list(self._running)
+    async def drain(self, seconds: float, error: Exception) -> int:
+        """Return when the engine has no request. Those that have not ended by themselves after
+        `seconds` are ended with `error`; how many that were."""
+        if seconds > 0 and (running := self._tasks()):
+            await asyncio.wait(running.values(), timeout=seconds)
+        left = self._tasks()
         for request_id in left:
-            self.cancel(request_id, told=told)
+            self.cancel(request_id, error=error)
         if left:
-            await asyncio.wait([one.task for one in self._running.values()], timeout=5)
-        await asyncio.sleep(0)  # their done callbacks tell the ends
+            await asyncio.wait(self._tasks().values(), timeout=5)
+        await asyncio.sleep(0)  # their done callbacks publish the ends
         return len(left)
 
-    async def _run(self, running: _Running) -> None:
-        """One request's life in the engine; its end is told by `_leave`."""
+    def _tasks(self) -> dict[str, asyncio.Task[None]]:
+        return {one.id: one.handle.task for one in self._scheduler.entries if not one.waits}
+
+    async def _run(self, entry: Entry, handle: Handle) -> None:
+        """One request's life in the engine; its end is published by `_leave`."""
         try:
-            await self._engine.generate(running.stream.request, partial(self._deliver, running))
+            deliver = partial(self._deliver, entry.id, handle)
+            await self._engine.generate(entry.request, deliver)
         except EngineError as error:
-            running.failure = error
+            handle.failure = error
             self._died()
         except ParamError as error:
-            running.failure = error
+            handle.failure = error
         except RequestFailed as error:
-            running.failure = EngineError(str(error))
+            handle.failure = EngineError(str(error))
         except Exception as error:
-            log.exception("request %s failed in the engine", running.stream.request.id)
-            running.failure = EngineError(f"the engine failed on this request: {error!r}")
+            log.exception("request %s failed in the engine", entry.id)
+            handle.failure = EngineError(f"the engine failed on this request: {error!r}")
 
-    def _deliver(self, running: _Running, chunk: Chunk) -> None:
-        running.last, stream = chunk, running.stream
-        now, request_id = self._clock.now(), stream.request.id
-        if stream.put(chunk, now):
+    def _deliver(self, request_id: str, handle: Handle, chunk: Chunk) -> None:
+        handle.last, now = chunk, self._clock.now()
+        if handle.stream.put(chunk, now):
             self._scheduler.started(request_id, now)
-            self._bus.publish(
-                FirstToken(t=now, request_id=request_id, cached_tokens=chunk.cached_tokens)
-            )
+            self._publisher.first_token(request_id, now, chunk.cached_tokens)
         if chunk.token_ids:
-            self._scheduler.emitted(request_id, len(chunk.token_ids))
-            self._bus.publish(TokensEmitted(t=now, request_id=request_id, n=len(chunk.token_ids)))
+            tokens = len(chunk.token_ids)
+            self._scheduler.emitted(request_id, tokens)
+            self._publisher.emitted(request_id, now, tokens)
 
-    def _leave(self, running: _Running, task: asyncio.Task[None]) -> None:
-        stream, last, failure = running.stream, running.last, running.failure
+    def _leave(self, entry: Entry, handle: Handle, task: asyncio.Task[None]) -> None:
+        last, failure = handle.last, handle.failure
         if task.cancelled() and last.finish_reason in (None, "error"):
-            last, failure = Chunk(finish_reason=running.ending), running.told
+            last, failure = Chunk(finish_reason=handle.ending), handle.stop_error
         elif failure is not None:
             last = Chunk(finish_reason="error")
-        del self._running[stream.request.id]
-        complete = last.finish_reason in ("stop", "length")
-        self._scheduler.finish(stream.request.id, self._clock.now(), complete)
-        self._tell.ended(stream, last, failure)
+        now = self._clock.now()
+        self._scheduler.finish(entry.id, now, last.finish_reason in ("stop", "length"))
+        handle.stream.end(last, now, failure)
+        reason = last.finish_reason or "error"
+        self._publisher.finished(entry.id, reason, handle.stream.usage, failure)
         self._left()

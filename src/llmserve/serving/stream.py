@@ -15,7 +15,7 @@ from llmserve.scheduling.admission import Rejected
 
 
 class Refused(Exception):
-    """The request was not served: 429 at the door, 503 after waiting too long."""
+    """The request was not served: 429 on arrival, 503 after waiting too long."""
 
     def __init__(self, rejected: Rejected) -> None:
         super().__init__(rejected.message or rejected.reason)
@@ -38,7 +38,7 @@ class Stream:
         self._cancel = cancel
         self._chunks: deque[Chunk] = deque()
         self.raised: Exception | None = None
-        """Why there was no good end, once who iterates was told."""
+        """Why there was no good end, once that was raised to who iterates."""
         self._failure: Exception | None = None
         self._ended = False
         self._wanted: Callable[[], bool] = lambda: False
@@ -82,7 +82,7 @@ class Stream:
         return self.outcome
 
     def cancel(self) -> None:
-        """The client is gone: stop the work, free the place. Safe twice, and when done."""
+        """The client is gone: stop the work, free the slot. Safe twice, and when done."""
         if not self._ended and not self._wanted():
             self._cancel()
 
@@ -109,7 +109,7 @@ class Stream:
         return Usage(len(self.request.prompt_ids), len(self._tokens), self._cached)
 
     def put(self, chunk: Chunk, now: float) -> bool:
-        """Deliver one chunk; True when it holds the first token."""
+        """Deliver one chunk; True when it has the first token."""
         first = self._first_token is None and bool(chunk.token_ids)
         if first:
             self._first_token = now

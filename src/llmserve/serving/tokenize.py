@@ -1,4 +1,4 @@
-"""Tokenising a text without holding up the streams."""
+"""Tokenising a text without delaying the streams."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 _LONG_TEXT = 20_000
-"""Characters from which tokenising leaves the loop's thread: it would hold up every stream."""
+"""Characters from which tokenising leaves the loop's thread: it would delay every stream."""
 
 T = TypeVar("T")
 

@@ -1,49 +1,73 @@
-"""Who waits in front of the engine, as their clients see it. The order is the scheduler's."""
+"""Requests that wait in front of the engine, as their clients see it. The order is the scheduler's.
+
+Who they are is in the scheduler's entries; what the service keeps of each is its `Handle` there.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass, field
+
 from llmserve.core.clock import Clock
-from llmserve.core.types import Chunk, FinishReason, Request
+from llmserve.core.types import Chunk, FinishReason
 from llmserve.scheduling.admission import Rejected
+from llmserve.scheduling.entry import Entry
 from llmserve.scheduling.scheduler import Scheduler
 from llmserve.serving.publisher import Publisher
 from llmserve.serving.stream import Refused, Stream
 
 
+@dataclass(slots=True)
+class Handle:
+    """The service's part of an `Entry`: the client's stream and, once dispatched, the task."""
+
+    stream: Stream
+    task: asyncio.Task[None] = field(init=False)
+    last: Chunk = Chunk(finish_reason="error")
+    failure: Exception | None = None
+    """What the engine raised on it."""
+    stopped: bool = False
+    ending: FinishReason = "abort"
+    """Why it was stopped."""
+    stop_error: Exception | None = None
+    """What its client gets raised where it was stopped; None for nothing."""
+
+
 class WaitingRequests:
-    def __init__(self, scheduler: Scheduler, clock: Clock, tell: Publisher) -> None:
+    """Takes requests in and ends those that wait."""
+
+    def __init__(self, scheduler: Scheduler, clock: Clock, publisher: Publisher) -> None:
         self._scheduler = scheduler
         self._clock = clock
-        self._tell = tell
-        self._waiting: dict[str, Stream] = {}
+        self._publisher = publisher
 
     def enter(self, stream: Stream) -> None:
-        self._waiting[stream.request.id] = stream
+        """Of a request that was admitted."""
+        entry = self._scheduler.find(stream.request.id)
+        assert entry is not None, "admit it first"
+        entry.handle = Handle(stream)
+        self._publisher.submitted(stream.request)
 
-    def leave(self, request_id: str) -> Stream:
-        """On its way to the engine."""
-        return self._waiting.pop(request_id)
-
-    def find(self, request_id: str) -> Request | None:
-        stream = self._waiting.get(request_id)
-        return None if stream is None else stream.request
-
-    def refuse(self, request_id: str, rejected: Rejected) -> None:
-        """It was let in and is not served after all."""
-        stream = self._waiting.pop(request_id)
-        self._scheduler.drop(request_id)
-        self._tell.refused(stream.request, rejected)
+    def reject(self, entry: Entry, rejected: Rejected) -> None:
+        """It was admitted and is not served after all."""
+        self._scheduler.drop(entry.id)
+        self._publisher.rejected(entry.request, rejected)
+        stream: Stream = entry.handle.stream
         stream.end(Chunk(finish_reason="timeout"), self._clock.now(), Refused(rejected))
 
-    def end(self, request_id: str, reason: FinishReason, failure: Exception | None) -> None:
-        stream = self._waiting.pop(request_id)
-        self._scheduler.drop(request_id)
-        self._tell.ended(stream, Chunk(finish_reason=reason), failure)
+    def end(self, entry: Entry, reason: FinishReason, failure: Exception | None) -> None:
+        self._scheduler.drop(entry.id)
+        stream: Stream = entry.handle.stream
+        stream.end(Chunk(finish_reason=reason), self._clock.now(), failure)
+        self._publisher.finished(entry.id, reason, stream.usage, failure)
 
-    def refuse_all(self, rejected: Rejected) -> None:
-        for request_id in list(self._waiting):
-            self.refuse(request_id, rejected)
+    def reject_all(self, rejected: Rejected) -> None:
+        for entry in self._all():
+            self.reject(entry, rejected)
 
     def end_all(self, failure: Exception) -> None:
-        for request_id in list(self._waiting):
-            self.end(request_id, "error", failure)
+        for entry in self._all():
+            self.end(entry, "error", failure)
+
+    def _all(self) -> list[Entry]:
+        return [entry for entry in self._scheduler.entries if entry.waits]

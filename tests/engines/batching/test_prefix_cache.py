@@ -86,7 +86,7 @@ def test_those_that_come_together_compute_their_prompt_once() -> None:
     for id in "abc":
         one.say(id, range(18), max_tokens=3)
     assert one.step() == {"a": "p18>"}
-    assert one.told == {"b": "prefix", "c": "prefix"}
+    assert one.reasons == {"b": "prefix", "c": "prefix"}
     assert one.step() == {"a": "d1>", "b": "p2>", "c": "p2>"}
     assert cached(one) == 32
 

@@ -60,7 +60,7 @@ def test_the_line_is_first_come_first_served_and_nobody_overtakes() -> None:
     run.add("big", prompt_tokens=16, max_tokens=2)
     run.add("small", prompt_tokens=1, max_tokens=2)
     assert run.step() == {"a": "p12>"}
-    assert dict(run.last.held) == {"big": "kv", "small": "kv"}
+    assert dict(run.last.wait_reasons) == {"big": "kv", "small": "kv"}
     assert run.step() == {"a": "d1>"}
     assert run.step() == {"big": "p16>", "small": "p1>"}
 
@@ -153,7 +153,7 @@ def test_the_record_tells_the_state_that_the_step_left() -> None:
     assert (record.running, record.waiting) == (1, 1)
     assert (record.kv_used_tokens, record.kv_capacity_tokens) == (8, 40)
     assert (record.max_num_seqs, record.max_num_batched_tokens) == (1, 2048)
-    assert record.held == (("b", "cap"),)
+    assert record.wait_reasons == (("b", "cap"),)
 
 
 def test_who_gives_way_goes_to_the_front_and_comes_back_when_another_has_left() -> None:

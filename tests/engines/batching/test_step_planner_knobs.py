@@ -76,11 +76,11 @@ def test_each_wait_is_told_with_its_reason_and_only_once() -> None:
     run.add("a", max_tokens=3)
     run.add("b", max_tokens=1)
     run.add("c", max_tokens=1)
-    held = []
+    reasons = []
     for _ in range(4):
         run.step()
-        held.append(run.last.held)
-    assert held == [[("b", "cap"), ("c", "cap")], [], [], []]
+        reasons.append(run.last.wait_reasons)
+    assert reasons == [[("b", "cap"), ("c", "cap")], [], [], []]
 
 
 def test_the_head_of_the_line_is_told_when_its_reason_changes() -> None:
@@ -89,13 +89,13 @@ def test_the_head_of_the_line_is_told_when_its_reason_changes() -> None:
     run.add("b", prompt_tokens=8)
     run.add("c")
     run.step()
-    assert run.last.held == [("b", "cap"), ("c", "cap")]
+    assert run.last.wait_reasons == [("b", "cap"), ("c", "cap")]
     run.set(max_num_seqs=2, max_num_batched_tokens=1)
     run.step()
-    assert run.last.held == [("b", "token_budget")]
+    assert run.last.wait_reasons == [("b", "token_budget")]
     run.set(max_num_batched_tokens=4)
     run.step()
-    assert run.last.held == []  # b is in; c, the head now, still waits for a place
+    assert run.last.wait_reasons == []  # b is in; c, the head now, still waits for a slot
 
 
 def test_a_long_line_costs_a_step_no_more_than_its_head() -> None:
@@ -103,11 +103,11 @@ def test_a_long_line_costs_a_step_no_more_than_its_head() -> None:
     for index in range(500):
         run.add(f"r{index}", max_tokens=3)
     run.step()
-    assert len(run.last.held) == 498
+    assert len(run.last.wait_reasons) == 498
     run.set(max_num_seqs=1)
     for _ in range(20):
         run.step()
-        assert len(run.last.held) <= 1
+        assert len(run.last.wait_reasons) <= 1
 
 
 def test_none_runs_one_request_at_a_time_from_first_token_to_last() -> None:
@@ -115,7 +115,7 @@ def test_none_runs_one_request_at_a_time_from_first_token_to_last() -> None:
     run.add("a", max_tokens=3)
     run.add("b", max_tokens=2)
     assert [list(run.step()) for _ in range(5)] == [["a"], ["a"], ["a"], ["b"], ["b"]]
-    assert run.told == {"b": "cap"}
+    assert run.reasons == {"b": "cap"}
 
 
 def test_a_static_batch_is_closed_until_its_last_member_is_done() -> None:
@@ -123,7 +123,7 @@ def test_a_static_batch_is_closed_until_its_last_member_is_done() -> None:
     for id, tokens in zip("abcd", (1, 3, 1, 1), strict=True):
         run.add(id, max_tokens=tokens)
     assert [set(run.step()) for _ in range(4)] == [{"a", "b"}, {"b"}, {"b"}, {"c", "d"}]
-    assert run.told == {"c": "batch", "d": "batch"}
+    assert run.reasons == {"c": "batch", "d": "batch"}
 
 
 def test_latecomers_wait_for_the_next_batch_even_when_there_is_room() -> None:
@@ -217,7 +217,7 @@ def test_kept_decode_slots_bound_how_many_prefill_at_once() -> None:
     assert run.step() == {"a": "d1>", "b": "p4>"}
     assert run.step() == {"a": "d1>", "b": "d1>", "c": "p4>"}
     assert run.step() == {"a": "d1>", "b": "d1>", "c": "d1>", "long": "p6"}
-    assert run.told["c"] == "cap"
+    assert run.reasons["c"] == "cap"
 
 
 def test_kept_decode_slots_always_leave_a_place_to_one_prefill() -> None:

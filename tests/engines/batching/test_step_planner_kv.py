@@ -64,7 +64,7 @@ def test_nobody_slips_into_the_room_that_a_preemption_leaves() -> None:
     assert run.step() == {"old": "d1>"}
     assert run.planner.pool.free == 1  # tiny would fit
     assert run.waiting == ["young", "tiny"]
-    assert dict(run.last.held) == {"young": "kv", "tiny": "kv"}
+    assert dict(run.last.wait_reasons) == {"young": "kv", "tiny": "kv"}
 
 
 def test_admission_leaves_room_for_prompts_that_are_half_computed() -> None:
@@ -76,7 +76,7 @@ def test_admission_leaves_room_for_prompts_that_are_half_computed() -> None:
     run.add("a", 16, 2)
     run.add("b", 12, 2)
     assert run.step() == {"a": "p4"}  # 5 blocks are free, but 3 of them are a's already
-    assert run.told == {"b": "kv"}
+    assert run.reasons == {"b": "kv"}
     run.steps()
     assert not any(plan.preempted for plan in run.plans)
 

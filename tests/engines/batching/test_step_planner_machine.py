@@ -84,7 +84,7 @@ class PlannerMachine(RuleBasedStateMachine):
         """Some gave way, and no one who ran has left since."""
         self.here: dict[str, Sequence] = {}
         self.ended: dict[str, str] = {}
-        self.told: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
 
     @rule(
         prompt=st.integers(1, 40), reply=st.integers(1, 12), shared=st.integers(0, 40),
@@ -158,7 +158,7 @@ class PlannerMachine(RuleBasedStateMachine):
             waits = self.planner.wake_at(self.knobs, self.now)
             assert (waits is not None) == bool(list(self.planner.waiting))
             return
-        self.told.update(plan.held)
+        self.reasons.update(plan.wait_reasons)
         self.take_in(plan)
         self.check_plan(plan, running_before, oldest)
         if short:
@@ -216,22 +216,22 @@ class PlannerMachine(RuleBasedStateMachine):
         self.check_wait(plan, cap)
 
     def check_wait(self, plan: Plan, cap: int) -> None:
-        """Nobody waits for nothing: the reason told of the head of the line is true."""
+        """Nobody waits for nothing: the reason reported of the head of the queue is true."""
         head = next(iter(self.planner.waiting), None)
         if head is None:
             return
-        assert head.held == self.told[head.id]
-        if head.held == "batch":
+        assert head.wait_reason == self.reasons[head.id]
+        if head.wait_reason == "batch":
             assert self.knobs.batching == "static"
-        elif head.held == "cap":
+        elif head.wait_reason == "cap":
             prefills = sum(row.kind == "prefill" for row in plan.rows)
             kept = self.knobs.min_decode_slots and prefills >= max(
                 1, self.knobs.max_num_seqs - self.knobs.min_decode_slots
             )
             assert kept or len(list(self.planner.running)) >= cap
-        elif head.held == "token_budget":
+        elif head.wait_reason == "token_budget":
             assert sum(row.tokens for row in plan.rows) == self.knobs.max_num_batched_tokens
-        elif head.held == "prefix":
+        elif head.wait_reason == "prefix":
             self.check_sharing(head)
         else:
             needs = self.planner.pool.needed

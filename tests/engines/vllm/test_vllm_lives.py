@@ -105,9 +105,10 @@ def wait_until(true: Callable[[], bool], otherwise: str) -> None:
         time.sleep(0.01)
 
 
-def stand_at_the_gate(session: Session, count: int) -> None:
+def stand_waiting(session: Session, count: int) -> None:
     wait_until(
-        lambda: session.service.at_the_gate >= count, "the requests were answered, or never came"
+        lambda: session.service.waiting_for_engine >= count,
+        "the requests were answered, or never came",
     )
 
 
@@ -116,8 +117,8 @@ def leave_the_gate(session: Session) -> None:
     with socket.create_connection((session.host, session.port)) as client:
         head = f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {session.api_key}"
         client.sendall(f"{head}\r\n\r\n".encode())
-        stand_at_the_gate(session, 3)
-    wait_until(lambda: session.service.at_the_gate == 2, "it has left, and still has a place")
+        stand_waiting(session, 3)
+    wait_until(lambda: session.service.waiting_for_engine == 2, "it has left, and still counts")
 
 
 def test_a_killed_engine_ends_what_ran_and_comes_back_for_what_waits(cramped: Session) -> None:
@@ -148,7 +149,7 @@ def test_a_killed_engine_ends_what_ran_and_comes_back_for_what_waits(cramped: Se
     told = cramped.runtime.submit(kill())
     assert [one.result(60) for one in first] == [503]
     late = ask_over_http(cramped, 3)
-    stand_at_the_gate(cramped, 3)
+    stand_waiting(cramped, 3)
     ends = told.result(300)
     failed = [end for end in ends if isinstance(end, EngineError)]
     served = [end for end in ends if isinstance(end, Outcome)]
@@ -167,7 +168,7 @@ def test_asleep_it_holds_no_process_and_serves_who_waited_once_awake(cramped: Se
     assert gone(family) == set()
     assert cramped.service.pids == (), "somebody else may have the pid by now"
     asked = ask_over_http(cramped, 2)
-    stand_at_the_gate(cramped, 2)
+    stand_waiting(cramped, 2)
     leave_the_gate(cramped)
     cramped.set(max_num_seqs=3)
     cramped.wake()

@@ -332,7 +332,7 @@ def test_a_client_that_failed_to_be_made_leaves_no_socket_open() -> None:
 def test_a_note_travels_in_vllms_statistics_and_is_taken_out_of_them() -> None:
     note = StepNote(
         index=3, start_s=1.0, max_num_seqs=8, max_num_batched_tokens=64, ids=["a", "b"],
-        tokens=[-16, 1], preempted=["c"], held=[("d", "cap")], satisfied=["max_num_seqs"],
+        tokens=[-16, 1], preempted=["c"], wait_reasons=[("d", "cap")], satisfied=["max_num_seqs"],
         end_s=1.5,
     )  # fmt: skip
     carried = msgspec.msgpack.decode(msgspec.msgpack.encode({"nixl": 1, KEY: note}))
@@ -348,6 +348,6 @@ def test_a_note_travels_in_vllms_statistics_and_is_taken_out_of_them() -> None:
     assert record.rows == (StepRow("a", "prefill", 16), StepRow("b", "decode", 1))
     assert (record.index, record.duration_s, record.running, record.waiting) == (3, 0.5, 2, 2)
     assert (record.kv_used_tokens, record.cached_tokens) == (250, 32)
-    assert record.held == (("d", "cap"),)
+    assert record.wait_reasons == (("d", "cap"),)
     assert (record.preempted, record.satisfied) == (("c",), ("max_num_seqs",))
     assert take_note(stats) is None

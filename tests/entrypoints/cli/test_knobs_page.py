@@ -5,7 +5,7 @@ from pathlib import Path
 from llmserve.core.knobs import SPECS
 from llmserve.entrypoints.cli.knobs_page import knobs_page
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 def test_the_page_in_docs_is_current() -> None:

@@ -30,11 +30,11 @@ def test_another_model_is_not_found(client: openai.OpenAI, server: Serving) -> N
 
 def test_health_is_503_until_ready(server: Serving, http: httpx.Client) -> None:
     assert http.get("/health").json() == {"status": "ready"}
-    server.service.keeper.state = "new"
+    server.service.supervisor.state = "new"
     try:
         answer = http.get("/health")
     finally:
-        server.service.keeper.state = "up"
+        server.service.supervisor.state = "up"
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "not_ready"
 

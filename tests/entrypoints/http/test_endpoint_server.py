@@ -123,7 +123,7 @@ def test_a_stopped_service_answers_503_before_the_server_goes(own: Serving) -> N
 
 def test_before_the_model_is_there_routes_say_503_and_come_back_later() -> None:
     with serving("simulator") as own:
-        own.service.keeper.state = "new"  # as while a session is opening
+        own.service.supervisor.state = "new"  # as while a session is opening
         with own.http() as http:
             for answer in (
                 http.get("/health"), http.get("/v1/models"), http.get("/llmserve/knobs"),

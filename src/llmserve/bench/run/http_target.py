@@ -19,18 +19,11 @@ from llmserve.bench.load.workload import Arrival
 from llmserve.bench.run.client import Client, ReplyError, ReplyTimeout, StreamedReply
 from llmserve.bench.run.driver import Said
 from llmserve.core.clock import Clock
-from llmserve.core.events import (
-    Dispatched,
-    EventBus,
-    Finished,
-    FirstToken,
-    Rejection,
-    RejectReason,
-    Submitted,
-    TokensEmitted,
-)
-from llmserve.core.types import FinishReason, Request, SamplingParams
+from llmserve.core.events import EventBus, RejectReason
+from llmserve.core.types import FinishReason, Request, SamplingParams, Usage
 from llmserve.engines.base import Tokenizer
+from llmserve.scheduling.admission import Rejected
+from llmserve.serving.publisher import Publisher
 
 _REASONS: dict[str, RejectReason] = {reason: reason for reason in get_args(RejectReason)}
 _REASONS["context_length_exceeded"] = "too_long"
@@ -66,6 +59,7 @@ class HttpTarget:
         of ignore_eos, priority and tenant, for a server that refuses those; None takes one out."""
         self.clock = clock
         self.bus = EventBus()
+        self._publisher = Publisher(self.bus, clock)
         self._client = client
         self.model = model
         self._tokenizer = tokenizer
@@ -158,18 +152,18 @@ class HttpTarget:
         """OpenAI's API has no way to ask: salted prompts must do."""
 
     def _submitted(self, request: Request) -> None:
-        self.bus.publish(Submitted.of(request))
-        self.bus.publish(Dispatched(t=request.arrival, request_id=request.id))
+        self._publisher.submitted(request)
+        self._publisher.dispatched(request.id, request.arrival)
 
     def _delivered(self, request: Request, *, first: bool) -> None:
         now = self.clock.now()
         if first:
-            self.bus.publish(FirstToken(t=now, request_id=request.id))
-        self.bus.publish(TokensEmitted(t=now, request_id=request.id, n=1))
+            self._publisher.first_token(request.id, now)
+        self._publisher.emitted(request.id, now, 1)
 
     def _failed(self, request: Request, error: ReplyError) -> None:
         if (refusal := _refusal(error)) is not None:
-            self._refused(request, refusal)
+            self._publisher.rejected(request, Rejected(refusal))
         elif isinstance(error, ReplyTimeout) or error.code == "request_timeout":
             self._ended(request, "timeout", self.clock.now())
         else:
@@ -179,29 +173,12 @@ class HttpTarget:
         self, request: Request, reason: FinishReason, t: float, reply: StreamedReply | None = None,
         error: str | None = None,
     ) -> None:  # fmt: skip
-        counted = None if reply is None else reply.prompt_tokens
-        self.bus.publish(
-            Finished(
-                t=t,
-                request_id=request.id,
-                reason=reason,
-                prompt_tokens=len(request.prompt_ids) if counted is None else counted,
-                completion_tokens=0 if reply is None else reply.tokens,
-                cached_tokens=None if reply is None else reply.cached_tokens,
-                error=error,
-            )
-        )
-
-    def _refused(self, request: Request, reason: RejectReason) -> None:
-        self.bus.publish(
-            Rejection(
-                t=self.clock.now(),
-                request_id=request.id,
-                tenant=request.tenant,
-                priority=request.priority,
-                reason=reason,
-            )
-        )
+        usage, cached = Usage(len(request.prompt_ids), 0), None
+        if reply is not None:
+            counted = reply.prompt_tokens
+            prompt = usage.prompt_tokens if counted is None else counted
+            usage, cached = Usage(prompt, reply.tokens), reply.cached_tokens
+        self._publisher.finished(request.id, reason, usage, error, t=t, cached_tokens=cached)
 
 
 def _refusal(error: ReplyError) -> RejectReason | None:

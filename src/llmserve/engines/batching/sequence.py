@@ -16,8 +16,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "added_s", "blocks", "cached", "computed", "held", "keys", "limit", "preemptions",
-        "prefill_end", "prompt_tokens", "request", "served", "tokens",
+        "added_s", "blocks", "cached", "computed", "keys", "limit", "preemptions", "prefill_end",
+        "prompt_tokens", "request", "served", "tokens", "wait_reason",
     )
 
     def __init__(self, request: Request, added_s: float, limit: int) -> None:
@@ -31,7 +31,7 @@ class Sequence:
         self.prefill_end = 0
         """Tokens known when it was last admitted: up to here its rows are prefill."""
         self.blocks: list[int] = []
-        """The KV blocks it holds, in order: token i is in blocks[i // block_size]."""
+        """Its KV blocks, in order: token i is in blocks[i // block_size]."""
         self.keys: list[bytes] = []
         """Of its full blocks, as far as they are reckoned (`prefix.py`)."""
         self.cached: int | None = None
@@ -39,8 +39,8 @@ class Sequence:
         self.preemptions = 0
         self.served = 0
         """Number of the last plan with a row of this sequence."""
-        self.held: WaitReason | None = None
-        """The reason for its wait that was last told."""
+        self.wait_reason: WaitReason | None = None
+        """The last reported reason for its wait."""
 
     @property
     def id(self) -> str:
@@ -81,14 +81,14 @@ class Plan:
     """These lost their KV in this plan: free their storage before the rows run."""
     cached_tokens: int = 0
     """Tokens of those admitted in this step that start with a copy of known KV."""
-    held: list[tuple[str, WaitReason]] = field(default_factory=list)
+    wait_reasons: list[tuple[str, WaitReason]] = field(default_factory=list)
     satisfied: list[str] = field(default_factory=list)
 
-    def tell_too(self, earlier: Plan) -> None:
-        """Tell also what an earlier plan had to, of which no row could be run."""
+    def report_too(self, earlier: Plan) -> None:
+        """Report also what an earlier plan had to, of which no row could be run."""
         self.preempted = earlier.preempted + self.preempted
         self.cached_tokens += earlier.cached_tokens
-        self.held = earlier.held + self.held
+        self.wait_reasons = earlier.wait_reasons + self.wait_reasons
         self.satisfied = earlier.satisfied + self.satisfied
 
 

@@ -8,18 +8,18 @@
     planner.record(plan, index, start, duration)
 
 Invariants (`check` asserts them):
-- every sequence is in exactly one of waiting and running; a waiting one holds no KV;
-- every KV block is free or held by one running sequence, which holds just what `computed` needs;
+- every sequence is in exactly one of waiting and running; a waiting one has no KV;
+- every KV block is free or owned by one running sequence, which owns just what `computed` needs;
 - a sequence starts with a copy of what is known of its tokens (`prefix.py`), but never of the last;
 - the sequence that has run longest never loses its KV, so some request always advances.
 
 The rules. Running sequences go first, decodes before prefills, each group by admission; what is
-left of the token budget admits from the line, first come first served, and nobody overtakes.
+left of the token budget admits from the queue, first come first served, and nobody overtakes.
 One is admitted only when the free blocks cover all its known tokens beside those that the running
-still have to store; with `min_decode_slots`, only while fewer prefill than the other places are,
+still have to store; with `min_decode_slots`, only while fewer prefill than the other slots are,
 or none does; and not while others are computing most of what it would compute, which it then
 copies. When a running one needs a block and none is free, the most recently admitted (perhaps
-itself) is preempted: it loses its KV, goes to the front of the line and later recomputes prompt
+itself) is preempted: it loses its KV, goes to the front of the queue and later recomputes prompt
 and reply so far as prefill. No one is admitted in a step that preempts, nor after memory itself ran
 out (`give_way`) until one has left. Should more be
 running than the token budget has tokens, the least recently served go first, one token each, so
@@ -27,7 +27,7 @@ that n running with a budget of b are each served at least once in ceil(n / b) s
 
 Static batching closes a batch of up to max_num_seqs and admits no other until all its members
 are finished. The padding of a classic static batch is not simulated: finished members cost
-nothing, their places only stay empty.
+nothing, their slots only stay empty.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class StepPlanner:
         self._waiting: OrderedDict[str, Sequence] = OrderedDict()
         self._running: dict[str, Sequence] = {}  # in order of admission
         self._batch: set[str] = set()  # unfinished members of the closed static batch
-        self._untold: list[Sequence] = []  # joined the line since the last plan
+        self._unexplained: list[Sequence] = []  # joined the queue since the last plan
         self._plans = 0
         self._short = False  # memory ran out, and nobody has left since
         self._caps = CapWatch()
@@ -88,7 +88,7 @@ class StepPlanner:
         return self._running.get(request_id) or self._waiting.get(request_id)
 
     def add(self, request: Request, now: float) -> Sequence:
-        """Put a request at the end of the line; ValueError where it can never run."""
+        """Put a request at the end of the queue; ValueError where it can never run."""
         prompt = len(request.prompt_ids)
         if not prompt:
             raise ValueError("the prompt is empty")
@@ -98,7 +98,7 @@ class StepPlanner:
             raise ValueError(f"a prompt of {prompt} tokens and one more exceed {self.room}")
         seq = Sequence(request, now, min(self.room, prompt + request.sampling.max_tokens))
         self._waiting[request.id] = seq
-        self._untold.append(seq)
+        self._unexplained.append(seq)
         return seq
 
     def remove(self, request_id: str, *, keep: bool = True) -> Sequence | None:
@@ -136,7 +136,7 @@ class StepPlanner:
         self._short = True
 
     def plan(self, knobs: Knobs, now: float) -> Plan | None:
-        """The next step; None when there is nothing to do now (`wake_at` tells until when)."""
+        """The next step; None when there is nothing to do now (`wake_at` says until when)."""
         self._form_batch(knobs, now)
         draft = Draft(knobs.max_num_batched_tokens, knobs.long_prefill_token_threshold)
         self._plan_running(draft)
@@ -152,7 +152,7 @@ class StepPlanner:
             max_num_batched_tokens=knobs.max_num_batched_tokens,
             preempted=draft.preempted,
             cached_tokens=draft.cached,
-            held=self._tell(reason),
+            wait_reasons=self._explain(reason),
             satisfied=self._caps.met(knobs, len(self._running)),
         )
 
@@ -171,7 +171,7 @@ class StepPlanner:
                     seq.tokens.append(sampled[seq.id])
 
     def record(self, plan: Plan, index: int, start_s: float, duration_s: float) -> StepRecord:
-        """The step as told to the world: call it after commit and after removing the finished."""
+        """The step as it is published: call it after commit and after removing the finished."""
         return StepRecord(
             index=index,
             start_s=start_s,
@@ -184,7 +184,7 @@ class StepPlanner:
             max_num_seqs=plan.max_num_seqs,
             max_num_batched_tokens=plan.max_num_batched_tokens,
             preempted=tuple(seq.id for seq in plan.preempted),
-            held=tuple(plan.held),
+            wait_reasons=tuple(plan.wait_reasons),
             satisfied=tuple(plan.satisfied),
             cached_tokens=plan.cached_tokens,
         )
@@ -237,10 +237,10 @@ class StepPlanner:
         seq.preemptions += 1
         self._waiting[seq.id] = seq
         self._waiting.move_to_end(seq.id, last=False)
-        self._untold.append(seq)
+        self._unexplained.append(seq)
 
     def _admit(self, draft: Draft, knobs: Knobs) -> WaitReason | None:
-        """Let the line in as far as it goes; return why its head must wait, if there is one."""
+        """Admit from the queue as far as it goes; why its head must wait, if there is one."""
         if not self._waiting:
             return None
         promised = sum(
@@ -257,14 +257,14 @@ class StepPlanner:
             match = self._cache.match(seq)
             if match.worth_waiting:
                 return "prefix"
-            self._let_in(draft, seq, match)
+            self._admit_one(draft, seq, match)
             promised += needed - len(seq.blocks)
         return None
 
-    def _let_in(self, draft: Draft, seq: Sequence, match: Match) -> None:
+    def _admit_one(self, draft: Draft, seq: Sequence, match: Match) -> None:
         del self._waiting[seq.id]
         self._running[seq.id] = seq
-        seq.held = None
+        seq.wait_reason = None
         seq.prefill_end = len(seq.tokens)
         self._cache.enter(seq, match)
         draft.cached += seq.computed
@@ -287,7 +287,7 @@ class StepPlanner:
         return "token_budget" if draft.budget <= 0 else None
 
     def _prefills_are_full(self, knobs: Knobs) -> bool:
-        """The places that `min_decode_slots` leaves to prefills are taken; one is always left."""
+        """The slots that `min_decode_slots` leaves to prefills are taken; one is always left."""
         prefills = sum(seq.computed < seq.prefill_end for seq in self._running.values())
         return prefills >= max(1, knobs.max_num_seqs - knobs.min_decode_slots)
 
@@ -306,18 +306,18 @@ class StepPlanner:
         full = len(self._waiting) >= knobs.max_num_seqs
         return first if full else first + knobs.batch_window_ms / 1000
 
-    def _tell(self, reason: WaitReason | None) -> list[tuple[str, WaitReason]]:
-        """Changed reasons: of those new in the line, and of its head, whose reason holds all.
+    def _explain(self, reason: WaitReason | None) -> list[tuple[str, WaitReason]]:
+        """Changed reasons: of those new in the queue, and of its head, which keeps all back.
 
-        Those behind keep the reason last told until they are the head, so that a step costs no
-        more for a long line.
+        Those behind keep the reason last reported until they are the head, so that a step costs no
+        more for a long queue.
         """
-        told: list[tuple[str, WaitReason]] = []
+        changed: list[tuple[str, WaitReason]] = []
         if reason:
-            self._untold.append(next(iter(self._waiting.values())))
-            for seq in self._untold:
-                if self._waiting.get(seq.id) is seq and seq.held != reason:
-                    seq.held = reason
-                    told.append((seq.id, reason))
-        self._untold.clear()
-        return told
+            self._unexplained.append(next(iter(self._waiting.values())))
+            for seq in self._unexplained:
+                if self._waiting.get(seq.id) is seq and seq.wait_reason != reason:
+                    seq.wait_reason = reason
+                    changed.append((seq.id, reason))
+        self._unexplained.clear()
+        return changed

@@ -60,7 +60,7 @@ class TorchEngine:
         run = self._run = ProcessClient(self._sink, self._environment())
         try:
             await run.child.start()
-            run.say(LoadModel(self._options, self._knobs.as_dict()))
+            run.say(LoadModel(self._options, self._knobs))
             ready = await run.ready
             self._tokenizer = await asyncio.to_thread(
                 open_tokenizer, Path(ready.folder), self._options.trust_remote_code
@@ -92,7 +92,7 @@ class TorchEngine:
         asked_at = self._clock.now()
         run = self._running()
         before, (values, clamps) = self._knobs, clamp(knobs, self._ceilings)
-        step = await run.ask(Retune(next(self._questions), values.as_dict()))
+        step = await run.ask(Retune(next(self._questions), values))
         self._knobs = values
         return Applied(
             values=values,

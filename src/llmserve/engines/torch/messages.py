@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from llmserve.core.knobs import KnobValue
+from llmserve.core.knobs import Knobs
 from llmserve.core.types import FinishReason, SamplingParams, StepRecord, TokenLogprob
 from llmserve.engines.torch.options import TorchOptions
 
@@ -16,7 +16,7 @@ class LoadModel(msgspec.Struct, frozen=True, tag=True):
     """The first message: what to load."""
 
     options: TorchOptions
-    knobs: dict[str, KnobValue]
+    knobs: Knobs
 
 
 class SubmitRequest(msgspec.Struct, frozen=True, tag=True):
@@ -33,7 +33,7 @@ class Retune(msgspec.Struct, frozen=True, tag=True):
     """New knobs, within the ceilings; answered by `Adopted` with the same number."""
 
     number: int
-    knobs: dict[str, KnobValue]
+    knobs: Knobs
 
 
 class ResetCache(msgspec.Struct, frozen=True, tag=True):

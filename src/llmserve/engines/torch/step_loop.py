@@ -84,7 +84,7 @@ class StepLoop:
                 self._forget(message.id)
                 return None
             case Retune():
-                self._knobs = Knobs().changed(message.knobs)
+                self._knobs = message.knobs
                 return Adopted(message.number, self._index)
             case ResetCache():
                 self._clear_cache()
@@ -107,7 +107,7 @@ class StepLoop:
         while plan is not None:
             drawn, error = self._try(plan)
             if self._untold is not None:
-                plan.tell_too(self._untold)
+                plan.report_too(self._untold)
             if plan.rows:
                 break
             self._untold, plan = plan, self.planner.plan(self._knobs, start)

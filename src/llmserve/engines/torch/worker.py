@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llmserve.core.knobs import Knobs
 from llmserve.engines.process.child import ParentLink
 from llmserve.engines.torch import cpu_isa
 from llmserve.engines.torch.messages import Busy, Failed, FromChild, LoadModel, Ready, ToChild
@@ -88,7 +87,6 @@ def prepare(message: LoadModel, busy: Callable[[str], None]) -> tuple[StepLoop, 
         max_model_len=model.max_model_len,
         prefix_caching=options.enable_prefix_caching,
     )
-    knobs = Knobs().changed(message.knobs)
     try:
         grammars = Grammars(tokenizer.backend, model.vocab_size, model.eos_ids)
     except ValueError:
@@ -96,7 +94,7 @@ def prepare(message: LoadModel, busy: Callable[[str], None]) -> tuple[StepLoop, 
     budget = kv_budget(capacity, model.geometry)
     kv = KvStore(model.geometry, budget=budget)
     runner = StepLoop(
-        model, Detokenizer(tokenizer.backend), planner, knobs, options.seed, grammars, kv
+        model, Detokenizer(tokenizer.backend), planner, message.knobs, options.seed, grammars, kv
     )
     ready = Ready(
         folder=str(folder),

@@ -261,12 +261,13 @@ class VllmEngine:
         for name in ("max_num_batched_tokens", "long_prefill_token_threshold"):
             asked, got = getattr(values, name), self._fewest_tokens
             if 0 < asked < got:
-                values = values.changed({name: got})
+                got_value: dict[str, Any] = {name: got}
+                values = dataclasses.replace(values, **got_value)
                 clamps += (Clamp(name, asked, got, _NO_FEWER),)
         for name, why in UNSUPPORTED.items():
             asked_value, only = getattr(values, name), getattr(Knobs(), name)
             if asked_value != only:
-                values = values.changed({name: only})
+                values = values.taking((name,), Knobs())
                 clamps += (Clamp(name, asked_value, only, why),)
         return values, clamps
 

@@ -10,6 +10,7 @@ Rules that keep the engine alive:
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -48,9 +49,9 @@ class LiveKnobs:
     def next_step(self) -> int:
         return self._steps
 
-    def adopt(self, changes: dict[str, int]) -> None:
+    def adopt(self, changes: dict[str, Any]) -> None:
         """In force from the next step on. Running requests above a lowered cap finish first."""
-        self._knobs = self._knobs.changed(changes)
+        self._knobs = replace(self._knobs, **changes)
         self._me.max_num_active_reqs = self._knobs.max_num_seqs
         self._me.max_num_scheduled_tokens = self._knobs.max_num_batched_tokens
         threshold = self._knobs.long_prefill_token_threshold
@@ -106,7 +107,7 @@ class LiveKnobs:
         admitted |= output.scheduled_cached_reqs.resumed_req_ids
         prefilling |= admitted
         for request_id in admitted:
-            self._me.requests[request_id].llmserve_held = None
+            self._me.requests[request_id].llmserve_wait_reason = None
         scheduled: dict[str, int] = output.num_scheduled_tokens
         return StepNote(
             index=self._steps,
@@ -116,15 +117,15 @@ class LiveKnobs:
             ids=[request_id[:-ID_TAIL] for request_id in scheduled],
             tokens=[-n if one in prefilling else n for one, n in scheduled.items()],
             preempted=sorted(one[:-ID_TAIL] for one in output.preempted_req_ids or ()),
-            held=self._holds(output),
+            wait_reasons=self._wait_reasons(output),
             satisfied=self._caps.met(self._knobs, len(self._me.running)),
         )
 
-    def _holds(self, output: Any) -> list[tuple[str, WaitReason]]:
-        """Changed reasons: of those new in the line, and of its head, whose reason holds all.
+    def _wait_reasons(self, output: Any) -> list[tuple[str, WaitReason]]:
+        """Changed reasons: of requests new in the queue, and of its head, which keeps all back.
 
-        Those behind keep the reason last told until they are the head, so that a step costs no
-        more for a long line.
+        Those behind keep the reason last reported until they are the head, so that a step costs no
+        more for a long queue.
         """
         me = self._me
         if me.pause_state != PauseState.UNPAUSED:
@@ -137,8 +138,8 @@ class LiveKnobs:
         reason, told = self._reason(output), []
         for request in (*untold, line.peek_request()):
             waits = request.status != RequestStatus.RUNNING and request.request_id in me.requests
-            if waits and getattr(request, "llmserve_held", None) != reason:
-                request.llmserve_held = reason
+            if waits and getattr(request, "llmserve_wait_reason", None) != reason:
+                request.llmserve_wait_reason = reason
                 told.append((request.request_id[:-ID_TAIL], reason))
         return told
 

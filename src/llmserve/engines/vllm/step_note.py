@@ -28,7 +28,7 @@ class StepNote(msgspec.Struct, array_like=True, gc=False):
     tokens: list[int]
     """Per request in `ids`; negative for a prefill chunk."""
     preempted: list[str]
-    held: list[tuple[str, WaitReason]]
+    wait_reasons: list[tuple[str, WaitReason]]
     satisfied: list[str]
     end_s: float = 0.0
 
@@ -62,7 +62,7 @@ def to_record(note: StepNote, stats: Any, kv_capacity_tokens: int) -> StepRecord
         max_num_seqs=note.max_num_seqs,
         max_num_batched_tokens=note.max_num_batched_tokens,
         preempted=tuple(note.preempted),
-        held=tuple((request_id, reason) for request_id, reason in note.held),
+        wait_reasons=tuple((request_id, reason) for request_id, reason in note.wait_reasons),
         satisfied=tuple(note.satisfied),
         cached_tokens=stats.prefix_cache_stats.hits + stats.prefix_cache_stats.preempted_hits,
         draft_tokens=0 if speculation is None else speculation.num_draft_tokens,

@@ -44,7 +44,7 @@ def build_app(
             *model_routes(served),
             *watch_routes(served, telemetry),
             *knob_routes(served),
-            *life_routes(service.keeper),
+            *life_routes(service.supervisor),
         ],
         middleware=[
             Middleware(KeyGate, keyring),

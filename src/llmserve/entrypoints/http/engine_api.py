@@ -77,7 +77,7 @@ class EngineApi:
         self, engine: HasApi, scope: Scope, receive: Receive, send: Send
     ) -> None:
         arrived = self._service.clock.now()
-        if self._service.keeper.state == "new":
+        if self._service.supervisor.state == "new":
             raise not_ready()
         posted = scope["method"] == "POST"
         context = self._service.engine.info.max_model_len
@@ -107,7 +107,7 @@ class EngineApi:
         try:
             return await engine.api(self._submit)
         except EngineError:  # it died while nobody looked
-            self._service.keeper.died()
+            self._service.supervisor.died()
             await self._up(receive)
             return await engine.api(self._submit)
 

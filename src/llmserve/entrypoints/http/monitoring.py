@@ -32,7 +32,7 @@ class _Watch:
 
     async def health(self, request: Request) -> Response:
         if not self._service.ready:
-            raise not_ready(self._service.keeper.state)
+            raise not_ready(self._service.supervisor.state)
         return json_response({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:

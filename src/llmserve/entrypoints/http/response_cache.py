@@ -14,7 +14,6 @@ import msgspec
 from cachetools import TTLCache
 from starlette.types import Scope
 
-from llmserve.core.events import CacheLooked
 from llmserve.core.types import Chunk, Outcome, Request
 from llmserve.core.validation import real, shown, whole
 from llmserve.serving.service import Service
@@ -109,7 +108,7 @@ class ReplyCache:
         hit = kept is not None or flight is not None
         if hit:
             self._service.admit_kept(request)
-        self._tell(request, hit)
+        self._service.publisher.cache_looked(request, hit=hit)
         if kept is not None:
             stream = Stream(request, lambda: None)
             self._replay(stream, kept)
@@ -124,12 +123,6 @@ class ReplyCache:
             flight.see,
         )
         return flight.work, "miss"
-
-    def _tell(self, request: Request, hit: bool) -> None:
-        now = self._service.clock.now()
-        self._service.bus.publish(
-            CacheLooked(t=now, request_id=request.id, tenant=request.tenant, hit=hit)
-        )
 
     def _follow(self, request: Request, flight: _Flight) -> Stream:
         follower = Stream(request, lambda: self._unfollow(follower, flight))

@@ -20,14 +20,15 @@ class EndpointState:
     @property
     def info(self) -> EngineInfo:
         """While the engine sleeps or is restarted this is what it was: requests may queue."""
-        if self.service.keeper.state == "new":
+        if self.service.supervisor.state == "new":
             raise not_ready()
         return self.service.engine.info
 
     @property
     def context(self) -> int:
         """Its length in tokens; 0 before there is a model."""
-        return 0 if self.service.keeper.state == "new" else self.service.engine.info.max_model_len
+        service = self.service
+        return 0 if service.supervisor.state == "new" else service.engine.info.max_model_len
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -47,7 +47,7 @@ def status_card(session: Session, name: str) -> Bundle:
 
 def _state(session: Session) -> dict[str, str]:
     """Where the engine does not take requests just now: why, and the cure."""
-    state = session.service.keeper.state
+    state = session.service.supervisor.state
     cure = {"asleep": "%llmserve wake", "failed": "%llmserve restart"}.get(state)
     if state == "up":
         return {}

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import psutil
 
 from llmserve.core.clock import Clock
-from llmserve.core.events import EventBus
 from llmserve.core.validation import real, whole
 from llmserve.engines.base import ReportsProgress
 from llmserve.entrypoints.http.server import HttpServer
@@ -56,14 +55,12 @@ class SessionResources:
         runtime: Runtime,
         service: Service,
         server: HttpServer,
-        bus: EventBus,
         clock: Clock,
         switches: Switches,
     ) -> None:
         self._runtime = runtime
         self._service = service
         self._server = server
-        self._bus = bus
         self._clock = clock
         self._switches = switches
         self._pid = os.getpid()
@@ -169,8 +166,8 @@ class SessionResources:
     async def _sample(self, sampler: DeviceSampler) -> None:
         try:
             while True:
-                for sample in await asyncio.to_thread(sampler.sample):
-                    self._bus.publish(sample)
+                samples = await asyncio.to_thread(sampler.sample)
+                self._service.publisher.devices_sampled(samples)
                 await asyncio.sleep(_SAMPLE_S)
         finally:
             sampler.close()

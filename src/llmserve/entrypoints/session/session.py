@@ -95,7 +95,7 @@ class Session:
         self.host, self.port = sock.getsockname()[:2]
         server = HttpServer(app, sock)
         self.runtime = Runtime()
-        house = SessionResources(self.runtime, self.service, server, self.bus, self.clock, switches)
+        house = SessionResources(self.runtime, self.service, server, self.clock, switches)
         self._closer = weakref.finalize(self, house.close)
         self._house = house
         try:
@@ -154,8 +154,8 @@ class Session:
             top_p, top_k, seed, stop and the other fields of SamplingParams; and `priority` (lower
             goes first), `tenant`, `ttft_slo_ms`, `raw=True` (no template).
 
-        Raises ParamError for a wrong option or too long a prompt, Refused where the door says no
-        or no place comes free in time, RequestTimeout after `request_timeout_s`, EngineError where
+        Raises ParamError for a wrong option or too long a prompt, Refused where it is rejected
+        or no slot comes free in time, RequestTimeout after `request_timeout_s`, EngineError where
         the engine dies.
         """
         return Reply.of(self.runtime.call(collect(self.service, prompt, sampling)))
@@ -211,20 +211,20 @@ class Session:
         them; an engine without a sleep of its own is stopped, and started by `wake`.
         """
         before = weighed(self.service.pids)
-        sleep = self.service.keeper.sleep(level, drain_s)
+        sleep = self.service.supervisor.sleep(level, drain_s)
         told = self.runtime.call(sleep, telling="going to sleep")
         return f"{told}; {came_back(before, weighed(self.service.pids))} came back"
 
     def wake(self) -> str:
         """Let the engine serve again, with the knobs as they are now. EngineError if it cannot."""
-        return self.runtime.call(self.service.keeper.wake(), telling="waking the engine")
+        return self.runtime.call(self.service.supervisor.wake(), telling="waking the engine")
 
     def restart(self, *, drain_s: float = 5.0) -> str:
         """A new engine, in whatever state this one is; who waits goes on waiting meanwhile.
 
         Requests in the engine may end first, for `drain_s` seconds. EngineError as of `wake`.
         """
-        return self.runtime.call(self.service.keeper.restart(drain_s), telling="restarting")
+        return self.runtime.call(self.service.supervisor.restart(drain_s), telling="restarting")
 
     def pause(self) -> None:
         """Freeze the engine between two steps. Who is in it keeps place and KV, and goes on after
