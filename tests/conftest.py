@@ -8,14 +8,18 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from llmserve.engines.registry import has_gpu
+from support.examples import IN_CI, LONG
 
 # a shell starts what it puts in the background with interrupts ignored, and so would all tests of
 # them and the processes that they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # how long an example takes to draw or to try tells of the machine
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("tests")
+settings.register_profile(
+    "tests", max_examples=IN_CI, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("long", settings.get_profile("tests"), max_examples=LONG)
+settings.load_profile("tests")  # unless `--hypothesis-profile long` is said
 
 pytest_plugins = ("support.shared_vllm", "support.shells")
 
