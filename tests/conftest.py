@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from llmserve.engines.registry import has_gpu
 from llmserve.engines.torch import cpu_isa
+from support.examples import IN_CI, LONG
 
 # before torch and numba are imported: `LLMSERVE_CPU_ISA=avx2 make unit` is a machine with no more
 os.environ.update(cpu_isa.environment(cpu_isa.limit()))
@@ -19,8 +20,11 @@ os.environ.update(cpu_isa.environment(cpu_isa.limit()))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # how long an example takes to draw or to try tells of the machine
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("tests")
+settings.register_profile(
+    "tests", max_examples=IN_CI, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("long", settings.get_profile("tests"), max_examples=LONG)
+settings.load_profile("tests")  # unless `--hypothesis-profile long` is said
 
 pytest_plugins = ("support.shared_vllm", "support.shells")
 

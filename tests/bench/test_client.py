@@ -18,6 +18,7 @@ from bench.awkward import HEAD, answering
 from llmserve.bench.run import client as reading
 from llmserve.bench.run.client import Client, ReplyError, ReplyTimeout, StreamedReply
 from llmserve.bench.run.sse import MOST, Events, TooLong
+from support.examples import examples
 from support.serving import KEY, Serving, serving
 
 BODY: dict[str, Any] = {
@@ -251,7 +252,7 @@ LINES = st.lists(
 
 @given(LINES, st.lists(st.sampled_from([b"\n", b"\r\n", b"\r"]), min_size=13, max_size=13),
        st.lists(st.integers(0, 200), max_size=6))  # fmt: skip
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_however_a_stream_is_cut_its_events_are_those_that_openai_finds(
     lines: list[bytes], ends: list[bytes], places: list[int]
 ) -> None:

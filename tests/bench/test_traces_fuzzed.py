@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmserve.bench.load.traces import TraceFormatError, read_load
+from support.examples import examples
 
 CELL = st.one_of(
     st.integers(-5, 10**20).map(str),
@@ -59,7 +60,7 @@ def replayed_or_refused(name: str, raw: bytes) -> None:
 @given(HEADS, st.lists(st.lists(CELL, max_size=7), max_size=5))
 @example("timestamp,input_tokens,output_tokens", [["nan", "1", "1"], ["1", "1", "1"]])
 @example("timestamp,input_tokens,output_tokens", [["1", "1"]])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_a_table(head: str, rows: list[list[str]]) -> None:
     text = "\n".join([head, *(",".join(row) for row in rows)])
     replayed_or_refused("t.csv", text.encode("utf-8", "surrogatepass"))
@@ -68,7 +69,7 @@ def test_a_table(head: str, rows: list[list[str]]) -> None:
 @given(st.lists(JSON, max_size=4))
 @example([{"conversations": "ab"}])
 @example([{"conversations": [3, {"from": "human", "value": None}, {"from": "gpt", "value": 4}]}])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_chats(chats: list[object]) -> None:
     replayed_or_refused("t.json", json.dumps(chats).encode())
 
@@ -76,7 +77,7 @@ def test_chats(chats: list[object]) -> None:
 @given(st.sampled_from(["t.csv", "t.json", "t.jsonl"]), st.binary(max_size=60))
 @example("t.json", b"[" * 100_000)
 @example("t.csv", b"\xff\xfe")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_any_bytes(name: str, raw: bytes) -> None:
     replayed_or_refused(name, raw)
 

@@ -59,6 +59,7 @@ def test_every_cell_was_run_and_none_failed(path: Path) -> None:
     assert "error" not in kinds
 
 
+@pytest.mark.long  # it is run by nbval, and in the browser
 @pytest.mark.kernel
 @pytest.mark.timeout(400)
 def test_every_cell_of_the_quickstart_may_be_run_twice() -> None:
@@ -73,6 +74,7 @@ def test_every_cell_of_the_quickstart_may_be_run_twice() -> None:
         assert only_the_kernel(one)
 
 
+@pytest.mark.long  # it is run by nbval, and in the browser
 @pytest.mark.kernel
 @pytest.mark.timeout(400)
 def test_the_quickstart_survives_being_run_backwards() -> None:

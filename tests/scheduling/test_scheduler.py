@@ -13,6 +13,7 @@ from llmserve.scheduling.admission import Accepted, Rejected
 from llmserve.scheduling.ledger import footprint
 from llmserve.scheduling.policies import POLICIES
 from llmserve.scheduling.scheduler import Scheduler
+from support.examples import examples
 from support.requests import request
 
 ONE = Knobs(max_active=1)
@@ -279,4 +280,4 @@ class Traffic(RuleBasedStateMachine):
 
 
 TestTraffic = Traffic.TestCase
-TestTraffic.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestTraffic.settings = settings(max_examples=examples(300), stateful_step_count=40, deadline=None)

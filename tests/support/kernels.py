@@ -157,7 +157,7 @@ def kernel(*folders: Path) -> Iterator[Kernel]:
     block is left."""
     parts = [str(SRC), *map(str, folders), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(parts).rstrip(os.pathsep)
-    manager = KernelManager(kernel_name="python3")
+    manager = KernelManager(kernel_name="python3", transport="ipc")  # no port that may be taken
     manager.start_kernel(env={**os.environ, "PYTHONPATH": path})
     client = manager.client()
     try:

@@ -14,6 +14,7 @@ from llmserve.core.knobs import Knobs
 from llmserve.engines.batching.prefix_cache import Drop, Keep, Reuse
 from llmserve.engines.batching.sequence import Plan, Sequence
 from llmserve.engines.batching.step_planner import StepPlanner
+from support.examples import examples
 from support.requests import request
 
 MOST_STEPS = 5_000
@@ -303,4 +304,6 @@ class PlannerMachine(RuleBasedStateMachine):
 
 
 TestPlannerMachine = PlannerMachine.TestCase
-TestPlannerMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestPlannerMachine.settings = settings(
+    max_examples=examples(150), stateful_step_count=40, deadline=None
+)

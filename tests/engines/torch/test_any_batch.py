@@ -20,6 +20,7 @@ from llmserve.core.types import SamplingParams, Structured
 from llmserve.engines.torch.messages import Stepped, SubmitRequest
 from llmserve.engines.torch.sampling.guided_decoding import Grammars
 from llmserve.engines.torch.text.tokenizer import open_tokenizer
+from support.examples import examples
 from support.tiny_models import VOCAB, Drive, Driven, generate, reference
 
 GOOD = ((7, 99, 140, 31), tuple(range(20, 75)), (5,) * 30)
@@ -102,7 +103,7 @@ def send(driven: Driven, name: str, prompt: tuple[int, ...], sampling: SamplingP
 
 @given(bad=st.lists(st.tuples(PROMPTS, SAMPLING, st.integers(0, 3)), min_size=1, max_size=5))
 @settings(
-    max_examples=40, deadline=None,
+    max_examples=examples(40), deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_no_request_touches_another(

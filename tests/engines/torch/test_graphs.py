@@ -22,6 +22,7 @@ from llmserve.engines.torch.kv.store import FEWEST_SLOTS, SHORTEST, Geometry, Kv
 from llmserve.engines.torch.model import cuda_graphs
 from llmserve.engines.torch.model.batch_layout import Batch, BatchPart, Step, arrange, layout
 from llmserve.engines.torch.model.cuda_graphs import Graphs, bucket_length, bucket_rows, pad
+from support.examples import examples
 from support.tiny_models import Drive, Driven, greedy, words
 
 MAX_TOKENS = 24
@@ -133,7 +134,7 @@ PROMPTS = st.lists(st.integers(1, 60), min_size=1, max_size=11)
     blocks=st.sampled_from([60, 400]),
 )
 @settings(
-    max_examples=15, deadline=None,
+    max_examples=examples(15), deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @pytest.mark.parametrize("forward", ["compact", "general"])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmserve.engines.torch.kv.budget import kv_budget
 from llmserve.engines.torch.kv.store import KvStore
+from support.examples import examples
 from support.scarce import WORDS, Scarce
 from support.tiny_models import Drive, Driven, greedy, words
 
@@ -40,7 +41,7 @@ def on(zeros: Scarce) -> Any:
     failing=st.lists(st.integers(1, 60), max_size=8),
 )
 @settings(
-    max_examples=25, deadline=None,
+    max_examples=examples(25), deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_whatever_allocation_fails_all_replies_are_those_of_enough_memory(
@@ -76,7 +77,7 @@ def test_whatever_allocation_fails_all_replies_are_those_of_enough_memory(
     together=st.sampled_from([3, 16, 64]),
 )
 @settings(
-    max_examples=25, deadline=None,
+    max_examples=examples(25), deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_kv_of_many_short_and_some_long_requests_stays_within_its_bytes(

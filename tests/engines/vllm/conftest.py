@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             mark(item)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session", autouse=has_vllm())
 def _few_threads(few_threads: None) -> None:
     """For those engines too that a test starts for itself."""
 

@@ -1,8 +1,10 @@
-"""One server per engine for the whole run: the same tests against every engine there is."""
+"""One server per engine and test process: the same tests against every engine there is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import httpx
@@ -30,13 +32,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.xfail(reason=why, strict=True))
 
 
-@pytest.fixture(scope="session", params=[*ENGINES, *(["vllm"] if has_vllm() else [])])
-def server(request: pytest.FixtureRequest) -> Iterator[Serving]:
+@pytest.fixture(scope="session")
+def started() -> Iterator[Callable[[str], Serving]]:
+    """Servers by their engine's name, each started when it is first asked for. A parametrized
+    fixture of the session would stop one to start the other, file by file."""
+    with ExitStack() as stack:
+
+        @cache
+        def start(engine: str) -> Serving:
+            return stack.enter_context(serving(engine, **ENGINES[engine]))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def vllm_server(shared: Session) -> Serving:
+    return _of_session(shared)
+
+
+@pytest.fixture(params=[*ENGINES, *(["vllm"] if has_vllm() else [])])
+def server(request: pytest.FixtureRequest, started: Callable[[str], Serving]) -> Serving:
     if request.param == "vllm":
-        yield _of_session(request.getfixturevalue("shared"))
-        return
-    with serving(request.param, **ENGINES[request.param]) as served:
-        yield served
+        served: Serving = request.getfixturevalue("vllm_server")
+        return served
+    return started(request.param)
 
 
 def _of_session(session: Session) -> Serving:

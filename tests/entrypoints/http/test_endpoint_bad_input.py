@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from llmserve.engines.base import ChecksSchemas
 from llmserve.entrypoints.http import asgi
 from llmserve.entrypoints.http.asgi import MAX_BODY_BYTES, MAX_VALUES
+from support.examples import examples
 from support.serving import KEY, MESSAGES, PATIENCE_S, Serving
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -347,7 +348,7 @@ bodies = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=60, deadline=None, derandomize=True,
+    max_examples=examples(60), deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(route=st.sampled_from(ROUTES), body=bodies)
@@ -358,7 +359,7 @@ def test_whatever_is_sent_the_server_does_not_fail(
 
 
 @settings(
-    max_examples=40, deadline=None, derandomize=True,
+    max_examples=examples(40), deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(route=st.sampled_from(ROUTES), raw=st.binary(max_size=64))

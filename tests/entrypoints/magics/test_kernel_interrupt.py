@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -49,63 +50,85 @@ told = threading.Thread(target=tell)
 
 SIMULATOR = "simulator prefill_ms=2 decode_ms=4"
 TORCH = "torch dtype=float32"  # where greedy text is the same in every company
-both_engines = pytest.mark.parametrize("served", [SIMULATOR, TORCH], indirect=True)
+both_engines = pytest.mark.parametrize("shared", [SIMULATOR, TORCH], indirect=True)
+on_simulator = pytest.mark.parametrize("shared", [SIMULATOR], indirect=True)
 on_torch = pytest.mark.parametrize("served", [TORCH], indirect=True)
+
+
+@contextmanager
+def serving_kernel(engine: str) -> Iterator[Kernel]:
+    with kernel() as one:
+        one.ok("%load_ext llmserve")
+        one.ok(f"%llmserve start --engine {engine}", timeout=120)
+        yield one
+
+
+@pytest.fixture(scope="module")
+def shared(request: pytest.FixtureRequest) -> Iterator[Kernel]:
+    """For tests that leave serving as it was, and assert so."""
+    with serving_kernel(request.param) as one:
+        yield one
 
 
 @pytest.fixture
 def served(request: pytest.FixtureRequest) -> Iterator[Kernel]:
-    with kernel() as one:
-        one.ok("%load_ext llmserve")
-        one.ok(f"%llmserve start --engine {getattr(request, 'param', SIMULATOR)}", timeout=120)
+    with serving_kernel(getattr(request, "param", SIMULATOR)) as one:
         yield one
 
 
+def aborted(one: Kernel) -> int:
+    """How many requests of this session ended so."""
+    return int(one.ok("print((session.requests().finish_reason == 'abort').sum())").stdout)
+
+
 @both_engines
-def test_interrupt_ends_that_cells_reply_and_nothing_else(served: Kernel) -> None:
-    served.ok(OTHER_CLIENT)
-    cell = served.start("%%llmserve --max-tokens 1900 --ignore-eos\nA long story.")
-    served.wait_for_update(cell)  # its first words are there
-    served.interrupt()
-    ended = served.finish(cell)
+def test_interrupt_ends_that_cells_reply_and_nothing_else(shared: Kernel) -> None:
+    before = aborted(shared)
+    shared.ok(OTHER_CLIENT)
+    cell = shared.start("%%llmserve --max-tokens 1900 --ignore-eos\nA long story.")
+    shared.wait_for_update(cell)  # its first words are there
+    shared.interrupt()
+    ended = shared.finish(cell)
     assert ended.status == "error"
     assert "everything else goes on" in ended.error
     assert "Traceback" not in ended.error
-    result = served.ok(ITS_RESULT).stdout
+    result = shared.ok(ITS_RESULT).stdout
     assert "whole" in result
     assert "tokens 600 length" in result
-    states = served.ok("print(dict(session.requests().finish_reason.value_counts()))").stdout
-    assert "abort" in states
+    assert aborted(shared) > before
 
 
-def test_interrupt_of_code_that_generates_leaves_serving_as_it_was(served: Kernel) -> None:
-    served.ok(TELL_ONCE_IT_RUNS)
-    cell = served.start("told.start(); session.generate('x', max_tokens=8000)")
-    served.wait_for_output(cell, "go")
-    served.interrupt()
-    assert served.finish(cell).raised == "KeyboardInterrupt"
-    assert served.ok("len(session.generate('x', max_tokens=3).split())").text.strip() == "3"
+@on_simulator
+def test_interrupt_of_code_that_generates_leaves_serving_as_it_was(shared: Kernel) -> None:
+    shared.ok(TELL_ONCE_IT_RUNS)
+    cell = shared.start("told.start(); session.generate('x', max_tokens=8000)")
+    shared.wait_for_output(cell, "go")
+    shared.interrupt()
+    assert shared.finish(cell).raised == "KeyboardInterrupt"
+    assert shared.ok("len(session.generate('x', max_tokens=3).split())").text.strip() == "3"
 
 
 @both_engines
-def test_interrupt_of_a_cell_that_computes_leaves_serving_as_it_was(served: Kernel) -> None:
-    served.ok(OTHER_CLIENT)
-    cell = served.start("def turn():\n print('go', flush=True)\n while True: pass\nturn()")
-    served.wait_for_output(cell, "go")
-    served.interrupt()
-    assert served.finish(cell).raised == "KeyboardInterrupt"
-    assert "whole" in served.ok(ITS_RESULT).stdout
+def test_interrupt_of_a_cell_that_computes_leaves_serving_as_it_was(shared: Kernel) -> None:
+    shared.ok(OTHER_CLIENT)
+    cell = shared.start("def turn():\n print('go', flush=True)\n while True: pass\nturn()")
+    shared.wait_for_output(cell, "go")
+    shared.interrupt()
+    assert shared.finish(cell).raised == "KeyboardInterrupt"
+    assert "whole" in shared.ok(ITS_RESULT).stdout
 
 
-def test_an_exception_in_a_cell_leaves_serving_as_it_was(served: Kernel) -> None:
-    served.ok(OTHER_CLIENT)
-    assert "ZeroDivisionError" in served.run("1 / 0").error
-    assert "whole" in served.ok(ITS_RESULT).stdout
+@on_simulator
+def test_an_exception_in_a_cell_leaves_serving_as_it_was(shared: Kernel) -> None:
+    shared.ok(OTHER_CLIENT)
+    assert "ZeroDivisionError" in shared.run("1 / 0").error
+    assert "whole" in shared.ok(ITS_RESULT).stdout
 
 
-def test_tab_completes_in_the_kernel(served: Kernel) -> None:
-    assert served.complete("%llmserve sta") == ["start", "status"]
-    assert served.complete("%llmserve set max_num_s") == ["max_num_seqs="]
+@on_simulator
+def test_tab_completes_in_the_kernel(shared: Kernel) -> None:
+    assert shared.complete("%llmserve sta") == ["start", "status"]
+    assert shared.complete("%llmserve set max_num_s") == ["max_num_seqs="]
 
 
 def test_the_key_is_in_no_output(served: Kernel) -> None:

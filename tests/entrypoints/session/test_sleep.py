@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -23,11 +25,27 @@ SIMULATED: dict[str, Any] = {"engine": "simulator", "prefill_ms": 1.0, "decode_m
 TORCH: dict[str, Any] = {"engine": "torch", "threads": 1, "dtype": "float32"}
 
 
-@pytest.mark.parametrize("options", [SIMULATED, TORCH], ids=["simulator", "torch"])
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Session]:
+    """For tests whose session goes on, with whatever engine process it has then."""
+    with llmserve.serve(**TORCH) as session:
+        yield session
+
+
+@contextmanager
+def session_on(engine: str, shared: Session) -> Iterator[Session]:
+    if engine == "torch":
+        yield shared
+        return
+    with llmserve.serve(**SIMULATED) as session:
+        yield session
+
+
+@pytest.mark.parametrize("engine", ["simulator", "torch"])
 def test_asleep_it_holds_no_process_and_awake_it_says_the_same_as_before(
-    options: dict[str, Any],
+    engine: str, shared: Session
 ) -> None:
-    with llmserve.serve(**options) as session:
+    with session_on(engine, shared) as session:
         before = session.generate("hello", max_tokens=5, temperature=0.0)
         pids = session.service.pids
         assert len(pids) == len(session.info.pids)
@@ -67,25 +85,25 @@ def ask_in_a_thread(session: Session) -> tuple[threading.Thread, list[str]]:
     return thread, replies
 
 
-def test_a_restarted_engine_is_another_process_and_serves() -> None:
-    with llmserve.serve(**TORCH) as session:
-        before = session.info.pids
-        assert session.restart(drain_s=0) == "the engine was restarted"
-        assert session.info.pids != before
-        assert not psutil.pid_exists(before[0])
-        assert session.generate("hello", max_tokens=2)
+def test_a_restarted_engine_is_another_process_and_serves(shared: Session) -> None:
+    before = shared.info.pids
+    assert shared.restart(drain_s=0) == "the engine was restarted"
+    assert shared.info.pids != before
+    assert not psutil.pid_exists(before[0])
+    assert shared.generate("hello", max_tokens=2)
 
 
-def test_an_engine_that_was_killed_while_idle_is_started_anew_for_the_next_request() -> None:
-    with llmserve.serve(**TORCH) as session:
-        killed = psutil.Process(session.info.pids[0])
-        killed.kill()
-        until = time.monotonic() + 60
-        while not session.service.engine.dead:
-            assert time.monotonic() < until, "the engine does not know of its death"
-            time.sleep(0.01)
-        assert session.generate("hello", max_tokens=2)
-        assert session.info.pids[0] != killed.pid
+def test_an_engine_that_was_killed_while_idle_is_started_anew_for_the_next_request(
+    shared: Session,
+) -> None:
+    killed = psutil.Process(shared.info.pids[0])
+    killed.kill()
+    until = time.monotonic() + 60
+    while not shared.service.engine.dead:
+        assert time.monotonic() < until, "the engine does not know of its death"
+        time.sleep(0.01)
+    assert shared.generate("hello", max_tokens=2)
+    assert shared.info.pids[0] != killed.pid
 
 
 def test_a_session_closes_from_its_sleep() -> None:

@@ -19,6 +19,7 @@ from llmserve.engines.vllm.parent_watch import FOLDER_PREFIX
 from llmserve.engines.vllm.process_files import Launch
 from support.shells import Shell, shell
 
+alone = pytest.mark.serial  # it sees, and ends, what other tests have orphaned
 KERNEL = """
 import os, subprocess, sys
 from llmserve.engines.process.processes import MARK, mark
@@ -50,6 +51,7 @@ def orphan() -> Iterator[tuple[psutil.Process, int]]:
             end([child], 0)
 
 
+@alone
 def test_an_engine_whose_kernel_was_killed_is_found_and_can_be_ended() -> None:
     with orphan() as (child, kernel):
         (found,) = (one for one in stale() if one.process == child)
@@ -68,6 +70,7 @@ def ip() -> Iterator[Shell]:
         yield made
 
 
+@alone
 def test_status_tells_of_it_and_ends_it_only_when_asked(ip: Shell) -> None:
     with orphan() as (child, _):
         told = ip.ok("%llmserve status").text
@@ -96,6 +99,7 @@ def test_an_engine_carries_the_mark_of_its_living_kernel() -> None:
         ("nonsense", False),
         ("", False),
     ],
+    ids=["ours", "another's with our pid", "another namespace's", "nonsense", "none"],
 )
 def test_only_a_kernel_that_is_known_to_have_ended_counts_as_gone(
     written: str, gone: bool

@@ -74,7 +74,7 @@ class HttpServer:
             self._sock.close()
             return
         state = self._uvicorn.server_state
-        self._uvicorn.should_exit = True
+        self._uvicorn.end()
         done, _ = await asyncio.wait((self._task,), timeout=_GRACE_S)
         if not done:
             for task in tuple(state.tasks):
@@ -90,6 +90,18 @@ class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.up = asyncio.Event()
+        self._ended = asyncio.Event()
+
+    def end(self) -> None:
+        self.should_exit = True
+        self._ended.set()
+
+    async def main_loop(self) -> None:
+        """Refresh the Date header each second, and end at once: uvicorn's looks ten times a second
+        whether it should."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), 1.0)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
