@@ -35,7 +35,7 @@ def build(widgets: Path) -> bool:
 
     Raises RuntimeError with npm's or esbuild's own words where it cannot be made.
     """
-    static = widgets.parent / "src" / "llmserve" / "ui" / "static"
+    static = widgets.parent / "src" / "llmserve" / "dashboard" / "static"
     stamp = static / "sources.sha256"
     digest = fingerprint(widgets)
     whole = all((static / name).is_file() for name in BUNDLES)
