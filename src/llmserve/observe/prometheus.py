@@ -215,7 +215,7 @@ class PrometheusExporter:
             "num_requests_waiting": ("Requests waiting for a place.", self._journeys.waiting),
         }
         if (record := self._record) is not None and record.kv_capacity_tokens:
-            use = record.kv_used_tokens / record.kv_capacity_tokens
+            use = self._journeys.kv_in_use(record) / record.kv_capacity_tokens
             values["kv_cache_usage_perc"] = ("KV room in use; 1 means all of it.", use)
         yield from self._plain(values)
         if self._fairness is not None:
