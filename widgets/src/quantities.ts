@@ -15,7 +15,8 @@ export const UNITS: readonly Unit[] = [
   { name: "min", seconds: 60, below: Infinity },
 ];
 const NONE = "–";
-const CLOCK_FROM_S = 100;
+export const CLOCK_FROM_S = 100;
+const STEPS_S = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200];
 
 /** The unit in which a duration of this size is shown, once it is rounded. */
 export function unitOf(seconds: number): Unit {
@@ -38,11 +39,30 @@ export function moment(seconds: number): string {
   return `${seconds < 0 ? "-" : ""}${clock(Math.abs(seconds))}`;
 }
 
-/** The same for every time of an axis that goes so far, however early the time. */
-export function clock(seconds: number): string {
-  const whole = Math.floor(seconds + 0.5);
-  const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, String(whole % 60).padStart(2, "0")];
+/** Hours, minutes and seconds, with so many decimals. */
+export function clock(seconds: number, digits = 0): string {
+  const scale = 10 ** digits;
+  const parts = Math.floor(seconds * scale + 0.5);
+  const whole = Math.floor(parts / scale);
+  const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
+  const rest = ((parts - 60 * scale * Math.floor(whole / 60)) / scale).toFixed(digits).padStart(digits ? 3 + digits : 2, "0");
   return hours ? `${hours.toLocaleString("en")}:${String(minutes).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
+}
+
+/** Round times to label an axis at, `most` of them or fewer, each in words. */
+export function timeTicks(start: number, end: number, most: number): { at: number[]; words: string[] } {
+  const rough = (end - start) / most;
+  const step = STEPS_S.find((each) => each >= rough) ?? STEPS_S.at(-1)! * Math.ceil(rough / STEPS_S.at(-1)!);
+  const first = Math.ceil(start / step - 1e-9);
+  const count = Math.max(0, Math.floor(end / step + 1e-9) - first + 1);
+  const at = Array.from({ length: count }, (_, i) => (first + i) * step);
+  const digits = step < 0.1 ? 2 : step < 1 ? 1 : 0;
+  return { at, words: at.map((t) => (onClock(end) ? clock(t, digits) : t.toFixed(digits))) };
+}
+
+/** Whether an axis that ends there has minutes and seconds. */
+export function onClock(end: number): boolean {
+  return end >= CLOCK_FROM_S;
 }
 
 /** Three digits that tell something, more where it is larger; `12,400`, never `1.24e+4`. */

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { duration, moment, number, unitOf } from "../src/quantities.ts";
+import { clock, duration, moment, number, timeTicks, unitOf } from "../src/quantities.ts";
 
 const CASES = JSON.parse(readFileSync(new URL("./quantities.json", import.meta.url), "utf-8")) as {
   duration: [number | null, string][];
@@ -27,5 +27,18 @@ test("a longer duration is never in a smaller unit nor shown as less, and none h
     assert.ok(shown >= last * (1 - 1e-12), `${words} after ${last}`);
     assert.equal(unitOf(seconds).name, name);
     last = shown;
+  }
+});
+
+test("an axis of times is labelled at round times, in seconds first and by the clock later", () => {
+  assert.deepEqual(timeTicks(0, 10, 5), { at: [0, 2, 4, 6, 8, 10], words: ["0", "2", "4", "6", "8", "10"] });
+  assert.deepEqual(timeTicks(1040, 1160, 5).words, ["17:30", "18:00", "18:30", "19:00"]);
+  assert.deepEqual(timeTicks(3570, 3630, 5).words, ["59:30", "59:45", "1:00:00", "1:00:15", "1:00:30"]);
+  assert.deepEqual(timeTicks(1119.6, 1120.1, 5).words, ["18:39.6", "18:39.7", "18:39.8", "18:39.9", "18:40.0", "18:40.1"]);
+  assert.equal(clock(59.96, 1), "1:00.0");
+  for (const [start, end] of [[0, 0.5], [0, 30], [3480, 3600], [86_000, 86_600], [0, 1e6]] as const) {
+    const { at, words } = timeTicks(start, end, 5);
+    assert.ok(at.length >= 1 && at.length <= 7, `${start} to ${end}: ${at.length}`);
+    assert.equal(new Set(words).size, words.length);
   }
 });

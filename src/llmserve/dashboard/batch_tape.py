@@ -206,9 +206,9 @@ class TapeLog:
 
     def _step(self, record: StepRecord) -> None:
         for request_id in record.preempted:
-            row = self._row(request_id)
-            row.preemptions += 1
-            if row.ended is None:
+            victim = self._row(request_id)
+            victim.preemptions += 1
+            if victim.ended is None:
                 self._begin(request_id, _PREEMPTED, 0, 0)
         for request_id, reason in record.held:
             self._held(request_id, reason)
