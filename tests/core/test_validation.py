@@ -22,6 +22,12 @@ class Thing:
         return "a thing"  # without its address: a test has the same name in every process
 
 
+NO_NUMBERS: list[object] = [
+    math.nan, "nan", True, np.bool_(True), "", "10**5", "0x10", None, [8], {}, 8j, b"8",
+    np.array([8]), Decimal(8), Thing(),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "value", [8, 8.0, "8", " 8\n", "8e0", np.int8(8), np.array(8), Fraction(8)], ids=shown
 )
@@ -47,10 +53,7 @@ def test_a_whole_number_keeps_all_its_digits() -> None:
         (math.inf, "n must be within 1 and 1,000 s, not inf"),
         ("-inf", "n must be within 1 and 1,000 s, not '-inf'"),
         (np.float64(0.5), "n must be within 1 and 1,000 s, not 0.5"),
-        *((wrong, "n takes a whole number, not ") for wrong in (
-            math.nan, "nan", True, np.bool_(True), "", "10**5", "0x10", None, [8], {}, 8j, b"8",
-            np.array([8]), Decimal(8), Thing(),
-        )),
+        *((wrong, "n takes a whole number, not ") for wrong in NO_NUMBERS),
     ],
     ids=shown,
 )  # fmt: skip

@@ -73,6 +73,23 @@ def test_its_tape_and_table_are_the_same(desk: Desk) -> None:
         assert row == pytest.approx(theirs[name], abs=1e-3), name
 
 
+def test_a_request_that_the_log_has_let_go_is_not_shown_as_running_for_ever() -> None:
+    parts = Parts()
+    parts.telemetry.requests.capacity = 2
+    for _ in range(5):
+        parts.play(1.0, ttft_s=0.1)
+    tape = TapeLog()
+    list(Backfill(parts.telemetry, parts.clock.now()).replay([tape], tape.lose))
+    news = tape.news(Cursor(), limit=None)
+    ended = {row[1]: (row[8] is not None, row[9]) for row in news.rows}
+    assert ended == {
+        **dict.fromkeys(("r1", "r2", "r3"), (True, None)),
+        **dict.fromkeys(("r4", "r5"), (True, "length")),
+    }
+    ends = {name: max(last for n, _, _, last in work(tape) if n == name) for name in ended}
+    assert ends == {f"r{i + 1}": 10 * i + 9 for i in range(5)}
+
+
 def test_its_marks_tell_the_changes_made_before_it_was_opened(desk: Desk) -> None:
     (first, second), expected = (late(desk).marks(0)[1], desk.recorder.marks(0)[1])
     assert (first.changed, second.changed) == tuple(mark.changed for mark in expected)

@@ -4,6 +4,8 @@ import struct
 from typing import get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmserve.core.events import (
     Dispatched,
@@ -135,6 +137,55 @@ def test_steps_carry_their_time_and_what_they_computed() -> None:
 def test_a_row_tells_a_request_s_times_and_end() -> None:
     news = told(submitted("a", t=10.5), Dispatched(t=11.0, request_id="a"), finished("a"))
     assert news.rows == [[0, "a", "gold", 2, 40, 0.5, 1.0, None, 3.0, "stop", 7, 0, 0]]
+
+
+def aborted(id: str, t: float = 13.0) -> Event:
+    return Finished(t=t, request_id=id, reason="abort", prompt_tokens=40, completion_tokens=1)
+
+
+def test_the_record_of_a_step_that_was_under_way_at_an_abort_reopens_nothing() -> None:
+    news = told(
+        submitted("a"), submitted("b"), step(("a", "d", 1), ("b", "d", 1)),
+        aborted("a"), step(("a", "d", 1), ("b", "d", 1)), step(("b", "d", 1)), step(("b", "d", 1)),
+    )  # fmt: skip
+    assert segments(news) == [(0, "decode", 0, 0, 1, 0), (1, "decode", 0, None, 1, 0)]
+    assert [row[9] for row in news.rows] == [None, "abort"]
+
+
+def test_neither_a_preemption_nor_a_wait_nor_a_second_submission_reopens_what_has_ended() -> None:
+    news = told(
+        submitted("a"), step(("a", "d", 1)), aborted("a"),
+        step(preempted=("a",)), step(wait_reasons=(("a", "kv"),)), submitted("a"), step(),
+    )  # fmt: skip
+    assert segments(news) == [(0, "decode", 0, 0, 1, 0)]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(["row", "held", "preempt", "end", "new"]))
+    )
+)
+def test_nothing_is_open_of_a_request_that_has_ended_in_whatever_order_it_is_told(
+    story: list[tuple[str, str]],
+) -> None:
+    log, over = TapeLog(), set[str]()
+    for id, what in story:
+        over |= {id} if what == "end" else set()
+        match what:
+            case "row":
+                log(step((id, "d", 1)))
+            case "held":
+                log(step(wait_reasons=((id, "cap"),)))
+            case "preempt":
+                log(step(preempted=(id,)))
+            case "end":
+                log(aborted(id))
+            case _:
+                log(submitted(id))
+    news = log.news(Cursor(), limit=None)
+    names = {row[0]: row[1] for row in news.rows}
+    still_open = {names[s[0]] for s in segments(news) if s[3] is None}
+    assert not still_open & over
 
 
 def test_one_refused_at_the_door_has_a_row_and_no_cell() -> None:

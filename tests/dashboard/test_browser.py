@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 
@@ -128,7 +129,14 @@ def test_a_page_whose_kernel_is_gone_says_so_and_offers_nothing_until_it_is_back
     send = shown.page.locator("[data-llmserve=send]")
     shown.until_true(send.is_enabled)
     shown.page.wait_for_selector("[data-llmserve=dashboard][data-state=silent]")
-    assert "run its cells again" in shown.page.locator("[data-llmserve=state]").inner_text()
+    words = "() => document.querySelector('[data-llmserve=state]').textContent"
+    said = re.compile(r"no figures for (\d+) s: the kernel is busy or gone")
+    first = said.fullmatch(shown.page.evaluate(words))
+    assert first is not None
+    shown.page.wait_for_function(f"w => ({words})() !== w", arg=first[0])
+    later = said.fullmatch(shown.page.evaluate(words))
+    assert later is not None
+    assert int(later[1]) > int(first[1]) >= 3
     assert send.is_disabled()
     assert not shown.page.locator("[data-llmserve=empty]").is_visible()
     shown.until("hello")
@@ -290,7 +298,7 @@ def test_the_cursor_tells_the_figures_of_every_panel_at_its_time(shown: Shown) -
     assert told.endswith("\nin use by all: 9")
     assert "in use by all: 9" in drawn
     ttft, _ = shown.page.locator(figures.format("ttft")).evaluate(read)
-    assert ttft == "p50: 100\np95: 100\np99: 100"
+    assert ttft == "p50: 100 ms\np95: 100 ms\np99: 100 ms"
 
 
 def test_a_cursor_under_a_mouse_that_stands_still_tells_of_what_comes(shown: Shown) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmserve.bench.load.workload import Workload
 from llmserve.bench.run.driver import Bench, ServiceTarget
@@ -11,8 +15,9 @@ from llmserve.core.events import Event, EventBus, KnobsChanged, StepRecorded, Wa
 from llmserve.core.knobs import KnobBoard, Knobs
 from llmserve.core.types import StepRecord, StepRow, WaitReason
 from llmserve.engines.simulator.engine import SimulatorEngine
-from llmserve.observe.attribution import WhyFold, explain, ruling_knob
-from llmserve.observe.attribution_report import COLOURS, LABELS, Breakdown, Why
+from llmserve.observe.attributed_waits import ruling_knob
+from llmserve.observe.attribution import WhyFold, explain
+from llmserve.observe.attribution_report import COLOURS, LABELS, Breakdown, Why, bars
 from llmserve.observe.time_by_cause import CAUSES, Cause
 from llmserve.serving.publisher import publish_step
 from llmserve.serving.service import Service
@@ -191,7 +196,7 @@ def test_the_last_change_of_the_binding_knob_is_told_with_what_was_measured() ->
     assert effect is not None
     assert list(effect.ttft_p95) == pytest.approx([0.1, 0.8])
     assert "32 → 8 at step 812" in str(why)
-    assert "TTFT p95 100 → 800 ms" in str(why)
+    assert "TTFT p95 100 ms → 800 ms" in str(why)
     assert "max_num_seqs = 8 binds" in str(why)
 
 
@@ -220,10 +225,96 @@ def test_a_knob_that_was_turned_far_enough_binds_no_more() -> None:
     why = explain(events, Knobs(max_num_seqs=64), window_s=60)
     assert why.ttft is not None
     assert (why.ttft.knob, why.ttft.relieved) == ("max_num_seqs", True)
-    assert "max_num_seqs bound until its last change; at 64 it does not." in str(why)
+    assert "max_num_seqs = 4 bound until its last change; at 64 it does not." in str(why)
     before = explain(events[: -len(calm)], Knobs(max_num_seqs=64), window_s=60)
     assert before.ttft is not None
     assert not before.ttft.relieved
+
+
+def turned(t: float, before: int, after: int, source: str = "code") -> KnobsChanged:
+    changed = {"max_num_seqs": (before, after)}
+    return KnobsChanged(t=t, changed=changed, source=source, step=9, ms=1)  # type: ignore[arg-type]  # ints are knob values, dict is invariant
+
+
+def test_waits_are_named_by_the_value_that_was_in_force_and_not_by_today_s() -> None:
+    why = explain([*waiting_by_cap(10, 0, 4), turned(15, 2, 32)], Knobs(max_num_seqs=32))
+    assert why.ttft is not None
+    assert (why.ttft.knob, why.ttft.value, why.ttft.now) == ("max_num_seqs", 2, 32)
+    assert (
+        "These waits were under max_num_seqs = 2; it is 32 now, and nothing has come since."
+        in str(why)
+    )
+    assert "binds" not in str(why)
+    assert [(metric, value) for metric, value, *_ in bars(why)] == [("TTFT", "max_num_seqs = 2")]
+
+
+def test_a_wait_counts_under_the_value_that_it_was_mostly_waited_under() -> None:
+    """All ten come under 2 and go on waiting; 32 lets them in at once, at 9.5."""
+    events: list[Event] = []
+    for i in range(10):
+        events += [submitted(0, f"{i}"), waits_for(0, f"{i}", "cap")]
+    events.append(turned(9.5, 2, 32))
+    for i in range(10):
+        events += [dispatched(10, f"{i}"), first(10, f"{i}"), tokens(10, f"{i}")]
+    why = explain(events, Knobs(max_num_seqs=32))
+    assert why.ttft is not None
+    assert (why.ttft.value, why.ttft.since) == (2, None)
+    assert "were under max_num_seqs = 2; it is 32 now, and nothing has come since" in str(why)
+
+
+def test_mixed_waits_are_two_bars_and_the_value_of_now_is_judged_by_its_own() -> None:
+    events = [*waiting_by_cap(10, 0, 4), turned(14.5, 2, 8), *waiting_by_cap(10, 15, 0.8)]
+    why = explain(events, Knobs(max_num_seqs=8), now=29)
+    drawn = bars(why)
+    assert [(value, round(p95, 6)) for _, value, p95, _ in drawn] == [
+        ("max_num_seqs = 2", 4.0), ("max_num_seqs = 8 now", 0.8)
+    ]  # fmt: skip
+    assert why.ttft is not None
+    assert [(u.value, u.n, u.binds) for u in why.ttft.under] == [(2, 10, True), (8, 10, True)]
+    assert "max_num_seqs = 8 binds: more at once" in str(why)
+    few = explain(events[:-36], Knobs(max_num_seqs=8), now=29)
+    assert "were under max_num_seqs = 2; it is 8 now, and only 4 have come since." in str(few)
+    assert len(bars(few)) == 2
+    assert "max_num_seqs = 2" in few._repr_html_()
+
+
+def test_waits_that_compare_made_are_named_as_its_own() -> None:
+    events = [
+        turned(0, 32, 2, "compare"), *waiting_by_cap(10, 0.1, 1), turned(11.5, 2, 16, "compare"),
+        *waiting_by_cap(10, 12, 0.5), turned(23, 16, 32, "compare"),
+    ]  # fmt: skip
+    assert (
+        "These waits were under max_num_seqs = 2 and 16, set by compare; it is 32 now, and "
+        "nothing has come since." in str(explain(events, Knobs(max_num_seqs=32)))
+    )
+
+
+def test_a_wait_before_a_closed_batch_is_named_by_the_batching_that_it_was_under() -> None:
+    changed = {"batching": ("none", "continuous")}
+    turned = KnobsChanged(t=15, changed=changed, source="code", step=9, ms=1)  # type: ignore[arg-type]  # words are knob values, dict is invariant
+    why = explain([*waiting_by_cap(10, 0, 4), turned], Knobs())
+    assert why.ttft is not None
+    assert (why.ttft.knob, why.ttft.value, why.ttft.now) == ("batching", "none", "continuous")
+
+
+@given(st.lists(st.sampled_from([2, 4, 8, 32]), min_size=1, max_size=6), st.booleans())
+def test_a_value_is_never_said_to_bind_that_nothing_was_measured_under(
+    values: list[int], silent: bool
+) -> None:
+    events: list[Event] = []
+    t, value = 0.0, 16
+    for new in values:
+        events.append(turned(t, value, new))
+        events += waiting_by_cap(6, t + 0.1, 1)
+        t, value = t + 8, new
+    if silent:
+        events.append(turned(t, value, 64))
+        value = 64
+    why = explain(events, Knobs(max_num_seqs=value), now=t, window_s=1e3)
+    said = re.findall(r"max_num_seqs = (\d+) binds", str(why))
+    assert said == ([] if silent else [str(value)])
+    assert why.ttft is not None
+    assert sum(each.n for each in why.ttft.under) == why.ttft.n
 
 
 def test_a_change_too_young_to_be_measured_is_not_told() -> None:

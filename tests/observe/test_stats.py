@@ -109,6 +109,22 @@ def test_steps_give_their_pace_their_fill_and_the_room_left() -> None:
     assert snapshot.kv_use == 0.6
 
 
+def test_kv_in_use_is_none_once_nothing_runs_though_no_step_tells_of_it() -> None:
+    stats = folded(submitted(0, "d0"), submitted(0, "d1"), dispatched(0, "d0"), dispatched(0, "d1"))
+    stats(step(1, decode=2, kv=60))
+    stats(finished(2, "d0", reason="abort"))
+    assert stats.snapshot().kv_used_tokens == 60  # as the last step left it: one still runs
+    stats(finished(2, "d1", reason="abort"))
+    assert (stats.snapshot().kv_used_tokens, stats.snapshot().kv_use) == (0, 0.0)
+    stats(step(2.5, 1, decode=2, kv=61))  # was under way
+    assert stats.snapshot().kv_used_tokens == 0
+
+
+def test_kv_of_requests_that_were_never_seen_to_come_is_believed() -> None:
+    stats = folded(submitted(0), dispatched(0), step(1, decode=2, kv=60), finished(2))
+    assert stats.snapshot().kv_used_tokens == 60
+
+
 def test_without_steps_there_is_no_fill_rather_than_zero() -> None:
     snapshot = folded(*one_request()).snapshot()
     assert (snapshot.batch_fill, snapshot.seq_fill, snapshot.kv_use) == (None, None, None)

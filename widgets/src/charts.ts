@@ -17,6 +17,13 @@ const SLICE_MS = 1;
 const PICTURE_WIDTH = 400;
 const CONFIG = { displayModeBar: false, responsive: false };
 
+/** What a panel shows: the figures and the look it was drawn with, and from when to when. */
+interface Drawn {
+  look: string;
+  range: [number, number];
+  width: number;
+}
+
 interface PlotlyElement {
   on(event: string, callback: (event: { curveNumber: number }) => boolean): void;
 }
@@ -35,24 +42,22 @@ export class Charts {
   #frame = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #notBefore = 0;
-  #drawn = "";
+  readonly #drawn = new Map<HTMLElement, Drawn>();
+  /** Of the content, counted up. */
+  #version = 0;
   /** Panels of the round that is being drawn. */
   #left: Panel[] = [];
   #took = 0;
-  /** Whether something has come since the round began. */
-  #stale = false;
 
   #paused: number | undefined;
   #zoom: [number, number] | undefined;
   /** Lines that are switched off, by `lineKey`. */
   readonly #off = new Set<string>();
-  /** The width that each panel was laid out for. */
-  readonly #widths = new Map<HTMLElement, number>();
 
   constructor(page: Page) {
     this.#page = page;
     this.#cursor = new Cursor(page.grid, {
-      scale: () => this.#scale(),
+      scale: (el) => this.#drawn.get(el),
       zoom: (zoom) => this.zoom(zoom),
       read: (el, t) => this.#read(el, t),
       toggle: (el, line) => this.#toggle(el, line),
@@ -71,15 +76,10 @@ export class Charts {
     this.#again();
   }
 
+  /** Draw all of them anew: a round that is under way would show those left at another time. */
   #again(): void {
-    this.#drawn = "";
-    this.#left = []; // a round that is under way would show the panels left at another time
-    this.refresh();
-  }
-
-  #scale(): { range: [number, number]; width: number } | undefined {
-    if (!this.#content) return undefined;
-    return { range: range(this.#window()), width: this.#page.panelWidth };
+    this.#left = [];
+    if (this.#content) this.show(this.#content);
   }
 
   #read(el: HTMLElement, t: number): string {
@@ -107,7 +107,7 @@ export class Charts {
   /** Have this drawn soon; many calls make one drawing. */
   show(content: Content): void {
     this.#content = content;
-    this.#stale = true;
+    this.#version++;
     this.#page.setDrawing(true);
     this.#schedule();
   }
@@ -125,9 +125,19 @@ export class Charts {
     }
   }
 
-  /** Draw again where the width or the theme has changed since. */
+  /** Draw those in sight that do not show what is known now, or not as the page looks now. */
   refresh(): void {
-    if (this.#content && this.#drawn !== this.#look()) this.show(this.#content);
+    if (!this.#outdated().length) return;
+    this.#page.setDrawing(true);
+    this.#schedule();
+  }
+
+  #outdated(): Panel[] {
+    const look = this.#look();
+    return (this.#content?.panels ?? []).filter((panel) => {
+      const el = this.#page.panels.get(panel.id)!;
+      return this.#drawn.get(el)?.look !== look && this.#inSight(el);
+    });
   }
 
   async picture(): Promise<ArrayBuffer> {
@@ -155,29 +165,28 @@ export class Charts {
     if (!this.#content || width === 0) return;
     const started = performance.now();
     if (!this.#left.length) {
-      this.#left = this.#content.panels.filter((panel) => this.#inSight(panel.id));
+      this.#left = this.#outdated();
       this.#took = 0;
-      this.#stale = false;
     }
-    const theme = readTheme(this.#page.probe);
+    const [theme, look] = [readTheme(this.#page.probe), this.#look()];
     while (this.#left.length && performance.now() - started < SLICE_MS) {
       const panel = this.#left.shift()!;
       const [figure] = this.#figures(this.#content, [panel], theme, width);
-      this.#plot(this.#page.panels.get(panel.id)!, figure!, width);
+      this.#plot(this.#page.panels.get(panel.id)!, figure!, { look, width, range: range(this.#window()) });
     }
+    this.#cursor.refresh();
     this.#took += performance.now() - started;
     if (this.#left.length) return this.#request();
-    this.#cursor.refresh();
-    this.#drawn = this.#look();
     this.#notBefore = performance.now() + this.#took * (1 / DUTY - 1);
-    if (this.#stale) this.#schedule();
+    if (this.#outdated().length) this.#schedule();
     else this.#page.setDrawing(false);
   }
 
   /** Laid out afresh for another width: else a legend that took two rows stays where it was. */
-  #plot(el: HTMLElement, { data, layout }: Figure, width: number): void {
-    if (this.#widths.get(el) === width) return void Plotly.react(el, data, layout, CONFIG);
-    this.#widths.set(el, width);
+  #plot(el: HTMLElement, { data, layout }: Figure, drawn: Drawn): void {
+    const before = this.#drawn.get(el);
+    this.#drawn.set(el, drawn);
+    if (before?.width === drawn.width) return void Plotly.react(el, data, layout, CONFIG);
     Plotly.purge(el);
     void Plotly.newPlot(el, data, layout, CONFIG);
     const plot = el as unknown as PlotlyElement;
@@ -189,8 +198,8 @@ export class Charts {
   }
 
   /** What is scrolled away is drawn once it comes into sight. */
-  #inSight(id: string): boolean {
-    const box = this.#page.panels.get(id)!.getBoundingClientRect();
+  #inSight(el: HTMLElement): boolean {
+    const box = el.getBoundingClientRect();
     return box.bottom > -PANEL_HEIGHT && box.top < window.innerHeight + PANEL_HEIGHT;
   }
 
@@ -201,15 +210,17 @@ export class Charts {
       const span = content.rows.between(start, end);
       const top = ceiling(span, { ...panel, lines: panel.lines.filter((line) => !this.#off.has(lineKey(panel, line))) }, content.columns);
       return {
-        data: [...traces(view, span, content.columns), markTrace(view, top)],
+        data: [...traces(view, span, content.columns, top), markTrace(view, top)],
         layout: layout(view, top),
       };
     });
   }
 
+  /** What a panel that is up to date was drawn from. */
   #look(): string {
     const theme = readTheme(this.#page.probe);
-    const place = Math.round(this.#page.root.getBoundingClientRect().top / PANEL_HEIGHT);
-    return [this.#page.panelWidth, window.innerHeight, this.#page.window, theme.paper, theme.text, place].join();
+    const { now, window, zoom } = this.#window();
+    const figures = this.#paused === undefined ? this.#version : `paused at ${now}`;
+    return [figures, this.#page.panelWidth, window, zoom, theme.paper, theme.text, ...this.#off].join();
   }
 }

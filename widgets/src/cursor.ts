@@ -3,6 +3,7 @@
 
 import { element } from "./dom.ts";
 import { MARGIN } from "./layout.ts";
+import { clock, CLOCK_FROM_S } from "./quantities.ts";
 
 export const SHORTEST_S = 0.5;
 /** Of the time shown, by one press of an arrow; with shift five times as much. */
@@ -17,7 +18,8 @@ export interface Scale {
 }
 
 export interface Host {
-  scale(): Scale | undefined;
+  /** Of what a panel shows now, which may be another time than the others show. */
+  scale(panel: HTMLElement): Scale | undefined;
   zoom(zoom: [number, number] | undefined): void;
   /** The figures of a panel at this time, a line each. */
   read(panel: HTMLElement, t: number): string;
@@ -29,6 +31,14 @@ export interface Host {
 export function timeAt(x: number, { range, width }: Scale): number {
   const part = (x - MARGIN.l) / (width - MARGIN.l - MARGIN.r);
   return range[0] + Math.min(Math.max(part, 0), 1) * (range[1] - range[0]);
+}
+
+/** From where to where a span that ends at `t` is on a panel; nowhere on one that does not show `t`. */
+export function spanOn(start: number, t: number, scale: Scale): [number, number] | undefined {
+  const [first, last] = scale.range;
+  if (t < first || t > last) return undefined;
+  const other = Math.min(Math.max(start, first), last);
+  return [placeOf(Math.min(other, t), scale), placeOf(Math.max(other, t), scale)];
 }
 
 export function placeOf(t: number, { range, width }: Scale): number {
@@ -47,6 +57,8 @@ export class Cursor {
   readonly #lines = new Map<HTMLElement, HTMLElement>();
   #from: number | undefined;
   #at: number | undefined;
+  /** The panel that it was moved on. */
+  #panel: HTMLElement | undefined;
   /** Where the mouse holds it, in pixels of a panel; undefined where keys moved it. */
   #x: number | undefined;
 
@@ -67,10 +79,10 @@ export class Cursor {
 
   /** The panels have moved on under it. */
   refresh(): void {
-    const scale = this.#host.scale();
+    const scale = this.#panel && this.#host.scale(this.#panel);
     if (this.#at === undefined || !scale) return;
     const t = this.#x === undefined ? this.#at : timeAt(this.#x, scale);
-    if (t < scale.range[0]) this.#hide();
+    if (t < scale.range[0] || t > scale.range[1]) this.#hide();
     else this.#show(this.#from ?? t, t);
   }
 
@@ -78,22 +90,23 @@ export class Cursor {
     const t = this.#time(event);
     if (!event.buttons) this.#from = undefined;
     if (t === undefined) return this.#hide();
-    this.#x = event.clientX - (event.target as HTMLElement).closest(".panel")!.getBoundingClientRect().left;
+    this.#panel = (event.target as HTMLElement).closest<HTMLElement>(".panel")!;
+    this.#x = event.clientX - this.#panel.getBoundingClientRect().left;
     this.#show(this.#from ?? t, t);
   }
 
   #show(start: number, t: number): void {
-    const scale = this.#host.scale();
-    if (!scale) return this.#hide();
     this.#at = t;
-    const [left, right] = [placeOf(Math.min(start, t), scale), placeOf(Math.max(start, t), scale)];
     for (const panel of this.#grid.querySelectorAll<HTMLElement>(".panel")) {
       const line = this.#line(panel);
-      line.hidden = false;
-      line.style.left = `${left}px`;
-      line.style.width = `${Math.max(1, right - left)}px`;
-      line.classList.toggle("flipped", right > FLIP * scale.width);
-      line.dataset["time"] = `${t.toFixed(1)} s`;
+      const scale = this.#host.scale(panel);
+      const span = scale && spanOn(start, t, scale);
+      line.hidden = !span;
+      if (!span) continue;
+      line.style.left = `${span[0]}px`;
+      line.style.width = `${Math.max(1, span[1] - span[0])}px`;
+      line.classList.toggle("flipped", span[1] > FLIP * scale.width);
+      line.dataset["time"] = t < CLOCK_FROM_S ? `${t.toFixed(1)} s` : clock(t, 1);
       line.dataset["figures"] = this.#host.read(panel, t);
     }
   }
@@ -108,13 +121,14 @@ export class Cursor {
 
   #key(event: KeyboardEvent): void {
     const panel = (event.target as HTMLElement).closest<HTMLElement>(".panel");
-    const scale = this.#host.scale();
+    const scale = panel && this.#host.scale(panel);
     if (!panel || !scale || event.ctrlKey || event.metaKey || event.altKey) return;
     const [start, end] = scale.range;
     const at = Math.min(Math.max(this.#at ?? end, start), end);
     const step = (event.shiftKey ? 5 : 1) * KEY_STEP * (end - start);
     const go = (t: number) => {
       this.#x = undefined;
+      this.#panel = panel;
       this.#show(t, t);
     };
     const actions: Record<string, () => void> = {
@@ -138,7 +152,7 @@ export class Cursor {
   /** Over a panel's plot; the legend above it is for clicks. */
   #time(event: PointerEvent): number | undefined {
     const panel = (event.target as HTMLElement).closest<HTMLElement>(".panel");
-    const scale = this.#host.scale();
+    const scale = panel && this.#host.scale(panel);
     if (!panel || !scale) return undefined;
     const box = panel.getBoundingClientRect();
     if (event.clientY < box.top + MARGIN.t || event.clientY > box.bottom - MARGIN.b) return undefined;

@@ -1,9 +1,10 @@
 // The dashboard's module: takes in what the kernel sends, and keeps the page in step with it.
 
+import { Changes } from "./changes.ts";
 import { Charts } from "./charts.ts";
 import { decode } from "./codec.ts";
 import { showKnobs } from "./controls.ts";
-import { Feed } from "./feed.ts";
+import { Feed, SILENCE_MS } from "./feed.ts";
 import type { ControlPlace, Delta, FromKernel, Mark, Panel, Snapshot, TapeMessage, ToKernel } from "./messages.ts";
 import { Page, type State } from "./page.ts";
 import { Playground } from "./playground.ts";
@@ -24,7 +25,7 @@ class Dashboard {
   readonly #charts: Charts;
   readonly #feed = new Feed();
   readonly #marks = new Map<number, Mark>();
-  readonly #resized: ResizeObserver;
+  readonly #changes: Changes;
   readonly #ticking: ReturnType<typeof setInterval>;
   readonly #why = new WhyPanel();
   readonly #tape = new Tape();
@@ -52,8 +53,7 @@ class Dashboard {
       this.#tapeView.pause(paused);
     };
     this.#page.onZoomReset = () => this.#charts.zoom(undefined);
-    this.#resized = new ResizeObserver(() => this.#refresh());
-    this.#resized.observe(this.#page.root);
+    this.#changes = new Changes(this.#page.root, () => this.#refresh());
     model.on("msg:custom", this.#heard);
     this.#ticking = setInterval(() => this.#tick(), TICK_MS);
     this.#say(this.#feed.hello(performance.now()));
@@ -61,7 +61,7 @@ class Dashboard {
 
   close(): void {
     clearInterval(this.#ticking);
-    this.#resized.disconnect();
+    this.#changes.close();
     this.#model.off("msg:custom", this.#heard);
     this.#charts.close();
     this.#tapeView.close();
@@ -84,7 +84,10 @@ class Dashboard {
     if (message.kind === "snapshot") this.#reset(message);
     this.#rows.append(decode(bytes));
     for (const mark of message.marks ?? []) this.#marks.set(mark.id, mark);
-    if (message.panels) this.#page.setPanels((this.#panels = message.panels));
+    if (message.panels) {
+      this.#page.setPanels((this.#panels = message.panels));
+      this.#changes.watch(this.#page.panels.values());
+    }
     if (message.status !== undefined) this.#page.setStatus(message.status);
     if (message.empty !== undefined) this.#empty = message.empty;
     if (message.ended !== undefined) this.#ended = message.ended;
@@ -107,8 +110,8 @@ class Dashboard {
   }
 
   /** Nothing can be asked where nobody answers. */
-  #state(state: State): void {
-    this.#page.setState(state);
+  #state(state: State, silentFor = 0): void {
+    this.#page.setState(state, silentFor);
     this.#page.setEmpty(this.#empty && state === "live");
     this.#playground.enable(state === "live");
   }
@@ -143,9 +146,15 @@ class Dashboard {
     this.#refresh();
     if (this.#tableStale) this.#drawTable();
     if (this.#ended) return;
-    if (this.#feed.seq >= 0 && !this.#feed.live(now)) this.#state("silent");
+    this.#tellSilence(now);
     const question = this.#feed.tick(now);
     if (question) this.#say(question);
+  }
+
+  #tellSilence(now: number): void {
+    const seconds = this.#feed.silentFor(now);
+    if (this.#feed.seq < 0) this.#state("waiting", seconds);
+    else if (!this.#feed.live(now) && 1e3 * seconds >= SILENCE_MS) this.#state("silent", seconds);
   }
 
   async #draw(id: number): Promise<void> {

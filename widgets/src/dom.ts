@@ -20,8 +20,3 @@ export function button(text: string, name: string, title: string, onClick: () =>
   el.addEventListener("click", onClick);
   return el;
 }
-
-export function milliseconds(seconds: number): string {
-  const ms = 1e3 * seconds;
-  return `${ms.toLocaleString("en", { maximumFractionDigits: ms < 10 ? 1 : 0 })} ms`;
-}

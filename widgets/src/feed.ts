@@ -14,11 +14,13 @@ export class Feed {
   #ackedAt = -Infinity;
   #heardAt = -Infinity;
   #askedAt = -Infinity;
+  #firstAskedAt = Infinity;
   #patience = SILENCE_MS;
   #waiting = true;
 
   hello(now: number): ToKernel {
     this.#askedAt = now;
+    this.#firstAskedAt = Math.min(this.#firstAskedAt, now);
     this.#waiting = true;
     return { kind: "hello" };
   }
@@ -44,6 +46,11 @@ export class Feed {
     if (now - since < this.#patience) return undefined;
     this.#patience = Math.min(2 * this.#patience, LONGEST_SILENCE_MS);
     return this.hello(now);
+  }
+
+  /** Whole seconds since anything came, or since it was first asked for. */
+  silentFor(now: number): number {
+    return Math.floor((now - Math.max(this.#heardAt, this.#firstAskedAt)) / 1e3);
   }
 
   /** Whether figures are coming. */

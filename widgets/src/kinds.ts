@@ -27,3 +27,6 @@ export function kindOf(name: string | undefined): Kind {
 }
 
 export const ALL_KINDS: readonly Kind[] = Object.values(KINDS);
+
+/** How a request that was stopped before its reply was whole is marked, on the tape and in the table. */
+export const STOPPED = { sign: "×", color: "#d1495b" };

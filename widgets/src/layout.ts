@@ -1,6 +1,7 @@
 // What plotly is told to draw, as plain values. Pure.
 
 import type { Data, Layout } from "plotly.js-basic-dist-min";
+import { duration, number, onClock, timeTicks, unitOf } from "./quantities.ts";
 import type { KnobValue, Line, Mark, Panel } from "./messages.ts";
 import type { Span } from "./rows.ts";
 import type { Theme } from "./theme.ts";
@@ -10,6 +11,8 @@ export const PANEL_HEIGHT = 210;
 export const MAX_POINTS = 400;
 /** The chart ends this long after the newest row at least, so that a young one is not a smear. */
 const YOUNG_S = 10;
+/** Labels of the time axis, or some more. */
+const TIMES = 4;
 
 export interface View {
   panel: Panel;
@@ -29,8 +32,16 @@ export function lineKey(panel: Panel, line: Line): string {
   return `${panel.id}/${line.column}`;
 }
 
-export function traces(view: View, span: Span, columns: string[]): Data[] {
+/** What is drawn of a panel's figures: times in ms are in ms, s or min by the highest of them. */
+export function axisUnit(panel: Panel, top: number): { name: string; factor: number } {
+  if (panel.unit !== "ms") return { name: panel.unit, factor: 1 };
+  const unit = unitOf(top / 1e3);
+  return { name: unit.name, factor: 1e-3 / unit.seconds };
+}
+
+export function traces(view: View, span: Span, columns: string[], top: number): Data[] {
   const { panel, theme } = view;
+  const { factor } = axisUnit(panel, top);
   return panel.lines.map((line, i) => {
     const points = thin(span.times, span.columns[columns.indexOf(line.column)]!, MAX_POINTS);
     return {
@@ -39,7 +50,7 @@ export function traces(view: View, span: Span, columns: string[]): Data[] {
       name: line.label,
       visible: view.off?.has(lineKey(panel, line)) ? "legendonly" : true,
       x: points.x,
-      y: points.y,
+      y: factor === 1 ? points.y : points.y.map((y) => (y === null ? null : y * factor)),
       connectgaps: false,
       line: {
         color: theme.inks[i % theme.inks.length],
@@ -60,7 +71,7 @@ export function markTrace(view: View, top: number): Data {
     name: "knobs",
     showlegend: false,
     x: marks.map((mark) => mark.t),
-    y: marks.map(() => top),
+    y: marks.map(() => top * axisUnit(view.panel, top).factor),
     cliponaxis: false,
     marker: { symbol: "triangle-down", size: 8, color: view.theme.mark },
     text: marks.map(describe),
@@ -70,6 +81,9 @@ export function markTrace(view: View, top: number): Data {
 
 export function layout(view: View, top: number): Layout {
   const { panel, theme } = view;
+  const unit = axisUnit(panel, top);
+  const [start, end] = range(view);
+  const times = timeTicks(start, end, TIMES);
   const axis = {
     color: theme.faint,
     gridcolor: theme.grid,
@@ -86,7 +100,7 @@ export function layout(view: View, top: number): Layout {
     plot_bgcolor: theme.paper,
     font: { color: theme.text, family: "system-ui, sans-serif", size: 11 },
     title: {
-      text: `${panel.title} (${panel.unit})`,
+      text: `${panel.title} (${unit.name})`,
       font: { size: 13 },
       x: 0, xref: "container", pad: { l: 8, t: 6 }, y: 1, yref: "container", yanchor: "top",
     },
@@ -98,11 +112,13 @@ export function layout(view: View, top: number): Layout {
     hovermode: "closest",
     xaxis: {
       ...axis,
-      range: range(view),
-      nticks: 5,
-      title: { text: "time (s)", font: { size: 10 }, standoff: 6 },
+      range: [start, end],
+      tickmode: "array",
+      tickvals: times.at,
+      ticktext: times.words,
+      title: { text: onClock(end) ? "time (min:s)" : "time (s)", font: { size: 10 }, standoff: 6 },
     },
-    yaxis: { ...axis, range: [0, top], nticks: 5, tickformat: ",.4~g" },
+    yaxis: { ...axis, range: [0, top * unit.factor], nticks: 5, tickformat: ",.4~r" }, // r: no exponent
     shapes: shown(view).map((mark) => ({
       type: "line", xref: "x", yref: "paper", x0: mark.t, x1: mark.t, y0: 0, y1: 1,
       line: { color: theme.mark, width: 1, dash: "dot" },
@@ -110,18 +126,14 @@ export function layout(view: View, top: number): Layout {
   };
 }
 
-/** The figures of a panel at the cursor, a line each, in the unit of its title; what has no value
+/** The figures of a panel at the cursor, a line each, a time with its unit; what has no value
  * then is left out. */
 export function reading(panel: Panel, columns: string[], values: number[] | undefined): string {
   const lines = panel.lines.map((line) => [line.label, values?.[columns.indexOf(line.column)]] as const);
   return lines
     .filter(([, value]) => value !== undefined && Number.isFinite(value))
-    .map(([label, value]) => `${label}: ${figure(value!)}`)
+    .map(([label, value]) => `${label}: ${panel.unit === "ms" ? duration(value! / 1e3) : number(value!)}`)
     .join("\n");
-}
-
-function figure(value: number): string {
-  return value.toLocaleString("en", { maximumSignificantDigits: value < 1000 ? 3 : 6, maximumFractionDigits: value < 1000 ? 2 : 0, roundingPriority: "lessPrecision" } as Intl.NumberFormatOptions);
 }
 
 export const MARGIN = { l: 56, r: 14, t: 46, b: 38 };

@@ -90,8 +90,8 @@ export interface TapeMessage {
   capacity?: number;
 }
 
-/** Figure, its p95 in ms, and its parts: label, ms, colour. */
-export type WhyBar = [string, number, [string, number, string][]];
+/** Figure, the binding knob's value where there were several, p95 in ms, and its parts: label, ms, colour. */
+export type WhyBar = [string, string, number, [string, number, string][]];
 
 export interface WhyMessage {
   kind: "why";

@@ -3,17 +3,18 @@
 import type { About, Panel } from "./messages.ts";
 import { button, element } from "./dom.ts";
 import { PANEL_HEIGHT } from "./layout.ts";
+import { moment } from "./quantities.ts";
 
 export type State = "waiting" | "live" | "silent" | "ended";
 
 export const WINDOWS: [number, string][] = [[30, "30 s"], [120, "2 min"], [600, "10 min"]];
 
-const STATE_WORDS: Record<State, string> = {
-  waiting: "asking the kernel …",
-  live: "live",
-  silent: "no figures from the kernel; if it was restarted, run its cells again",
-  ended: "ended",
-};
+/** What the page knows of the other end: a silent kernel may compute, or be gone; the page cannot tell. */
+export function stateWords(state: State, silentFor: number): string {
+  const asking = silentFor < 2 ? "asking the kernel …" : `asking the kernel … ${silentFor} s`;
+  const silent = `no figures for ${moment(silentFor)}: the kernel is busy or gone`;
+  return { waiting: asking, live: "live", silent, ended: "ended" }[state];
+}
 
 const CSS = `
 .llmserve-dash { background: var(--jp-layout-color0, #fff); color: var(--jp-ui-font-color1, #212121);
@@ -45,6 +46,7 @@ const CSS = `
 .llmserve-dash .bar b { flex: 0 0 68px; font-weight: 500; }
 .llmserve-dash .bar .ms { flex: 0 0 72px; text-align: right; font-variant-numeric: tabular-nums; }
 .llmserve-dash .bar .track { flex: 1; min-width: 0; }
+.llmserve-dash .bar .under { display: block; font-size: 11px; line-height: 1.3; overflow-wrap: anywhere; }
 .llmserve-dash .bar .parts { display: flex; height: 14px; border-radius: 2px; overflow: hidden; }
 .llmserve-dash .why .line { overflow-wrap: anywhere; }
 .llmserve-dash canvas { display: block; width: 100%; height: 280px; cursor: crosshair; touch-action: none; border: 1px solid var(--jp-border-color2, #e0e0e0); box-sizing: border-box; }
@@ -165,9 +167,10 @@ export class Page {
     }
   }
 
-  setState(state: State): void {
+  /** `silentFor`: seconds since anything came. */
+  setState(state: State, silentFor = 0): void {
     this.root.dataset["state"] = state;
-    this.#state.textContent = STATE_WORDS[state];
+    this.#state.textContent = stateWords(state, silentFor);
   }
 
   setStatus(text: string): void {

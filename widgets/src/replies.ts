@@ -1,6 +1,7 @@
 // What a page knows of its playground; the twin of src/llmserve/dashboard/replies.py. Pure.
 
 import type { CopyJson, LoadState, PlayLimits, RepliesMessage } from "./messages.ts";
+import { duration, number } from "./quantities.ts";
 
 export interface Reply {
   text: string;
@@ -41,7 +42,7 @@ export class Replies {
     const ended = this.copies.filter(isEnded).length;
     const known = this.copies.filter((copy) => copy.rate !== null);
     const rate = known.reduce((sum, copy) => sum + copy.rate!, 0);
-    const together = known.length ? `, ${figure(rate)} tokens/s together` : "";
+    const together = known.length ? `, ${number(rate)} tokens/s together` : "";
     return `${ended} of ${this.copies.length} have ended${together}`;
   }
 
@@ -57,8 +58,8 @@ export function isEnded(copy: Reply): boolean {
 
 /** One copy's own figures. */
 export function told(copy: Reply): string {
-  const parts = [copy.ttftMs === null ? "TTFT –" : `TTFT ${figure(copy.ttftMs)} ms`];
-  if (copy.rate !== null) parts.push(`${figure(copy.rate)} tokens/s`);
+  const parts = [`TTFT ${duration(copy.ttftMs === null ? null : copy.ttftMs / 1e3)}`];
+  if (copy.rate !== null) parts.push(`${number(copy.rate)} tokens/s`);
   parts.push(`${copy.tokens} ${copy.tokens === 1 ? "token" : "tokens"}`, copy.state);
   return parts.join(" · ");
 }
@@ -67,8 +68,4 @@ export function loadWords(load: LoadState): string {
   const failed = load.failed ? `, ${load.failed.toLocaleString("en")} not served` : "";
   const minutes = Math.max(1, Math.ceil(load.left_s / 60));
   return `${load.rate} requests/s on average: ${load.sent.toLocaleString("en")} sent, ${load.under_way} under way${failed}; ends in ${minutes} min or when this page leaves`;
-}
-
-function figure(value: number): string {
-  return value.toLocaleString("en", { maximumFractionDigits: value < 100 ? 1 : 0 });
 }

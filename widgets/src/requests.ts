@@ -1,14 +1,19 @@
 // The table of requests with its filters, and the waterfall of the selected one.
 
-import { element, milliseconds } from "./dom.ts";
-import { kindOf } from "./kinds.ts";
-import type { Row, Tape } from "./tape.ts";
+import { element } from "./dom.ts";
+import { kindOf, STOPPED } from "./kinds.ts";
+import { duration, moment } from "./quantities.ts";
+import { isStopped, type Row, type Tape } from "./tape.ts";
 import { life } from "./waterfall.ts";
 import { swatch } from "./why.ts";
 
 const MOST_ROWS = 200;
-const COLUMNS = ["request", "tenant", "class", "state", "prompt", "reply", "TTFT", "E2E", "preempted"];
-const STATES = ["waiting", "running", "done", "refused"] as const;
+const COLUMNS: [string, string][] = [
+  ["request", ""], ["came", "time since the session began, as on the charts"], ["tenant", ""], ["class", "priority: lower goes first"],
+  ["state", ""], ["prompt (tokens)", ""], ["reply (tokens)", ""], ["TTFT", "time to its first token"], ["E2E", "time to its end"],
+  ["preempted", "times that it lost its KV to others"],
+];
+const STATES = ["waiting", "running", "done", "stopped", "refused"] as const;
 type State = (typeof STATES)[number];
 
 const SPAN_LABELS: Record<string, string> = { queue: "queue", stall: "stall" };
@@ -35,7 +40,7 @@ export class Requests {
     head.append(element("h3", "", undefined, "Requests"), ...Object.values(this.#filters), this.#count);
     const table = element("table");
     const titles = table.createTHead().insertRow();
-    for (const column of COLUMNS) titles.append(element("th", "", undefined, column));
+    for (const [column, title] of COLUMNS) titles.append(Object.assign(element("th", "", undefined, column), { title }));
     table.append(this.#body);
     const scroll = element("div", "scroll");
     scroll.append(table);
@@ -92,14 +97,14 @@ export class Requests {
       piece.style.left = `${(100 * (span.start - start)) / length}%`;
       piece.style.width = `${(100 * (span.end - span.start)) / length}%`;
       piece.style.background = color(span.kind);
-      piece.title = `${label(span.kind)}: ${milliseconds(span.end - span.start)}, from ${milliseconds(span.start - start)}`;
+      piece.title = `${label(span.kind)}: ${duration(span.end - span.start)}, from ${duration(span.start - start)}`;
       bar.append(piece);
     }
     const legend = element("div", "legend");
-    for (const [kind, seconds] of totals) legend.append(swatch(`${label(kind)} ${milliseconds(seconds)}`, color(kind)));
-    const state = row.ended === null ? "not ended yet" : `ended: ${row.reason}`;
+    for (const [kind, seconds] of totals) legend.append(swatch(`${label(kind)} ${duration(seconds)}`, color(kind)));
+    const state = row.ended === null ? "not ended yet" : words(row);
     const ends = element("div", "fall-ends");
-    ends.append(element("span", "", undefined, "0 ms"), element("span", "", undefined, milliseconds(length)));
+    ends.append(element("span", "", undefined, "0 ms"), element("span", "", undefined, duration(length)));
     this.#fall.replaceChildren(element("b", "", undefined, `${row.id}, ${state}`), bar, ends, legend);
   }
 
@@ -150,16 +155,23 @@ export class Requests {
 
 export function stateOf(row: Row): State {
   if (row.ended === null) return row.dispatched === null && row.submitted !== null ? "waiting" : "running";
-  return row.reason !== null && ["stop", "length", "abort", "timeout", "error"].includes(row.reason) ? "done" : "refused";
+  if (isStopped(row)) return "stopped";
+  return row.reason === null || ["stop", "length"].includes(row.reason) ? "done" : "refused"; // null: nobody knows how
 }
 
 function cells(row: Row): string[] {
-  const since = (t: number | null) => (t === null || row.submitted === null ? "–" : milliseconds(t - row.submitted));
-  const state = stateOf(row);
+  const since = (t: number | null) => duration(t === null || row.submitted === null ? null : t - row.submitted);
+  const count = (tokens: number | null) => tokens?.toLocaleString("en") ?? "–";
   return [
-    row.id, row.tenant ?? "–", String(row.priority), row.reason === null ? state : `${state}: ${row.reason}`,
-    String(row.promptTokens ?? "–"), String(row.tokens ?? "–"), since(row.first), since(row.ended), row.preemptions ? String(row.preemptions) : "",
+    row.id, row.submitted === null ? "–" : moment(row.submitted), row.tenant ?? "–", String(row.priority), words(row),
+    count(row.promptTokens), count(row.tokens), since(row.first), since(row.ended), row.preemptions ? String(row.preemptions) : "",
   ];
+}
+
+function words(row: Row): string {
+  const state = stateOf(row);
+  const sign = state === "stopped" ? `${STOPPED.sign} ` : "";
+  return row.reason === null ? state : `${sign}${state}: ${row.reason}`;
 }
 
 function names(values: string[]): string[] {

@@ -44,6 +44,7 @@ const STEP_BYTES = 32;
 const SEGMENT_BYTES = 20;
 const OPEN = 0xffffffff;
 const KEPT_REQUESTS = 2_000;
+const STOPPED = ["abort", "timeout", "error"];
 
 export class Tape {
   kinds: string[] = [];
@@ -66,6 +67,7 @@ export class Tape {
     for (const row of message.rows) this.#tell(row);
     this.#takeSteps(message.first, steps);
     for (let at = 0; at < segments.byteLength; at += SEGMENT_BYTES) this.#takeSegment(segments, at);
+    for (const [number] of message.rows) this.#settle(this.rows.get(number)!);
     if (this.#steps.length > 1.1 * this.#capacity || this.rows.size > 1.1 * KEPT_REQUESTS) this.#forget();
     return true;
   }
@@ -139,16 +141,30 @@ export class Tape {
       tokens: view.getUint16(at + 14, true),
       kv: view.getUint32(at + 16, true),
     };
+    if (last === OPEN && row.ended !== null) return; // nothing goes on after the end
     const open = row.segments.at(-1);
-    if (open?.last === Infinity) {
+    if (open?.first === segment.first) row.segments.pop(); // the same, as it is known now
+    else if (open?.last === Infinity) {
       if (open.first < segment.first) open.last = segment.first - 1; // its end was not told: no step
       else row.segments.pop();
       if (last !== OPEN && open.first > segment.first) {
+        if (row.segments.at(-1)?.first === segment.first) row.segments.pop();
         row.segments.push(segment, open); // its end came late, after the next had begun
         return;
       }
     }
     row.segments.push(segment);
+  }
+
+  /** What a request did goes on to no step that began after its end; its last one may be told of
+   * later, and what showed in no step never is. */
+  #settle(row: Row): void {
+    const open = row.segments.at(-1);
+    if (row.ended === null || open?.last !== Infinity) return;
+    let last = this.end - 1;
+    while (last >= open.first && (this.step(last)?.start ?? -Infinity) >= row.ended) last--;
+    if (last < open.first) row.segments.pop();
+    else open.last = last;
   }
 
   #forget(): void {
@@ -159,6 +175,11 @@ export class Tape {
       if (done || (row.ended !== null && this.rows.size > KEPT_REQUESTS)) this.rows.delete(row.number);
     }
   }
+}
+
+/** Whether it was stopped before its reply was whole: drawn as a cross. */
+export function isStopped(row: Row): boolean {
+  return row.ended !== null && row.reason !== null && STOPPED.includes(row.reason);
 }
 
 /** The place of the first segment that is not over before `ordinal`. */

@@ -1,9 +1,9 @@
 // Draws the tape on a canvas, and answers to mouse and keys.
 
-import { element, milliseconds } from "./dom.ts";
-import { ALL_KINDS, kindOf } from "./kinds.ts";
-import type { Row, Segment, Tape } from "./tape.ts";
-import { firstEndingAfter } from "./tape.ts";
+import { element } from "./dom.ts";
+import { ALL_KINDS, kindOf, STOPPED } from "./kinds.ts";
+import { duration } from "./quantities.ts";
+import { firstEndingAfter, isStopped, type Row, type Segment, type Tape } from "./tape.ts";
 import { readTheme, type Theme } from "./theme.ts";
 import { ticks, Viewport } from "./viewport.ts";
 import { swatch } from "./why.ts";
@@ -26,6 +26,10 @@ export class TapeView {
   /** Tokens of a KV block, where there are blocks. */
   blockSize: number | null = null;
   #shown: Row[] = [];
+  /** Drawn by the last painting. */
+  #crosses = 0;
+  /** Where the mouse is, in the window: what it is over changes as the tape moves on. */
+  #pointer: { clientX: number; clientY: number } | undefined;
   #selected: number | undefined;
   #scroll = 0;
   #frame = 0;
@@ -46,6 +50,11 @@ export class TapeView {
     for (const kind of ALL_KINDS) {
       legend.append(swatch(kind.label, kind.color, !kind.works));
     }
+    const cross = element("span", "swatch", undefined, "stopped");
+    const sign = element("b", "", undefined, STOPPED.sign);
+    sign.style.color = STOPPED.color;
+    cross.prepend(sign);
+    legend.append(cross);
     const hint = element("span", "faint", undefined, "wheel zooms, drag moves, shift+wheel scrolls rows, click selects; thin bars wait");
     const head = element("div", "section-head");
     head.append(element("h3", "", undefined, "Batch tape"), hint);
@@ -95,6 +104,7 @@ export class TapeView {
     const most = Math.max(0, this.#shown.length * row - (HEIGHT - AXIS));
     this.#scroll = this.viewport.live && !this.#drag && this.#selected === undefined ? most : Math.min(Math.max(this.#scroll, 0), most);
     this.#axis(context, theme, width, from, to);
+    this.#crosses = 0;
     context.save();
     context.beginPath();
     context.rect(0, 0, width, HEIGHT - AXIS);
@@ -110,8 +120,9 @@ export class TapeView {
     }
     Object.assign(this.#canvas.dataset, {
       from: Math.round(from), to: Math.round(to), rows: this.#shown.length, steps: tape.end - tape.first,
-      selected: this.#selected ?? "",
+      selected: this.#selected ?? "", stopped: this.#crosses,
     });
+    this.#tell();
   }
 
   #prepare(width: number, theme: Theme): CanvasRenderingContext2D {
@@ -183,6 +194,27 @@ export class TapeView {
       context.fillRect(left, y + (height - gap - thick) / 2, Math.max(1, right - left), thick);
       if (kind.works && scale >= 6 && height >= 6) this.#cuts(context, theme, segment, y, height, from, to, scale);
     }
+    const last = row.segments.at(-1);
+    if (isStopped(row) && last && last.last + 1 > from && last.last + 1 <= to) {
+      this.#cross(context, theme, GUTTER + (last.last + 1 - from) * scale, y + height / 2, height);
+    }
+  }
+
+  /** Where a request was stopped: seen on low rows too, so it may reach beyond its own. */
+  #cross(context: CanvasRenderingContext2D, theme: Theme, x: number, y: number, height: number): void {
+    const arm = Math.min(4, Math.max(2, height / 2 - 1));
+    for (const [color, width] of [[theme.paper, 4], [STOPPED.color, 2]] as const) {
+      context.strokeStyle = color;
+      context.lineWidth = width;
+      context.beginPath();
+      for (const slope of [-1, 1]) {
+        context.moveTo(x - arm, y - slope * arm);
+        context.lineTo(x + arm, y + slope * arm);
+      }
+      context.stroke();
+    }
+    context.lineWidth = 1;
+    this.#crosses++;
   }
 
   /** Lines between the steps of one segment, where they are wide enough to be told apart. */
@@ -196,7 +228,7 @@ export class TapeView {
     }
   }
 
-  #at(event: MouseEvent): { row: Row | undefined; ordinal: number; inside: boolean } {
+  #at(event: { clientX: number; clientY: number }): { row: Row | undefined; ordinal: number; inside: boolean } {
     const box = this.#canvas.getBoundingClientRect();
     const x = event.clientX - box.left;
     const y = event.clientY - box.top;
@@ -206,8 +238,17 @@ export class TapeView {
     return { row, ordinal, inside: x >= GUTTER };
   }
 
-  #hover(event: MouseEvent): void {
-    const { row, ordinal, inside } = this.#at(event);
+  /** The tooltip of what is under the pointer now; none where it has left, or drags. */
+  #tell(): void {
+    const at = this.#pointer;
+    const box = this.#canvas.getBoundingClientRect();
+    const over = at && !this.#drag && at.clientX >= box.left && at.clientX < box.right && at.clientY >= box.top && at.clientY < box.bottom;
+    this.#tip.hidden = true;
+    if (over) this.#tellOf(at);
+  }
+
+  #tellOf(at: { clientX: number; clientY: number }): void {
+    const { row, ordinal, inside } = this.#at(at);
     const segment = row && inside ? this.#tape.segmentAt(row, ordinal) : undefined;
     const step = this.#tape.step(ordinal);
     this.#tip.hidden = !row || !segment || !step;
@@ -219,13 +260,14 @@ export class TapeView {
       kind.works
         ? `${kind.label}: ${segment.tokens} token${segment.tokens === 1 ? "" : "s"}, ${this.#kv(stored)} in its KV`
         : kind.label === "preempted" ? `preempted: ${kind.why}` : `waiting${kind.why ? `, ${kind.label}: ${kind.why}` : ""}`,
-      `the step: ${milliseconds(step.duration)}, ${step.prefill} prefill + ${step.decode} decode tokens, KV of all ${this.#kv(step.kv)}`,
+      `the step: ${duration(step.duration)}, ${step.prefill} prefill + ${step.decode} decode tokens, KV of all ${this.#kv(step.kv)}`,
     ];
+    if (isStopped(row) && segment === row.segments.at(-1)) lines.push(`${STOPPED.sign} stopped: ${row.reason}`);
     this.#tip.replaceChildren(...lines.map((line) => element("div", "", undefined, line)));
     const box = this.el.getBoundingClientRect();
     const room = box.width - this.#tip.offsetWidth - 8;
-    this.#tip.style.left = `${Math.max(4, Math.min(event.clientX - box.left + 14, room))}px`;
-    this.#tip.style.top = `${event.clientY - box.top + 16}px`;
+    this.#tip.style.left = `${Math.max(4, Math.min(at.clientX - box.left + 14, room))}px`;
+    this.#tip.style.top = `${at.clientY - box.top + 16}px`;
   }
 
   /** So many tokens, and the blocks that they take. */
@@ -250,7 +292,10 @@ export class TapeView {
       if (click) this.#onSelect(this.#at(event).row?.number);
     });
     canvas.addEventListener("pointercancel", () => (this.#drag = undefined));
-    canvas.addEventListener("pointerleave", () => (this.#tip.hidden = true));
+    canvas.addEventListener("pointerleave", () => {
+      this.#pointer = undefined;
+      this.#tell();
+    });
     canvas.addEventListener("keydown", (event) => this.#key(event));
   }
 
@@ -268,10 +313,10 @@ export class TapeView {
 
   #move(event: PointerEvent): void {
     const drag = this.#drag;
-    if (!drag) return this.#hover(event);
+    this.#pointer = event.pointerType === "touch" ? undefined : { clientX: event.clientX, clientY: event.clientY };
+    if (!drag) return this.#tell();
     const [dx, dy] = [event.clientX - drag.x, event.clientY - drag.y];
     if (!drag.moved && Math.hypot(dx, dy) < 4) return;
-    this.#tip.hidden = true;
     const width = this.#canvas.getBoundingClientRect().width - GUTTER;
     this.viewport.pan((-dx / width) * this.viewport.span, this.#tape.end);
     this.#scroll -= dy;

@@ -1,7 +1,8 @@
-// Why it is slow: one bar per figure, and the sentences under it.
+// Why it is slow: a bar per figure and value of the knob that binds, and the sentences under it.
 
 import { element } from "./dom.ts";
 import type { WhyMessage } from "./messages.ts";
+import { duration } from "./quantities.ts";
 
 export class WhyPanel {
   readonly el = element("section", "why", "why");
@@ -13,18 +14,19 @@ export class WhyPanel {
 
   show(message: WhyMessage): void {
     this.el.hidden = false;
-    const widest = Math.max(...message.bars.map(([, ms]) => ms), 1e-9);
-    const bars = message.bars.map(([metric, ms, parts]) => {
+    const widest = Math.max(...message.bars.map(([, , ms]) => ms), 1e-9);
+    const bars = message.bars.map(([metric, under, ms, parts]) => {
       const row = element("div", "bar");
-      row.append(element("b", "", undefined, `${metric} p95`), element("span", "ms", undefined, `${figure(ms)} ms`));
+      row.append(element("b", "", undefined, `${metric} p95`), element("span", "ms", undefined, duration(ms / 1e3)));
       const track = element("span", "track");
+      if (under) track.append(element("span", "under faint", "bar-under", under));
       const bar = element("span", "parts", `bar-${metric}`);
       bar.style.width = message.bars.length > 1 ? `${Math.max(100 * (ms / widest), 12)}%` : "100%";
       for (const [label, part, color] of parts) {
         const piece = element("span");
         piece.style.width = `${(100 * part) / ms}%`;
         piece.style.background = color;
-        piece.title = `${label}: ${figure(part)} ms`;
+        piece.title = `${label}: ${duration(part / 1e3)}`;
         bar.append(piece);
       }
       track.append(bar);
@@ -32,7 +34,7 @@ export class WhyPanel {
       return row;
     });
     const legend = element("div", "legend");
-    const seen = new Map(message.bars.flatMap(([, ms, parts]) => parts.filter((p) => p[1] > 0.03 * ms).map(([label, , color]) => [label, color])));
+    const seen = new Map(message.bars.flatMap(([, , ms, parts]) => parts.filter((p) => p[1] > 0.03 * ms).map(([label, , color]) => [label, color])));
     for (const [label, color] of seen) legend.append(swatch(label, color));
     const words = message.lines.map((line) => element("div", "line", undefined, line));
     this.el.replaceChildren(element("h3", "", undefined, "Why slow"), ...bars, legend, ...words);
@@ -45,8 +47,4 @@ export function swatch(label: string, color: string, thin = false): HTMLElement 
   box.style.background = color;
   el.prepend(box);
   return el;
-}
-
-function figure(ms: number): string {
-  return ms.toLocaleString("en", { maximumFractionDigits: ms < 100 ? 1 : 0 });
 }

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { placeOf, SHORTEST_S, timeAt, zoomed } from "../src/cursor.ts";
+import { placeOf, SHORTEST_S, spanOn, timeAt, zoomed } from "../src/cursor.ts";
 
 const scale = { range: [100, 130] as [number, number], width: 370 };
 
@@ -22,4 +22,11 @@ test("a zoom by keys keeps the cursor where it is, and ends at the shortest span
   for (let i = 0; i < 20; i++) range = zoomed(range, 110, 0.5);
   assert.ok(Math.abs(range[1] - range[0] - SHORTEST_S) < 1e-9);
   assert.deepEqual(zoomed([0, 20], 10, 2), [0, 30]);
+});
+
+test("a cursor is on no panel that shows another time, and a selection ends where a panel does", () => {
+  assert.deepEqual(spanOn(115, 115, scale), [206, 206]);
+  assert.equal(spanOn(99, 99, scale), undefined);
+  assert.equal(spanOn(110, 131, scale), undefined);
+  assert.deepEqual(spanOn(90, 115, scale), [56, 206]);
 });

@@ -66,3 +66,15 @@ test("figures count as live only while they come", () => {
   assert.equal(feed.live(100), true);
   assert.equal(feed.live(1 + SILENCE_MS), false);
 });
+
+test("a silence is counted from the last figure, or from the first question where none ever came", () => {
+  const feed = started();
+  feed.accept(delta(6), 2000);
+  assert.equal(feed.silentFor(6500), 4);
+  feed.hello(8000); // a question is no answer
+  assert.equal(feed.silentFor(9100), 7);
+  const mute = new Feed();
+  mute.hello(1000);
+  mute.hello(4000);
+  assert.equal(mute.silentFor(6000), 5);
+});

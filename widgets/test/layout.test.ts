@@ -29,7 +29,7 @@ const span = (values: number[]) => ({
 });
 
 test("a panel draws one trace per line of its table, each from its own column", () => {
-  const drawn = traces(view, span([1, 2]), ["p50", "p95"]);
+  const drawn = traces(view, span([1, 2]), ["p50", "p95"], 10);
   assert.deepEqual(drawn.map((trace) => [trace["name"], trace["y"]]), [["p50", [1, 2]], ["p95", [2, 4]]]);
 });
 
@@ -63,6 +63,30 @@ test("axes name their unit", () => {
   assert.equal(drawn.xaxis.title.text, "time (s)");
 });
 
+test("a panel of times is in ms, s or min by the highest that it shows, its lines and marks too", () => {
+  const drawn = (top: number, at: number[]) => {
+    const { title, yaxis } = layout(view, top) as { title: { text: string }; yaxis: { range: number[] } };
+    return [title.text, yaxis.range[1], traces(view, span(at), ["p50", "p95"], top)[0]!["y"], (markTrace(view, top)["y"] as number[])[0]];
+  };
+  assert.deepEqual(drawn(900, [450]), ["Time to first token (ms)", 900, [450], 900]);
+  assert.deepEqual(drawn(25_000, [12_500, NaN]), ["Time to first token (s)", 25, [12.5, null], 25]);
+  assert.deepEqual(drawn(120_000, [60_000]), ["Time to first token (min)", 2, [1], 2]);
+  assert.equal((layout({ ...view, panel: { ...panel, unit: "tokens/s" } }, 25_000) as { title: { text: string } }).title.text, "Time to first token (tokens/s)");
+});
+
+test("no axis is asked to write a number with an exponent", () => {
+  const { yaxis } = layout(view, 10) as { yaxis: { tickformat: string } };
+  assert.match(yaxis.tickformat, /r$/);
+});
+
+test("an axis of later times is labelled by the clock, with as many labels as there are times", () => {
+  const late = { ...view, now: 3700, window: 120 };
+  const { xaxis } = layout(late, 10) as { xaxis: { tickvals: number[]; ticktext: string[]; title: { text: string } } };
+  assert.deepEqual(xaxis.tickvals, [3600, 3630, 3660, 3690]);
+  assert.deepEqual(xaxis.ticktext, ["1:00:00", "1:00:30", "1:01:00", "1:01:30"]);
+  assert.equal(xaxis.title.text, "time (min:s)");
+});
+
 test("the y axis starts at 0 and ends above the highest value, or at a device's total", () => {
   assert.equal(ceiling(span([]), panel, ["p50", "p95"]), 1);
   assert.ok(ceiling(span([5, NaN]), panel, ["p50", "p95"]) > 10);
@@ -86,7 +110,8 @@ test("a span chosen on the page takes the window's place", () => {
 });
 
 test("the cursor reads a panel's figures, and none that there is not", () => {
-  assert.equal(reading(panel, ["p95", "p50"], [1234.5, 0.126]), "p50: 0.13\np95: 1,235");
-  assert.equal(reading(panel, ["p50", "p95"], [Number.NaN, 45.67]), "p95: 45.7");
+  assert.equal(reading(panel, ["p95", "p50"], [1234.5, 0.126]), "p50: 0.13 ms\np95: 1.23 s");
+  assert.equal(reading(panel, ["p50", "p95"], [Number.NaN, 45.67]), "p95: 45.7 ms");
+  assert.equal(reading({ ...panel, unit: "tokens/s" }, ["p50", "p95"], [12_345.6, 45.67]), "p50: 12,346\np95: 45.7");
   assert.equal(reading(panel, ["p50", "p95"], undefined), "");
 });

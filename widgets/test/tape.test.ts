@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { TapeMessage, TapeRowJson } from "../src/messages.ts";
 import { stateOf } from "../src/requests.ts";
-import { Tape } from "../src/tape.ts";
+import { isStopped, Tape } from "../src/tape.ts";
 import { ticks, Viewport } from "../src/viewport.ts";
 import { life } from "../src/waterfall.ts";
 
@@ -65,6 +65,35 @@ test("an end that comes after the next has begun finds its place before it", () 
   tape.take(more(3, 6), steps(6, 1), segments([0, 2, 4, "decode"]));
   const last = tape.rows.get(0)!.segments.at(-1)!;
   assert.deepEqual([last.first, last.last], [5, Infinity]);
+});
+
+const aborted = (number: number, ended: number): TapeRowJson =>
+  row(number, ended).map((value) => (value === "stop" ? "abort" : value)) as TapeRowJson;
+
+test("a request that is told to have ended goes on in no step after its end", () => {
+  const tape = taken();
+  tape.take(more(2, 4, [aborted(0, 2.2), aborted(1, 2.2)]), steps(4, 6), segments());
+  assert.deepEqual(tape.rows.get(0)!.segments.map((s) => [s.first, s.last]), [[0, 1], [2, 4]]); // step 4 began at 2.0
+  assert.deepEqual(tape.rows.get(1)!.segments.map((s) => [s.first, s.last]), [[1, 4]]);
+  assert.deepEqual(tape.visible(6, 10), []);
+  tape.take(more(3, 10), steps(10, 1), segments([0, 2, 3, "decode", 1, 40]));
+  assert.deepEqual(tape.rows.get(0)!.segments.map((s) => [s.first, s.last]), [[0, 1], [2, 3]]); // its end as the kernel knows it
+});
+
+test("what began and ended between two steps leaves nothing, and no late segment reopens an end", () => {
+  const tape = taken();
+  tape.take(more(2, 4, [row(2)]), steps(4, 0), segments([2, 4, OPEN, "waiting"]));
+  assert.equal(tape.visible(4, 9).some((r) => r.number === 2), true);
+  tape.take(more(3, 4, [aborted(2, 2)]), steps(4, 3), segments());
+  tape.take(more(4, 7), steps(7, 1), segments([2, 7, OPEN, "cap"]));
+  assert.deepEqual(tape.rows.get(2)!.segments, []);
+  assert.equal(stateOf(tape.rows.get(2)!), "stopped");
+});
+
+test("only a request that was stopped before its reply was whole is marked as stopped", () => {
+  const tape = taken();
+  tape.take(more(2, 4, [aborted(0, 3), row(1, 3)]), steps(4, 1), segments());
+  assert.deepEqual([...tape.rows.values()].map(isStopped), [true, false]);
 });
 
 test("a message that is missing is noticed, and the whole tape heals it", () => {

@@ -90,6 +90,7 @@ class Backfill:
         steps = telemetry.steps.records()
         rows = telemetry.requests.rows()
         self._known_steps = {id(record) for record in steps}
+        self._last_rows = _last_rows(steps, {row.id for row in rows})
         self._refused = {row.id for row in rows if row.state == "refused"}
         events = [event for record in steps for event in _step(record)]  # first at their time
         events += [event for row in rows for event in _request(row)]
@@ -105,9 +106,12 @@ class Backfill:
             return id(event.record) in self._known_steps
         return isinstance(event, Rejection) and event.request_id in self._refused
 
-    def replay(self, folds: Sequence[Fold]) -> Iterator[Snapshot]:
+    def replay(
+        self, folds: Sequence[Fold], lose: Callable[[str, float], None] = lambda name, t: None
+    ) -> Iterator[Snapshot]:
         """Tell the folds; on the way the figures as they were at each second, of those seconds
-        whose samples are all still there."""
+        whose samples are all still there. `lose`: told of a request whose end the logs have let
+        go, after the last step that it was in."""
         journeys = RequestTimelines()
         last: StepRecord | None = None
         due = max(self.began, self._now - MOST_S) + EVERY_S
@@ -121,6 +125,9 @@ class Backfill:
                 last = event.record if isinstance(event, StepRecorded) else last
                 for fold in folds:
                     fold(event)
+                if isinstance(event, StepRecorded):
+                    for name in self._last_rows.get(id(event.record), ()):
+                        lose(name, event.t)
 
     def _at(
         self, t: float, journeys: RequestTimelines, last: StepRecord | None
@@ -130,9 +137,20 @@ class Backfill:
             return
         yield replace(
             snapshot, running=journeys.running, waiting=journeys.waiting, devices=(),
-            kv_used_tokens=None if last is None else last.kv_used_tokens,
+            kv_used_tokens=None if last is None else journeys.kv_in_use(last),
             kv_capacity_tokens=None if last is None else last.kv_capacity_tokens,
         )  # fmt: skip
+
+
+def _last_rows(steps: Sequence[StepRecord], known: set[str]) -> dict[int, list[str]]:
+    """By record: the requests not `known` that were in no later step. A request that has not ended
+    is known, so these have."""
+    last = {row.request_id: id(record) for record in steps for row in record.rows}
+    found: dict[int, list[str]] = {}
+    for name, record in last.items():
+        if name not in known:
+            found.setdefault(record, []).append(name)
+    return found
 
 
 def _count(journeys: RequestTimelines, event: Event) -> None:

@@ -5,7 +5,8 @@ from one step to another, so that a reply of 500 tokens is one segment and not 5
 update is a few hundred bytes. Steps count from the first one seen here, for an engine that
 restarts begins anew.
 
-Invariants: a request has at most one open segment; closed ones come in the order of their ends;
+Invariants: a request has at most one open segment, and none once it has ended, for the record of
+the step that was under way may come after its end; closed ones come in the order of their ends;
 whatever a reader lacks is newer than its cursor. Readers may be in any thread.
 """
 
@@ -141,10 +142,7 @@ class TapeLog:
             if isinstance(event, StepRecorded):
                 self._step(event.record)
             elif isinstance(event, Submitted):
-                row = self._row(event.request_id)
-                row.tenant, row.priority = event.tenant, event.priority
-                row.prompt_tokens, row.submitted = event.prompt_tokens, event.t
-                self._begin(row.id, _WAITING, 0, 0)
+                self._submit(event)
             elif isinstance(event, WaitReasonChanged):
                 self._waits_for(event.request_id, event.reason)
             elif isinstance(event, Dispatched):
@@ -158,6 +156,11 @@ class TapeLog:
                 row = self._row(event.request_id)
                 row.tenant, row.priority = event.tenant, event.priority
                 self._end(event.request_id, event.t, event.reason, 0)
+
+    def lose(self, request_id: str, t: float) -> None:
+        """It had ended by then, and nobody knows how: the logs have let it go."""
+        with self._lock:
+            self._end(request_id, t, None, None)
 
     def news(self, cursor: Cursor, limit: int | None = UPDATE_BYTES) -> TapeNews:
         """What came since `cursor`, the oldest first, in about `limit` bytes at most."""
@@ -193,15 +196,27 @@ class TapeLog:
             changed.append(row)
         return changed[::-1]
 
+    def _submit(self, event: Submitted) -> None:
+        row = self._row(event.request_id)
+        again = row.submitted is not None or row.ended is not None
+        row.tenant, row.priority = event.tenant, event.priority
+        row.prompt_tokens, row.submitted = event.prompt_tokens, event.t
+        if not again:
+            self._begin(row.id, _WAITING, 0, 0)
+
     def _step(self, record: StepRecord) -> None:
         for request_id in record.preempted:
-            self._row(request_id).preemptions += 1
-            self._begin(request_id, _PREEMPTED, 0, 0)
+            victim = self._row(request_id)
+            victim.preemptions += 1
+            if victim.ended is None:
+                self._begin(request_id, _PREEMPTED, 0, 0)
         for request_id, reason in record.wait_reasons:
             self._waits_for(request_id, reason)
         now, open_segments, here = self._total, self._open, 0
         for row in record.rows:
             segment = open_segments.get(row.request_id)
+            if segment is None and self._has_ended(row.request_id):
+                continue
             kind = _PREFILL if row.kind == "prefill" else _DECODE
             if (
                 segment is None or segment.kind != kind or segment.tokens != row.tokens
@@ -216,6 +231,10 @@ class TapeLog:
                 segment = open_segments[request_id]
                 self._begin(request_id, _REASON["token_budget"], 0, segment.stored())
         self._add_step(record)
+
+    def _has_ended(self, request_id: str) -> bool:
+        row = self._rows.get(request_id)
+        return row is not None and row.ended is not None
 
     def _add_step(self, record: StepRecord) -> None:
         prefill = record.prefill_tokens
@@ -255,7 +274,7 @@ class TapeLog:
         if segment.kind != _REASON[reason]:
             self._begin(request_id, _REASON[reason], 0, 0)
 
-    def _end(self, request_id: str, t: float, reason: str, tokens: int) -> None:
+    def _end(self, request_id: str, t: float, reason: str | None, tokens: int | None) -> None:
         self._close(request_id)
         row = self._row(request_id)
         row.ended, row.reason, row.tokens = t, reason, tokens

@@ -1,10 +1,10 @@
-"""`Why` as a page draws it: sentences, and one bar per figure."""
+"""`Why` as a page draws it: sentences, and a bar per figure and value of the knob that binds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmserve.observe.attribution_report import COLOURS, LABELS, Why, sentences
+from llmserve.observe.attribution_report import COLOURS, LABELS, Why, bars, sentences
 
 EXPLAIN_S = 2.0
 
@@ -12,25 +12,26 @@ EXPLAIN_S = 2.0
 @dataclass(frozen=True, slots=True)
 class LatencyPanel:
     lines: tuple[str, ...] = ()
-    bars: tuple[tuple[str, float, tuple[tuple[str, float, str], ...]], ...] = ()
-    """Figure, its p95 in ms, and its parts: label, ms, colour."""
+    bars: tuple[tuple[str, str, float, tuple[tuple[str, float, str], ...]], ...] = ()
+    """Figure, the binding knob's value where there were several, p95 in ms, and its parts: label,
+    ms, colour."""
 
     @classmethod
     def of(cls, why: Why) -> LatencyPanel:
-        bars = tuple(
+        drawn = tuple(
             (
-                b.metric,
-                round(1e3 * b.p95_s, 3),
+                metric,
+                value,
+                round(1e3 * p95_s, 3),
                 tuple(
                     (LABELS[p.cause], round(1e3 * p.seconds, 3), COLOURS[p.cause])
-                    for p in b.parts
+                    for p in parts
                     if p.share >= 0.005
                 ),
             )
-            for b in (why.ttft, why.itl)
-            if b is not None
+            for metric, value, p95_s, parts in bars(why)
         )
-        return cls(tuple(sentences(why)), bars)
+        return cls(tuple(sentences(why)), drawn)
 
     def as_json(self) -> dict[str, object]:
         return {"kind": "why", "lines": self.lines, "bars": self.bars}

@@ -51,7 +51,7 @@ class SeriesRecorder:
         past = Backfill(telemetry, clock.now())
         self.t0 = self.tape.t0 = past.began
         """When the session began: times on the page count from it."""
-        for snapshot in past.replay(self._folds):
+        for snapshot in past.replay(self._folds, self.tape.lose):
             self._add(snapshot)
         gate.open(past.known)
 

@@ -54,8 +54,10 @@ class KnobPanel(Protocol):
 class ServiceKnobPanel:
     """Of the service in this process."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, source: str = "lab") -> None:
+        """source: who turns them, as the events of it say."""
         self._service = service
+        self._source = source
 
     @property
     def knobs(self) -> Knobs:
@@ -65,7 +67,7 @@ class ServiceKnobPanel:
         return self._service.engine.info.unsupported.get(name)
 
     async def turn(self, names: Collection[str], asked: Knobs) -> Sequence[Clamp]:
-        return (await self._service.take_knobs(names, asked, source="lab")).clamped
+        return (await self._service.take_knobs(names, asked, source=self._source)).clamped
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,10 @@ class Stage:
     model: str
 
 
-def here(service: Service, bus: EventBus) -> Stage:
+def here(service: Service, bus: EventBus, source: str = "lab") -> Stage:
     info = service.engine.info
     target = ServiceTarget(service, bus)
-    return Stage(target, ServiceKnobPanel(service), info.engine, info.model_id)
+    return Stage(target, ServiceKnobPanel(service, source), info.engine, info.model_id)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class PrometheusExporter:
         self._tokens = self._metrics.tokens
         self._tenants = _Values(max_tenants)
         self._priorities = _Values(MAX_PRIORITIES)
+        self._record: StepRecord | None = None
         running, waiting = map(
             self._metrics.gauge, ("num_requests_running", "num_requests_waiting")
         )
@@ -107,9 +108,15 @@ class PrometheusExporter:
         counters["spec_decode_num_draft_tokens"].inc(record.draft_tokens)
         counters["spec_decode_num_accepted_tokens"].inc(record.accepted_tokens)
         self._metrics.histograms["iteration_tokens_total"].observe(record.computed_tokens)
-        if record.kv_capacity_tokens:
-            use = record.kv_used_tokens / record.kv_capacity_tokens
-            self._metrics.gauge("kv_cache_usage_perc").set(use)
+        if record.kv_capacity_tokens and self._record is None:
+            self._metrics.gauge("kv_cache_usage_perc").set_function(self._kv_use)
+        self._record = record
+
+    def _kv_use(self) -> float:
+        record = self._record
+        if record is None or not record.kv_capacity_tokens:
+            return 0.0
+        return self._timelines.kv_in_use(record) / record.kv_capacity_tokens
 
     def _fold_dispatch(self, event: Dispatched) -> None:
         if (timeline := self._timelines.dispatch(event)) is not None:

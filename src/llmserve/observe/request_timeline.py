@@ -5,6 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from llmserve.core.events import Dispatched, FirstToken, Submitted, TokensEmitted
+from llmserve.core.types import StepRecord
+
+_ENDED = 4096
+"""Ids of so many that ended last are remembered: more than one step holds."""
 
 
 class RequestTimeline(msgspec.Struct, kw_only=True, gc=False):
@@ -45,6 +49,7 @@ class RequestTimelines:
 
     def __init__(self) -> None:
         self._live: dict[str, RequestTimeline] = {}
+        self._ended: dict[str, None] = {}  # in the order of their ends
         self.running = 0
 
     @property
@@ -92,4 +97,15 @@ class RequestTimelines:
         journey = self._live.pop(request_id, None)
         if journey is not None and journey.dispatched is not None:
             self.running -= 1
+            self._ended[request_id] = None
+            if len(self._ended) > _ENDED:
+                del self._ended[next(iter(self._ended))]
         return journey
+
+    def kv_in_use(self, last: StepRecord) -> int:
+        """KV room taken, in tokens, after the `last` step: as it left it, and none once nothing
+        runs and all who were in it have ended. No step tells of what an abort gave back."""
+        idle = not self.running and bool(last.rows)
+        if idle and all(row.request_id in self._ended for row in last.rows):
+            return 0
+        return last.kv_used_tokens

@@ -67,7 +67,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     kv_used_tokens: int | None
     kv_capacity_tokens: int | None
-    """KV room as the last step left it; None before the first step."""
+    """KV room as the last step left it, 0 used once nothing runs; None before the first step."""
     finished: dict[str, int]
     refused: dict[str, int]
     """By reason, since the session began; so are the totals."""
@@ -230,6 +230,7 @@ class LiveStats:
             cuts = [s.oldest() for s in kept]
             span = 0.0 if self._began is None else min(window, until - began)
             record = self._record
+            kv_used = None if record is None else self._journeys.kv_in_use(record)
             totals = {
                 "running": self._journeys.running,
                 "waiting": self._journeys.waiting,
@@ -264,7 +265,7 @@ class LiveStats:
             steps_per_s=_ratio(len(steps), spans[4]) or 0.0,
             batch_fill=_ratio(steps[:, 2].sum(), steps[:, 3].sum()),
             seq_fill=_ratio(steps[:, 4].sum(), steps[:, 5].sum()),
-            kv_used_tokens=None if record is None else record.kv_used_tokens,
+            kv_used_tokens=kv_used,
             kv_capacity_tokens=None if record is None else record.kv_capacity_tokens,
             finished=finished,
             refused=refused,

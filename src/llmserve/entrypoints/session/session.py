@@ -344,7 +344,7 @@ class Session:
         from llmserve.lab.compare import compare
         from llmserve.lab.settings import here
 
-        return compare(self.runtime, here(self.service, self.bus), a, b, load, **options)
+        return compare(self.runtime, here(self.service, self.bus, "compare"), a, b, load, **options)
 
     def sweep(self, load: Load | None = None, **axes: Any) -> Sweep:
         """Every combination of the axes given as lists, knobs and fields of Workload, without a
@@ -356,7 +356,7 @@ class Session:
         from llmserve.lab.settings import here
         from llmserve.lab.sweep import sweep
 
-        return sweep(self.runtime, here(self.service, self.bus), load, **axes)
+        return sweep(self.runtime, here(self.service, self.bus, "sweep"), load, **axes)
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Call `callback` when the session closes, in the closing thread."""
