@@ -106,7 +106,7 @@ def test_the_view_carries_a_picture_for_readers_without_a_kernel(parts: Parts) -
 
 
 def test_the_head_says_in_plain_words_what_computes() -> None:
-    simulated = replace(INFO, device="simulated")
+    simulated = replace(INFO, simulated=True)
     assert about(simulated, URL)["place"] == "simulated, no model runs"
     assert about(replace(INFO, engine="torch"), URL)["place"] == "torch on cpu"
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 import llmserve
+from llmserve.core.clock import MonotonicClock
+from llmserve.core.types import ParamError, Structured
 from llmserve.engines import base, registry
 from llmserve.engines.base import ABILITIES, abilities
 
@@ -65,6 +68,21 @@ def test_an_engine_can_what_its_class_can() -> None:
     with llmserve.serve(engine="simulator") as session:
         engine = session.service.engine
         assert abilities(engine) == abilities(type(engine)) == ("reset_cache",)
+
+
+def test_what_depends_on_the_start_the_method_answers_itself() -> None:
+    """Here of a torch engine on a CPU, and of one with no tokenizer that tells tokens' bytes."""
+    engine = registry.create("torch", sink=lambda _: None, clock=MonotonicClock())
+    assert isinstance(engine, base.ChecksSchemas)
+    with pytest.raises(ParamError, match="does not tell"):
+        asyncio.run(engine.check_form(Structured("regex", "a+")))
+    with llmserve.serve(engine="torch", threads=1) as session:
+        started = session.service.engine
+        assert isinstance(started, base.ChecksSchemas)
+        session.runtime.call(started.check_form(Structured("regex", "a+")))
+        assert isinstance(started, base.Counts)
+        counted = session.runtime.call(started.device_bytes())
+        assert (counted is None) == (session.info.device == "cpu")
 
 
 @pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(SRC)))

@@ -12,6 +12,7 @@ from llmserve.engines import registry
 from llmserve.engines.base import Engine, EngineError
 from llmserve.engines.entry import EngineEntry, EngineOption, keywords
 from llmserve.entrypoints.cli import engines_page
+from llmserve.entrypoints.cli.main import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "engines.md"
 
@@ -24,6 +25,19 @@ def test_the_table_in_docs_is_current() -> None:
 def test_a_page_without_the_marks_is_left_as_it_is() -> None:
     with pytest.raises(ValueError, match="no place for the table"):
         engines_page.with_table("# A page")
+
+
+def test_the_command_writes_the_table_into_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Mine\n\n{engines_page.BEGIN}\nold\n{engines_page.END}\n\nThe end.\n")
+    assert main(["engines", "--write", str(page)]) == 0
+    head, table, tail = page.read_text().partition(
+        engines_page.table(registry.BUILT_IN.values())
+    )
+    assert (head, tail) == (
+        f"# Mine\n\n{engines_page.BEGIN}\n", f"{engines_page.END}\n\nThe end.\n"
+    )  # fmt: skip
+    assert all(f"| `{name}` |" in table for name in registry.BUILT_IN)
 
 
 def test_keywords_tell_defaults_and_the_words_that_may_be() -> None:

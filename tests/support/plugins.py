@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,13 +26,6 @@ def python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, *words], capture_output=True, text=True, check=False, timeout=100,
         env={**os.environ, "PYTHONPATH": path}, cwd=folder,
     )  # fmt: skip
-
-
-def told_by(folder: Path, code: str) -> Any:
-    """What the last line that this code prints says in JSON."""
-    ran = python(folder, "-c", code)
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout.splitlines()[-1])
 
 
 def llmserve(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,7 @@
 """Engines that other installed packages bring, by an entry point of the group `llmserve.engines`.
 
 Their names are known without importing anything of theirs. A package that does not load takes
-nothing from the other engines: it is told by its name and cause where it is asked for.
+nothing from the other engines: an error names it with the cause where its engine is asked for.
 """
 
 from __future__ import annotations

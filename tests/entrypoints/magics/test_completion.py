@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from llmserve.core.knobs import SPECS
+from llmserve.entrypoints.magics.completion import candidates
+from llmserve.entrypoints.magics.parsers import build_parsers
 from support.shells import Shell
 
 
@@ -25,6 +27,22 @@ def test_knob_names_and_values_complete(ip: Shell) -> None:
     assert ip.completions("%llmserve start batching=st") == ["static"]
     assert ip.completions("%llmserve set ") == [*(f"{name}=" for name in SPECS), "--evict"]
     assert ip.completions("%llmserve set queue_timeout_s=") == ["120"]
+
+
+def test_options_of_the_chosen_engine_and_of_the_server_complete(ip: Shell) -> None:
+    assert ip.completions("%llmserve start --engine simulator pre") == [
+        "prefill_ms=", "prefill_token_ms=",
+    ]  # fmt: skip
+    for line in ("start pre", "start --engine steam pre", "set pre"):
+        assert "prefill_ms=" not in ip.completions(f"%llmserve {line}")
+    assert ip.completions("%llmserve start dty") == ["dtype="]
+    assert ip.completions("%llmserve start dtype=fl") == ["float32", "float16"]
+    assert ip.completions("%llmserve start --engine torch enforce_eager=") == ["True", "False"]
+    assert ip.completions("%llmserve start --engine simulator decode_ms=") == ["10"]
+    assert candidates("%llmserve start revision=", build_parsers()) == []
+    assert ip.completions("%llmserve start gc_") == ["gc_threshold="]
+    assert candidates("%llmserve set dtype=", build_parsers()) == []
+    assert "chat_template=" in ip.completions("%llmserve start --engine vllm chat")
 
 
 def test_the_cell_magics_options_complete_on_its_first_line(ip: Shell) -> None:

@@ -73,9 +73,7 @@ class EngineApi:
         except SERVING_ERRORS as error:
             await JsonAnswer(send).fail(as_api_error(error))
 
-    async def _answer(
-        self, engine: HasApi, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _answer(self, engine: HasApi, scope: Scope, receive: Receive, send: Send) -> None:
         arrived = self._service.clock.now()
         if self._service.supervisor.state == "new":
             raise not_ready()
