@@ -72,7 +72,7 @@ class StepLoop:
         self._seeds = random.Random(seed)
         self._live: dict[str, LiveRequest] = {}
         self._index = 0
-        self._untold: Plan | None = None
+        self._unreported: Plan | None = None
         """No row of this plan could be run, so there was no record of it."""
 
     def handle(self, message: ToChild) -> FromChild | None:
@@ -106,14 +106,14 @@ class StepLoop:
         plan = self.planner.plan(self._knobs, start)
         while plan is not None:
             drawn, error = self._try(plan)
-            if self._untold is not None:
-                plan.report_too(self._untold)
+            if self._unreported is not None:
+                plan.report_too(self._unreported)
             if plan.rows:
                 break
-            self._untold, plan = plan, self.planner.plan(self._knobs, start)
+            self._unreported, plan = plan, self.planner.plan(self._knobs, start)
         if plan is None:
             return None
-        self._untold = None
+        self._unreported = None
         if error is not None:
             deltas = self._fail(plan, error)
         else:

@@ -36,7 +36,7 @@ class LiveKnobs:
         self._steps = 0
         self._notes: dict[int, StepNote] = {}  # planned steps whose output has not come, by id()
         self._last_end = 0.0
-        self._untold: list[Any] = []
+        self._unexplained: list[Any] = []  # joined the queue since the last note
         self.noting = True
         """Off only to measure what notes cost; the steps go on being counted."""
         self._caps = CapWatch()
@@ -59,7 +59,7 @@ class LiveKnobs:
 
     def evict(self) -> list[str]:
         """Preempt what runs above the cap, last admitted (or least urgent) first. They keep
-        their tokens, lose their KV, and go to the front of the line."""
+        their tokens, lose their KV, and go to the front of the queue."""
         me, now, evicted = self._me, time.monotonic(), []
         while len(me.running) > me.max_num_active_reqs:
             victim = me.running[-1]
@@ -74,7 +74,7 @@ class LiveKnobs:
 
     def add_request(self, request: Any) -> None:
         super().add_request(request)  # type: ignore[misc]  # vLLM's scheduler comes next
-        self._untold.append(request)
+        self._unexplained.append(request)
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         if not self.noting:
@@ -130,18 +130,18 @@ class LiveKnobs:
         me = self._me
         if me.pause_state != PauseState.UNPAUSED:
             return []
-        untold, self._untold = self._untold, []
-        line = me.kv_holding_waiting or me.waiting
-        if not line:
+        joined, self._unexplained = self._unexplained, []
+        queue = me.kv_holding_waiting or me.waiting
+        if not queue:
             return []
-        untold += [me.requests[one] for one in output.preempted_req_ids or () if one in me.requests]
-        reason, told = self._reason(output), []
-        for request in (*untold, line.peek_request()):
+        joined += [me.requests[one] for one in output.preempted_req_ids or () if one in me.requests]
+        reason, changed = self._reason(output), []
+        for request in (*joined, queue.peek_request()):
             waits = request.status != RequestStatus.RUNNING and request.request_id in me.requests
             if waits and getattr(request, "llmserve_wait_reason", None) != reason:
                 request.llmserve_wait_reason = reason
-                told.append((request.request_id[:-ID_TAIL], reason))
-        return told
+                changed.append((request.request_id[:-ID_TAIL], reason))
+        return changed
 
     def _reason(self, output: Any) -> WaitReason:
         me = self._me
