@@ -19,6 +19,9 @@ from llmserve.engines.torch import cpu_isa
 from llmserve.engines.torch.cpu_isa import LEVELS, VARIABLE
 from llmserve.engines.torch.engine import TorchEngine
 from llmserve.engines.torch.model import int8_linears, loading
+from llmserve.engines.torch.model.attention import UnsupportedModel
+from llmserve.engines.torch.model.select_forward import load
+from llmserve.engines.torch.options import parse
 from support.instruction_sets import (
     MISSING,
     X86,
@@ -178,6 +181,18 @@ def test_the_kernels_own_tests_pass_with_half_as_wide_vectors() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
+
+
+def test_without_fma_the_compact_form_is_taken_and_the_reason_told(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "sse41")
+    options: dict[str, object] = {"model": llama, "dtype": "bfloat16", "device": "cpu"}
+    path = load(parse(options)).path
+    assert path.startswith("compact")
+    assert "not fused: this CPU cannot multiply and add in one step (FMA)" in path
+    with pytest.raises(UnsupportedModel, match=r"no fused form .* \(FMA\)"):
+        load(parse({**options, "forward": "fused"}))
 
 
 def started(model: Path, **options: Any) -> tuple[dict[str, str], list[int]]:
