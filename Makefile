@@ -17,7 +17,7 @@ VLLM := .venv-vllm
 NBVAL := --nbval-lax --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg --timeout 600
 
 .PHONY: help lab test lint unit notebooks browser widgets system vllm vllm-cpu vllm-test \
-  vllm-contract bench-torch bench-vllm bench-peers clean
+  vllm-contract gpu-check gpu-wheels bench-torch bench-vllm bench-peers clean
 
 help:
 	@echo 'make lab    install and open JupyterLab on the quickstart (ARGS="--no-browser --port 8899")'
@@ -27,6 +27,8 @@ help:
 	@echo 'make vllm-contract VERSION=0.33.0   which private names that release of vLLM holds'
 	@echo 'make bench-torch           what the torch engine reaches on this machine'
 	@echo 'make bench-peers           the engines beside transformers and vLLM, into docs/benchmarks.md'
+	@echo 'make gpu-check             what only a GPU can show, in ten minutes, into a table'
+	@echo 'make gpu-wheels            what a bare machine with a GPU needs for that, into build/gpu-wheels'
 	@echo 'make bench-vllm            our endpoint with vLLM against vllm serve, and what the tape costs'
 
 lab: $(VENV)/.lab
@@ -122,6 +124,13 @@ bench-peers: $(VENV)/.dev .venv-peers/.ready
 	  $(MAKE) --no-print-directory $(VLLM)/.ready; fi
 	cd tests && ../$(PY) -m benchmarks.peers $(WRITE) $(ARGS)
 	cd tests && ../$(PY) -m benchmarks.driver_check $(WRITE) $(CHECK)
+
+# On a machine that reaches no index nothing can be installed for it: it runs on what is there.
+gpu-check:
+	cd tests && PYTHONPATH=../src $(if $(wildcard $(PY)),../$(PY),$(PYTHON)) -m benchmarks.gpu_check $(ARGS)
+
+gpu-wheels: $(VENV)/.dev
+	cd tests && PYTHONPATH=../src ../$(PY) -m benchmarks.gpu_check --collect ../build/gpu-wheels $(ARGS)
 
 bench-torch: $(VENV)/.dev
 	cd tests && ../$(PY) -m benchmarks.torch_table $(ARGS)
