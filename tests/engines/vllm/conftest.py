@@ -1,10 +1,13 @@
-"""A real vLLM: the shared one of the whole run, and a few more that tests break on purpose."""
+"""A real vLLM: the shared one of the whole run, and a few more that tests break on purpose.
+
+Files named `test_vllm_*.py` want it, and run where it is installed. The others run everywhere.
+"""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +15,17 @@ import pytest
 from llmserve.entrypoints.session.session import Session
 from support.shared_vllm import has_vllm, mark
 
-HERE = os.path.dirname(__file__)
+HERE = Path(__file__).parent
 QUIET_S = 60.0
 """How long the engine may take to notice that a client left, on a machine that is busy."""
 
-collect_ignore_glob = [] if has_vllm() else ["test_*.py"]
+WANT_VLLM = "test_vllm_*.py"
+collect_ignore_glob = [] if has_vllm() else [WANT_VLLM]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if str(item.path).startswith(HERE):
+        if item.path.parent == HERE and item.path.match(WANT_VLLM):
             mark(item)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from llmserve.core.types import SamplingParams
 from llmserve.engines.base import Submission, Submit
 from llmserve.engines.vllm.convert import Payload
+from llmserve.engines.vllm.private_api import ARG_PARSER, imported
 
 API_OPTIONS = frozenset({
     "chat_template", "chat_template_content_format", "default_chat_template_kwargs",
@@ -40,10 +41,9 @@ def build_api(llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any]) -
     # torch would tell whatever cell is running that there is no triton
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     from vllm.entrypoints.launchers.app import build_app
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    args = imported(ARG_PARSER)(FlexibleArgumentParser()).parse_args([])
     config = llm.vllm_config
     told = {
         "enable_prompt_tokens_details": True,

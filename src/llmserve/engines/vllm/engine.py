@@ -35,6 +35,7 @@ from llmserve.engines.vllm.startup import (
     import_vllm,
     not_ours,
     start_failure,
+    warn_of_release,
 )
 from llmserve.engines.vllm.step_note import take_note, to_record
 from llmserve.engines.vllm.tokenizer import VllmTokenizer
@@ -54,6 +55,7 @@ class VllmEngine:
 
     def __init__(self, *, sink: StepSink, clock: Clock, **options: object) -> None:
         args_class, on_cpu = import_vllm()
+        warn_of_release()
         known = {field.name for field in dataclasses.fields(args_class)} | API_OPTIONS
         self._options = parse(options, known, on_cpu=on_cpu)
         self._sink, self._clock = sink, clock
@@ -83,7 +85,7 @@ class VllmEngine:
     async def start(self) -> None:
         if self._llm is not None:
             return
-        if lost := private_api.moved():
+        if lost := private_api.lost():
             raise EngineError(not_ours(lost))
         launch = self._launch = Launch()
         try:
