@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from llmserve.core.quantities import tick, unit_of
 from llmserve.plots.svg import (
     FAINT,
     FEW,
@@ -38,6 +39,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 52, 46
 _NAMES = 114
 """Where a heat map's cells begin, right of the names of its rows."""
 _MARK = "#c03030"
+_PLAIN = {"exponentformat": "none", "separatethousands": True}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,19 @@ class Figure:
             "image/svg+xml": self.svg,
             "text/plain": f"<figure: {self.plotly['layout']['title']['text']}>",
         }
+
+
+def in_unit(series: Series, axis: Literal["x", "y"]) -> tuple[Series, str]:
+    """The same with the seconds of one axis in ms, s or min, by the longest, and that unit."""
+    places = [pair["xy".index(axis)] for pair in series.values()]
+    unit = unit_of(max((v for each in places for v in each), default=0.0))
+
+    def scaled(values: Sequence[float]) -> list[float]:
+        return [v / unit.seconds for v in values]
+
+    if axis == "x":
+        return {name: (scaled(xs), ys) for name, (xs, ys) in series.items()}, unit.name
+    return {name: (xs, scaled(ys)) for name, (xs, ys) in series.items()}, unit.name
 
 
 def lines(
@@ -115,8 +130,8 @@ def _layout(title: str, x: str, y: str) -> dict[str, Any]:
     return {
         "title": {"text": title, "x": 0.01, "font": {"size": 15}}, "template": "none",
         "width": _WIDTH, "height": _HEIGHT,
-        "xaxis": {"title": {"text": x}},
-        "yaxis": {"title": {"text": y}, "automargin": True},
+        "xaxis": {"title": {"text": x}} | _PLAIN,
+        "yaxis": {"title": {"text": y}, "automargin": True} | _PLAIN,
         "margin": {"l": _LEFT, "r": _RIGHT, "t": _TOP, "b": _BOTTOM},
         "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
     }
@@ -149,9 +164,9 @@ def _draw_lines(
     parts = []
     for level in ticks(0, top):
         left, right = place(low, level), place(high, level)
-        parts += [path([left, right], GRID), _aside(left[1], f"{level:,.4g}")]
+        parts += [path([left, right], GRID), _aside(left[1], tick(level))]
     for at in ticks(low, high):
-        parts.append(text(place(at, 0)[0], floor + 16, f"{at:,.4g}", FAINT, "middle"))
+        parts.append(text(place(at, 0)[0], floor + 16, tick(at), FAINT, "middle"))
     parts.append(text(_LEFT + width / 2, floor + 34, x, FAINT, "middle"))
     inks = dict(zip(series, cycle(INKS)))
     for name, (xs, ys) in series.items():

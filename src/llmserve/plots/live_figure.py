@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmserve.core.quantities import tick
 from llmserve.plots.figures import Series
 from llmserve.plots.svg import FAINT, GRID, INKS, TEXT, dots, nice_ceiling, page, path, text, ticks
 
@@ -64,14 +65,14 @@ class _Plot:
             level = self._high * k / 2
             y = self._y(level)
             parts.append(path([(_LEFT, y), (_WIDTH - _RIGHT, y)], GRID))
-            parts.append(text(_LEFT - 6, y + 4, f"{level:,.4g}", FAINT, "end"))
+            parts.append(text(_LEFT - 6, y + 4, tick(level), FAINT, "end"))
         return parts
 
     def times(self, name: str) -> list[str]:
         floor = self._top + _PLOT
         parts = [text((_LEFT + _WIDTH - _RIGHT) / 2, floor + 32, name, FAINT, "middle")]
         for at in ticks(self._start, self._end):
-            parts.append(text(self._x(at), floor + 16, f"{at:,.4g}", FAINT, "middle"))
+            parts.append(text(self._x(at), floor + 16, tick(at), FAINT, "middle"))
         return parts
 
     def marks(self, marks: Mapping[float, str]) -> list[str]:
