@@ -180,7 +180,7 @@ def test_a_snapshot_is_json_and_comes_back_equal() -> None:
 
 def test_the_text_names_the_figures_that_matter() -> None:
     text = str(folded(*one_request()).snapshot())
-    assert "TTFT  p50 3,000.0  p95 3,000.0  p99 3,000.0 ms  n 1" in text
+    assert "TTFT  p50 3 s  p95 3 s  p99 3 s  n 1" in text
 
 
 @given(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from llmserve.core.quantities import duration
 from llmserve.core.validation import meant, plain, real, shown, whole
 
 PolicyName = Literal["fifo", "priority", "fair_share", "shortest_first", "deadline", "custom"]
@@ -309,7 +310,7 @@ class Applied:
         parts += [f"{c.name}: asked {c.asked}, got {c.got} ({c.why})" for c in self.clamped]
         parts += [f"{len(self.evicted)} running preempted"] * bool(self.evicted)
         step = "" if self.adopted_step is None else f" at step {self.adopted_step}"
-        return f"{'; '.join(parts)}{step} ({self.ms:.1f} ms)"
+        return f"{'; '.join(parts)}{step} ({duration(self.ms / 1e3)})"
 
     def _repr_pretty_(self, page: Any, cycle: bool) -> None:
         """As a cell's last line."""

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
+from llmserve.core.quantities import duration, moment
+
 SHOWN_AFTER_S = 2.0
 _TOLD: ContextVar[bool] = ContextVar("llmserve_wait_told", default=False)
 
@@ -43,13 +45,13 @@ class Waiting:
             self._line = self._find()
         self._told = seconds
         if self._line is not None:
-            self._line.write(f"{self._words()} … {seconds} s")
+            self._line.write(f"{self._words()} … {moment(seconds)}")
 
     def end(self, outcome: str) -> None:
         """outcome: as "ready" or "failed"; says also how long it took, where anything was shown."""
         if self._line is not None:
             took = self._now() - self._began
-            self._line.write(f"{self._words()}: {outcome} after {took:.1f} s")
+            self._line.write(f"{self._words()}: {outcome} after {duration(took)}")
             self._line.end()
 
     def _words(self) -> str:

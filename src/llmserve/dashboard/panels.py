@@ -10,7 +10,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llmserve.core.events import DeviceSampled
+from llmserve.core.quantities import duration, unit_of
 from llmserve.dashboard.queue_figures import REASONS, SLOTS, QueueFigures
 from llmserve.observe.stats import Snapshot
 
@@ -52,7 +56,7 @@ def panels(
     devices: tuple[DeviceSampled, ...], flow: QueueFigures, slo_ms: float = 1000.0
 ) -> tuple[Panel, ...]:
     """Those that have something to tell here: refusals once there are some, power of a GPU."""
-    goodput = PanelLine("goodput", f"TTFT ≤ {slo_ms:g} ms")
+    goodput = PanelLine("goodput", f"TTFT ≤ {duration(slo_ms / 1e3)}")
     made = [
         Panel("ttft", "Time to first token", "ms", _percentiles("ttft", 50, 95, 99), brief=True),
         Panel("itl", "Between tokens", "ms", _percentiles("itl", 50, 95), brief=True),
@@ -89,6 +93,15 @@ def panels(
         accepted = (PanelLine("accepted", "drafts accepted"),)
         made.append(Panel("speculation", "Speculation", "%", accepted, total=100))
     return tuple(made)
+
+
+def shown_in(panel: Panel, values: NDArray[np.float32]) -> tuple[str, NDArray[np.float32]]:
+    """The unit in which a panel's figures are drawn, and they in it: times by the longest."""
+    if panel.unit != "ms":
+        return panel.unit, values
+    highest = float(values.max(initial=0.0, where=np.isfinite(values)))
+    unit = unit_of(highest / 1e3)
+    return unit.name, (values * (1e-3 / unit.seconds)).astype(np.float32)
 
 
 def row(snapshot: Snapshot, flow: Mapping[str, float]) -> list[float]:

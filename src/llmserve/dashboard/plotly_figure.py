@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmserve.dashboard.panels import COLUMNS, Panel
+from llmserve.core.quantities import S, unit_of
+from llmserve.dashboard.panels import COLUMNS, Panel, shown_in
 from llmserve.dashboard.series import Mark
 
 if TYPE_CHECKING:
@@ -30,22 +31,30 @@ def to_figure(
     from plotly.subplots import make_subplots
 
     rows = -(-len(panels) // _PER_ROW)
-    titles = [f"{panel.title} ({panel.unit})" for panel in panels]
+    drawn = [
+        shown_in(panel, values[:, [COLUMNS.index(line.column) for line in panel.lines]])
+        for panel in panels
+    ]
+    titles = [f"{panel.title} ({unit})" for panel, (unit, _) in zip(panels, drawn, strict=True)]
+    unit = max(unit_of(float(times.max(initial=0.0))), S, key=lambda u: u.seconds)
     figure = make_subplots(rows, _PER_ROW, subplot_titles=titles, shared_xaxes="all")
     for i, panel in enumerate(panels):
-        at = {"row": i // _PER_ROW + 1, "col": i % _PER_ROW + 1}
-        for ink, line in zip(_INKS, panel.lines, strict=False):
-            trace = _trace(panel, line.label, times, values[:, COLUMNS.index(line.column)], ink)
-            figure.add_trace(trace, **at)
-        figure.update_yaxes(rangemode="tozero", **at)
+        cell = {"row": i // _PER_ROW + 1, "col": i % _PER_ROW + 1}
+        for k, (ink, line) in enumerate(zip(_INKS, panel.lines, strict=False)):
+            trace = _trace(panel, line.label, times / unit.seconds, drawn[i][1][:, k], ink)
+            figure.add_trace(trace, **cell)
+        figure.update_yaxes(rangemode="tozero", **cell)
     for mark in marks:
+        at = (mark.t - t0) / unit.seconds
         figure.add_vline(
-            x=mark.t - t0, line_width=1, line_dash="dot", line_color="#616161",
+            x=at, line_width=1, line_dash="dot", line_color="#616161",
             annotation_text=", ".join(f"{k}={after}" for k, (_, after) in mark.changed.items()),
             annotation_font_size=9, row=1, col=1,
         )
-        figure.add_vline(x=mark.t - t0, line_width=1, line_dash="dot", line_color="#616161")
-    figure.update_xaxes(title_text="time (s)", row=rows)
+        figure.add_vline(x=at, line_width=1, line_dash="dot", line_color="#616161")
+    figure.update_xaxes(title_text=f"time ({unit.name})", row=rows)
+    figure.update_xaxes(exponentformat="none", separatethousands=True)
+    figure.update_yaxes(exponentformat="none", separatethousands=True)
     figure.update_layout(template="plotly_white", height=260 * rows, showlegend=False)
     return figure
 
@@ -56,7 +65,7 @@ def _trace(
     kept = _kept(values)
     return {
         "type": "scatter", "mode": "lines", "name": f"{panel.title}, {label}",
-        "x": [round(float(t), 3) for t in times[kept]],
+        "x": [round(float(t), 4) for t in times[kept]],
         "y": [None if np.isnan(v) else float(v) for v in values[kept]],
         "line": {"color": ink, "width": 1.5, "shape": "hv" if panel.step else "linear"},
     }  # fmt: skip

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llmserve.dashboard.panels import COLUMNS, Panel
+from llmserve.core.quantities import moment, tick
+from llmserve.dashboard.panels import COLUMNS, Panel, shown_in
 from llmserve.plots.svg import nice_ceiling
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ class _PanelRect:
         self._bold = bold
 
     def draw(self, panel: Panel, times: Times, values: Values, marks: Sequence[float]) -> None:
-        self._text((_LEFT - 44, 6), f"{panel.title} ({panel.unit})", bold=True)
         columns = [COLUMNS.index(line.column) for line in panel.lines]
-        shown = values[:, columns]
+        unit, shown = shown_in(panel, values[:, columns])
+        self._text((_LEFT - 44, 6), f"{panel.title} ({unit})", bold=True)
         if not np.isfinite(shown).any():
             self._text((_LEFT, _HEIGHT // 2), "nothing measured yet")
             return
@@ -91,10 +92,10 @@ class _PanelRect:
         for k in range(3):
             y = self._y(high * k / 2, high)
             self._stroke([(_LEFT, y), (_WIDTH - _RIGHT, y)], _GRID)
-            self._text((_LEFT - 6, y), f"{high * k / 2:,.4g}", anchor="rm")
+            self._text((_LEFT - 6, y), tick(high * k / 2), anchor="rm")
         floor = _HEIGHT - _BOTTOM + 6
-        self._text((_LEFT, floor), f"{start:,.0f} s", anchor="la")
-        self._text((_WIDTH - _RIGHT, floor), f"{end:,.0f} s", anchor="ra")
+        self._text((_LEFT, floor), moment(start), anchor="la")
+        self._text((_WIDTH - _RIGHT, floor), moment(end), anchor="ra")
 
     def _mark(self, x: float) -> None:
         for y in range(_TOP, _HEIGHT - _BOTTOM, 6):

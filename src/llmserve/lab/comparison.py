@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llmserve.bench.results.intervals import Interval, interval
-from llmserve.bench.results.report import UNEVEN, Report, not_served, share_served, unseen
-from llmserve.plots.figures import lines
+from llmserve.bench.results.report import (
+    UNEVEN,
+    Report,
+    miscounted,
+    not_served,
+    share_served,
+    unseen,
+)
+from llmserve.core.quantities import duration, number
+from llmserve.plots.figures import in_unit, lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +92,9 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         name = (JUDGED | GOODPUT).get(self.figure, self.figure)
         if self.change is None or self.low is None or self.high is None:
-            words = f"B {self.b - self.a:+,.4g}" if self.shown else NO_DIFFERENCE
+            more = self.b - self.a
+            size = number(more) if self.figure in HIGHER_IS_BETTER else duration(more)
+            words = f"B {'+' * (more > 0)}{size}" if self.shown else NO_DIFFERENCE
             return f"{name}: {words}"
         span = f"{self.low:+,.1%} to {_percent(self.high)}"
         if not self.shown:
@@ -163,7 +173,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         found = []
         for label, runs in (("A", self.runs_a), ("B", self.runs_b)):
             said = {warning for run in runs for warning in run.doubts()}
-            found += [f"{label}: {warning}" for warning in (*sorted(said), *not_served(runs))]
+            said_once = (*sorted(said), *miscounted(runs), *not_served(runs))
+            found += [f"{label}: {warning}" for warning in said_once]
         if self.lost is not None:
             found.append(f"{self.pairs} of {self.planned} pairs came to their end: {self.lost}")
         elif self.interrupted:
@@ -229,10 +240,11 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         for name, runs in ((f"A: {self.a}", self.runs_a), (f"B: {self.b}", self.runs_b)):
             kept = [values for run in runs if (values := run.quantiles.get(figure))]
             if kept:
-                mean = [sum(column) / len(kept) * 1e3 for column in zip(*kept, strict=True)]
+                mean = [sum(column) / len(kept) for column in zip(*kept, strict=True)]
                 curves[name] = (mean, [float(i) for i in range(101)])
         title = f"{figure.upper()} of both sides"
-        return lines(title, curves, x="ms", y="% of requests")
+        drawn, unit = in_unit(curves, "x")
+        return lines(title, drawn, x=unit, y="% of requests")
 
     def __str__(self) -> str:
         rows = [
@@ -270,8 +282,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         rows: list[tuple[str, ...]] = [("", "A", "B", "B against A")]
         for found in self.differences():
             time = found.figure not in HIGHER_IS_BETTER
-            scale, unit = (1e3, " ms") if time else (1.0, "")
-            cells = (f"{value * scale:,.2f}{unit}" for value in (found.a, found.b))
+            cells = (duration(v) if time else f"{v:,.2f}" for v in (found.a, found.b))
             relative = str(found).partition(": ")[2].removeprefix("B ")
             rows.append((self.judged()[found.figure], *cells, relative))
         return rows

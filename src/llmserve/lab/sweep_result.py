@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llmserve.bench.results.intervals import interval
-from llmserve.bench.results.report import UNEVEN, Report, not_served, share_served, unseen
+from llmserve.bench.results.intervals import Interval, interval
+from llmserve.bench.results.report import (
+    UNEVEN,
+    Report,
+    is_time,
+    miscounted,
+    not_served,
+    share_served,
+    unseen,
+)
+from llmserve.core.quantities import Unit, spread, unit_of
 from llmserve.lab.comparison import CONFIDENCE, HIGHER_IS_BETTER, apart
-from llmserve.plots.figures import heat, lines
+from llmserve.plots.figures import Series, heat, in_unit, lines
 from llmserve.plots.live_figure import LiveFigure, sketch
 
 if TYPE_CHECKING:
@@ -22,7 +32,6 @@ if TYPE_CHECKING:
 SHOWN = (
     "generated_tokens_per_s", "ttft_mean", "ttft_p95", "itl_mean", "e2e_mean", "goodput_per_s",
 )
-_SCALES = dict.fromkeys(HIGHER_IS_BETTER, 1.0)
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +95,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     `plot("ttft_p95")` draws a figure over the axes, `curve()` latency over throughput,
     `best("ttft_p95")` names the point that leads every other where one is shown to, and
     `to_frame()` has all figures. Figures are `generated_tokens_per_s`, `goodput_per_s`, … and
-    `ttft`, `itl`, `tpot`, `e2e`, `queue` with `_mean`, `_p50`, `_p95` …; seconds, drawn as ms.
+    `ttft`, `itl`, `tpot`, `e2e`, `queue` with `_mean`, `_p50`, `_p95` …; seconds.
     """
 
     workload: str
@@ -147,7 +156,8 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         found = []
         for point in self.points:
             said = {warning for run in point.runs for warning in run.doubts()}
-            said |= {*not_served([*point.runs, *point.empty])}
+            runs = [*point.runs, *point.empty]
+            said |= {*miscounted(runs), *not_served(runs)}
             if point.empty:
                 said.add(f"nothing was served in {len(point.empty)} runs, which are left out")
             found += [f"{point.label}: {warning}" for warning in sorted(said)]
@@ -163,31 +173,37 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     ) -> Figure:
         """Throughput across, latency up, a point of the sweep each; a line per value of the
         first axis where there are two."""
-        drawn = {
+        drawn: Series = {
             name: ([x for x, _, _ in places], [y for _, y, _ in places])
             for name, places in self._places(latency).items()
         }
-        return lines(title, drawn, x="tokens/s", y=f"{latency} (ms)")
+        drawn, unit = in_unit(drawn, "y")
+        return lines(title, drawn, x="tokens/s", y=f"{latency} ({unit})")
 
     def sketch(self) -> LiveFigure:
         """The curve so far, each point with its values, for a sweep under way."""
         found = self._places("ttft_p95")
-        drawn = {name: ([x for x, _, _ in p], [y for _, y, _ in p]) for name, p in found.items()}
-        notes = [place for places in found.values() for place in places]
+        drawn: Series = {
+            name: ([x for x, _, _ in p], [y for _, y, _ in p]) for name, p in found.items()
+        }
+        drawn, unit = in_unit(drawn, "y")
+        ys = [y for _, ys in drawn.values() for y in ys]
+        places = [place for places in found.values() for place in places]
+        notes = [(x, y, words) for (x, _, words), y in zip(places, ys, strict=True)]
         return sketch(
-            "The sweep as it goes", {"TTFT p95 (ms), mean of the rounds": drawn},
+            "The sweep as it goes", {f"TTFT p95 ({unit}), mean of the rounds": drawn},
             x="generated tokens/s", notes=notes,
         )  # fmt: skip
 
     def _places(self, latency: str) -> dict[str, list[tuple[float, float, str]]]:
-        """By line of the curve: tokens/s, ms, and what the point is, in words."""
+        """By line of the curve: tokens/s, seconds, and what the point is, in words."""
         series: dict[str, list[tuple[float, float, str]]] = {}
         for point in self.measured():
             name, *others = (f"{axis}={value}" for axis, value in point.values.items())
             x, y = point.mean("generated_tokens_per_s"), point.mean(latency)
             if x is not None and y is not None:
                 line = name if others else next(iter(point.values))
-                series.setdefault(line, []).append((x, y * 1e3, " ".join(others) or name))
+                series.setdefault(line, []).append((x, y, " ".join(others) or name))
         return series
 
     def plot(self, figure: str = "generated_tokens_per_s") -> Figure:
@@ -200,34 +216,36 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     def _heat(self, figure: str, down: str, across: str) -> Figure:
         import pandas as pd
 
-        scale = _SCALES.get(figure, 1e3)
+        means = [mean for point in self.measured() if (mean := point.mean(figure)) is not None]
+        unit = _unit(figure, max(means, default=0.0))
         cells: dict[str, dict[str, float]] = {}
         for point in self.measured():
             if (mean := point.mean(figure)) is not None:
                 row = str(point.values[down])
-                cells.setdefault(row, {})[str(point.values[across])] = mean * scale
+                cells.setdefault(row, {})[str(point.values[across])] = mean / unit.seconds
         square = pd.DataFrame.from_dict(cells, orient="index").rename_axis(down, axis=0)
-        unit = "" if scale == 1 else " (ms)"
         square = square.rename_axis(across, axis=1)
-        return heat(f"{figure}{unit}", square, digits=0 if scale == 1 else 1)
+        words = f" ({unit.name})" if unit.name else ""
+        return heat(f"{figure}{words}", square, digits=1 if unit.name else 0)
 
     def _lines(self, figure: str, axes: list[str]) -> Figure:
-        scale = _SCALES.get(figure, 1e3)
         points = self.measured()
         numbers = all(isinstance(p.values[axes[0]], int | float) for p in points)
         xs = [float(p.values[axes[0]]) if numbers else float(i) for i, p in enumerate(points)]
         found = [interval(point.series(figure)) for point in points]
-        drawn = {}
+        drawn: dict[str, tuple[list[float], list[float]]] = {}
         for name, part in (("mean", "value"), ("95 % low", "low"), ("95 % high", "high")):
             places = [
-                (x, float(value) * scale)
+                (x, float(value))
                 for x, each in zip(xs, found, strict=True)
                 if each is not None and (value := getattr(each, part)) is not None
             ]
             if places:
                 drawn[name] = ([x for x, _ in places], [y for _, y in places])
-        unit = "" if scale == 1 else " (ms)"
-        return lines(f"{figure}{unit}", drawn, x=self._axes_words(axes), y=figure)
+        if not is_time(figure):
+            return lines(figure, drawn, x=self._axes_words(axes), y=figure)
+        scaled, unit = in_unit(drawn, "y")
+        return lines(f"{figure} ({unit})", scaled, x=self._axes_words(axes), y=figure)
 
     def _axes_words(self, axes: list[str]) -> str:
         return ", ".join(axes)
@@ -277,10 +295,9 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     def _rows(self) -> list[list[str]]:
         axes = list(self.points[0].values) if self.points else []
         names = [n for n in SHOWN if any(point.series(n) for point in self.measured())]
-        heads = [name if name in HIGHER_IS_BETTER else f"{name} (ms)" for name in names]
-        rows = [[*axes, *heads]]
+        rows = [[*axes, *names]]
         for point in self.points:
-            cells = [_text(interval(point.series(n)), _SCALES.get(n, 1e3)) for n in names]
+            cells = [_text(interval(point.series(n)), is_time(n)) for n in names]
             rows.append([*(str(point.values[axis]) for axis in axes), *cells])
         return rows
 
@@ -301,11 +318,18 @@ def _unfit(points: list[Point], figure: str) -> str | None:
     return None
 
 
-def _text(found: Any, scale: float) -> str:
+def _text(found: Interval | None, time: bool) -> str:
     if found is None:
         return "–"
-    half = "" if found.half is None else f" ±{found.half * scale:,.1f}"
-    return f"{found.value * scale:,.1f}{half}"
+    if time:
+        return spread(found.value, found.half)
+    half = "" if found.half is None else f" ±{found.half:,.1f}"
+    return f"{found.value:,.1f}{half}"
+
+
+def _unit(figure: str, most: float) -> Unit:
+    """In which a figure is drawn; rates and shares have none."""
+    return unit_of(most) if is_time(figure) else Unit("", 1.0, math.inf)
 
 
 def combinations(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

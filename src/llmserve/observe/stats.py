@@ -30,6 +30,7 @@ from llmserve.core.events import (
     TokensEmitted,
     WaitReasonChanged,
 )
+from llmserve.core.quantities import duration
 from llmserve.core.types import StepRecord
 from llmserve.observe.request_timeline import RequestTimelines
 from llmserve.observe.window import Samples, Summary
@@ -111,14 +112,13 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         lines = [
             f"{self.running} running, {self.waiting} waiting; "
             f"{self.generated_tokens_per_s:,.0f} generated and "
-            f"{self.prompt_tokens_per_s:,.0f} prompt tokens/s over {self.span_s:.0f} s"
+            f"{self.prompt_tokens_per_s:,.0f} prompt tokens/s over {duration(self.span_s)}"
         ]
         named = {"TTFT": self.ttft, "ITL": self.itl, "E2E": self.e2e, "queue": self.queue}
         for name, s in named.items():
             if s.p50 is not None and s.p95 is not None and s.p99 is not None:
-                p50, p95, p99 = s.p50 * 1e3, s.p95 * 1e3, s.p99 * 1e3
-                ms = f"p50 {p50:,.1f}  p95 {p95:,.1f}  p99 {p99:,.1f} ms"
-                lines.append(f"{name:<5} {ms}  n {s.n}")
+                p50, p95, p99 = map(duration, (s.p50, s.p95, s.p99))
+                lines.append(f"{name:<5} p50 {p50}  p95 {p95}  p99 {p99}  n {s.n}")
         return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
+from llmserve.core.quantities import tick
 from llmserve.plots.svg import FAINT, FEW, GRID, ticks
 
 MARK = "#757575"
@@ -52,7 +53,7 @@ class Axes:
         for value in values:
             y = self.y(value)
             self.canvas.path([(self.left, y), (self.right, y)], GRID)
-            self.canvas.text(self.left - 6, y + 4, f"{value:,.4g}", FAINT, "end")
+            self.canvas.text(self.left - 6, y + 4, tick(value), FAINT, "end")
 
     def halves(self) -> list[float]:
         return [0, self.high / 2, self.high]
@@ -60,7 +61,7 @@ class Axes:
     def along(self, title: str) -> None:
         """Labels of the x axis, and its title below them."""
         for at in ticks(self.start, self.end):
-            self.canvas.text(self.x(at), self.floor + 16, f"{at:,.4g}", FAINT, "middle")
+            self.canvas.text(self.x(at), self.floor + 16, tick(at), FAINT, "middle")
         if title:
             middle = (self.left + self.right) / 2
             self.canvas.text(middle, self.floor + 33, title, FAINT, "middle")

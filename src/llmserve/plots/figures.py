@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from llmserve.core.quantities import unit_of
 from llmserve.plots.axes import Axes
 from llmserve.plots.svg import (
     FAINT,
@@ -37,6 +38,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 52, 46
 _NAMES = 114
 """Where a heat map's cells begin, right of the names of its rows."""
 _MARK = "#c03030"
+_PLAIN = {"exponentformat": "none", "separatethousands": True}
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,19 @@ class Figure:
             "image/svg+xml": self.svg,
             "text/plain": f"<figure: {self.plotly['layout']['title']['text']}>",
         }
+
+
+def in_unit(series: Series, axis: Literal["x", "y"]) -> tuple[Series, str]:
+    """The same with the seconds of one axis in ms, s or min, by the longest, and that unit."""
+    places = [pair["xy".index(axis)] for pair in series.values()]
+    unit = unit_of(max((v for each in places for v in each), default=0.0))
+
+    def scaled(values: Sequence[float]) -> list[float]:
+        return [v / unit.seconds for v in values]
+
+    if axis == "x":
+        return {name: (scaled(xs), ys) for name, (xs, ys) in series.items()}, unit.name
+    return {name: (xs, scaled(ys)) for name, (xs, ys) in series.items()}, unit.name
 
 
 def lines(
@@ -114,8 +129,8 @@ def _layout(title: str, x: str, y: str) -> dict[str, Any]:
     return {
         "title": {"text": title, "x": 0.01, "font": {"size": 15}}, "template": "none",
         "width": _WIDTH, "height": _HEIGHT,
-        "xaxis": {"title": {"text": x}},
-        "yaxis": {"title": {"text": y}, "automargin": True},
+        "xaxis": {"title": {"text": x}} | _PLAIN,
+        "yaxis": {"title": {"text": y}, "automargin": True} | _PLAIN,
         "margin": {"l": _LEFT, "r": _RIGHT, "t": _TOP, "b": _BOTTOM},
         "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
     }
@@ -140,9 +155,8 @@ def _draw_lines(
     every_x = [v for xs, _ in series.values() for v in xs] or [0.0, 1.0]
     low, high = min(every_x), max(every_x)
     canvas = SvgCanvas()
-    axes = Axes(
-        canvas, _LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM, low, max(high, low + 1e-9), top
-    )
+    high = high if high > low else low + 1
+    axes = Axes(canvas, _LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM, low, high, top)
     axes.levels(ticks(0, top))
     axes.along(x)
     inks = dict(zip(series, cycle(INKS)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -150,6 +151,11 @@ def test_requests_and_steps_are_frames_of_what_ran(served: Shell) -> None:
     served.ok("%llmserve ask --max-tokens 3 two")
     assert len(served.ok("%llmserve requests").result) == 2
     assert len(served.ok("%llmserve requests --last 1").result) == 1
+    shown = served.ok("%llmserve requests").result
+    assert isinstance(shown["arrival"].iloc[0], float)
+    assert re.search(r"^cell-\S+ +\S+ (ms|s) ago +done: length +", repr(shown), re.MULTILINE)
+    clock = served.ok("%llmserve requests --clock").result
+    assert re.search(r"^cell-\S+ +\d\d:\d\d:\d\d +done: length", repr(clock), re.MULTILINE)
     assert len(served.ok("frame = %llmserve steps --all").result or ()) == 0
     assert len(served.ip.user_ns["frame"]) == len(served.ip.user_ns["session"].tape())
 

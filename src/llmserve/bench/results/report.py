@@ -11,6 +11,7 @@ import msgspec
 
 from llmserve.bench.results.curves import Moment
 from llmserve.bench.results.slo import Slo
+from llmserve.core.quantities import duration
 from llmserve.observe.window import Summary
 
 if TYPE_CHECKING:
@@ -28,8 +29,11 @@ CACHE_UNSEEN = (
     "cache: not seen, for the replies do not tell (those of vLLM do, with "
     "--enable-prompt-tokens-details)"
 )
+MISCOUNTED = 0.1
+"""A prompt that the server counts so much longer or shorter is not the load that was asked for."""
 UNEVEN = 0.01
 """Where shares of requests served are further apart, latencies are not of the same requests."""
+_COUNTS = ("counted_prompt_tokens", "asked_prompt_tokens")
 _STRAY = 0.01
 """Share of prompt tokens that may be cached beyond what the run's own prompts share."""
 
@@ -58,6 +62,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     """Of the requests whose first token came."""
     generated_tokens: int
+    asked_prompt_tokens: int = 0
+    counted_prompt_tokens: int = 0
+    """Of requests that ended well, as the load asked for and as the server counted: of prompts sent
+    as text it counts others than were meant. 0 where it told no count."""
     batch_fill: float | None = None
     seq_fill: float | None = None
     """As in Snapshot, over the engine's steps during the run; None where no step was recorded."""
@@ -167,7 +175,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         lines = [self._headline(), *self._remarks(), ""]
-        lines.append(f"{'ms':<6}{'n':>8}" + "".join(f"{name:>11}" for name in COLUMNS))
+        lines.append(f"{'':<6}{'n':>8}" + "".join(f"{name:>11}" for name in COLUMNS))
         for name, n, cells in self._table():
             lines.append(f"{name:<6}{n:>8}" + "".join(f"{cell:>11}" for cell in cells))
         return "\n".join(lines)
@@ -176,7 +184,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         page.text(str(self))
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("ms", "n", *COLUMNS))
+        head = "".join(f"<th>{name}</th>" for name in ("", "n", *COLUMNS))
         body = "".join(
             f"<tr><th>{name}</th><td>{n}</td>{''.join(f'<td>{c}</td>' for c in cells)}</tr>"
             for name, n, cells in self._table()
@@ -189,20 +197,20 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         for name in LATENCIES:
             summary: Summary = getattr(self, name)
             values = [getattr(summary, column) for column in COLUMNS]
-            cells = ["–" if value is None else f"{value * 1e3:,.2f}" for value in values]
+            cells = [duration(value) for value in values]
             rows.append((name if name == "queue" else name.upper(), summary.n, cells))
         return rows
 
     def _headline(self) -> str:
         return (
-            f"{self.n} of {self.sent} requests in {self.duration_s:.2f} s: "
+            f"{self.n} of {self.sent} requests in {duration(self.duration_s)}: "
             f"{self.requests_per_s:,.2f} requests/s, "
             f"{self.generated_tokens_per_s:,.1f} generated and "
             f"{self.prompt_tokens_per_s:,.1f} prompt tokens/s"
         )
 
     def _remarks(self) -> list[str]:
-        remarks = [self.workload]
+        remarks = [*counted([self]), self.workload]
         if self.interrupted:
             remarks.append(f"interrupted with {self.unfinished} under way")
         if self.seq_fill is not None and self.batch_fill is not None:
@@ -218,7 +226,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     def warnings(self) -> list[str]:
         """Why these figures may not be taken as they are; none is the best."""
-        return [*not_served([self]), *self.doubts()]
+        return [*miscounted([self]), *not_served([self]), *self.doubts()]
 
     def doubts(self) -> list[str]:
         """Those of the warnings that are not about requests which failed."""
@@ -231,8 +239,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             )
         elif self.client_limited:
             remarks.append(
-                f"CLIENT WAS THE LIMIT: it sent 1 % of its requests {(self.lag.p99 or 0) * 1e3:.1f}"
-                " ms late or later; latencies hold that time"
+                f"CLIENT WAS THE LIMIT: it sent 1 % of its requests {duration(self.lag.p99)} late "
+                "or later; latencies hold that time"
             )
         if self.contaminated:
             remarks.append(
@@ -242,6 +250,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         if self.capped:
             remarks.append("more samples than are kept: percentiles are of the newest")
         return remarks
+
+
+def is_time(figure: str) -> bool:
+    """Whether this one of `Report.figures` is in seconds."""
+    return figure.rpartition("_")[0] in LATENCIES
 
 
 def share_served(runs: Sequence[Report]) -> float:
@@ -260,6 +273,28 @@ def not_served(runs: Sequence[Report]) -> list[str]:
     return [
         f"not served: {kinds}, of {sum(run.sent for run in runs)} requests{why}; latencies are of "
         "the others"
+    ]
+
+
+def counted(runs: Sequence[Report]) -> list[str]:
+    """A line of the tokens that the server counted, where it did."""
+    tokens, asked = (sum(getattr(run, name) for run in runs) for name in _COUNTS)
+    n = sum(run.n for run in runs)
+    if not (n and tokens and asked):
+        return []
+    out = sum(run.generated_tokens for run in runs) / n
+    return [f"counted by the server: {tokens / n:,.0f} tokens in and {out:,.0f} out a request"]
+
+
+def miscounted(runs: Sequence[Report]) -> list[str]:
+    """A line where prompts were of another length than was asked for, by the server's count."""
+    tokens, asked = (sum(getattr(run, name) for run in runs) for name in _COUNTS)
+    if not asked or abs(tokens - asked) <= MISCOUNTED * asked:
+        return []
+    n = max(1, sum(run.n for run in runs))
+    return [
+        f"OTHER PROMPTS THAN ASKED FOR: the server counted {tokens / n:,.0f} tokens in a request "
+        f"where {asked / n:,.0f} were asked for; with --tokenizer (tokenizer=) they are exact"
     ]
 
 

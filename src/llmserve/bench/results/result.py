@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llmserve.bench.results.intervals import Interval, interval
-from llmserve.bench.results.report import COLUMNS, LATENCIES, Report, not_served, unseen
+from llmserve.bench.results.report import (
+    COLUMNS,
+    LATENCIES,
+    Report,
+    counted,
+    miscounted,
+    not_served,
+    unseen,
+)
+from llmserve.core.quantities import spread
 from llmserve.observe.window import Summary
-from llmserve.plots.figures import lines
+from llmserve.plots.figures import in_unit, lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +133,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     def warnings(self) -> list[str]:
         """Why these figures may not be taken as they are, each said once."""
-        found = not_served(self.runs)
+        found = [*miscounted(self.runs), *not_served(self.runs)]
         found += [
             f"run {number}: {warning}"
             for number, run in enumerate(self.runs, start=1)
@@ -181,9 +190,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
             found = [run.quantiles.get(name) for run in self.runs]
             kept = [values for values in found if values]
             if kept:
-                mean = [sum(column) / len(kept) * 1e3 for column in zip(*kept, strict=True)]
+                mean = [sum(column) / len(kept) for column in zip(*kept, strict=True)]
                 curves[name.upper()] = (mean, [float(i) for i in range(101)])
-        return lines(title, curves, x="ms", y="% of requests")
+        drawn, unit = in_unit(curves, "x")
+        return lines(title, drawn, x=unit, y="% of requests")
 
     def timeline(self, title: str = "Tokens per second, run by run") -> Figure:
         """Generated tokens per second over the seconds of each run."""
@@ -197,7 +207,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         parts = [*self._words(), ""]
         parts += [f"{name:<26}{value:>20}" for name, value in self._rate_rows()]
-        parts += ["", f"{'ms':<6}{'n':>8}" + "".join(f"{name:>18}" for name in COLUMNS)]
+        parts += ["", f"{'':<6}{'n':>8}" + "".join(f"{name:>18}" for name in COLUMNS)]
         for name, n, *cells in self._latency_rows():
             parts.append(f"{name:<6}{n:>8}" + "".join(f"{cell:>18}" for cell in cells))
         return "\n".join(parts)
@@ -208,7 +218,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     def _repr_html_(self) -> str:
         words = "<br>".join(html.escape(line) for line in self._words())
         rates = "".join(f"<tr><th>{n}</th><td>{v}</td></tr>" for n, v in self._rate_rows())
-        head = "".join(f"<th>{name}</th>" for name in ("ms", "n", *COLUMNS))
+        head = "".join(f"<th>{name}</th>" for name in ("", "n", *COLUMNS))
         body = "".join(
             f"<tr><th>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
             for name, *cells in self._latency_rows()
@@ -224,7 +234,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         found = [f"{self.n} of {self.sent} requests served in {times}; ± holds 95 % over runs"]
         if ended == 1:
             found = [f"{self.n} of {self.sent} requests served in one run: no interval"]
-        found.append(self.workload)
+        found += [*counted(self.runs), self.workload]
         return found + unseen(self.runs) + self.warnings()
 
     def _rate_rows(self) -> list[tuple[str, str]]:
@@ -238,7 +248,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
             (
                 name if name == "queue" else name.upper(),
                 f"{self._latency(name).n:,}",
-                *(_cell(self.figure(f"{name}_{column}"), 1e3) for column in COLUMNS),
+                *(_time(self.figure(f"{name}_{column}")) for column in COLUMNS),
             )
             for name in LATENCIES
         ]
@@ -254,6 +264,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     def _latency(self, name: str) -> Summary:
         n = sum(getattr(run, name).n for run in self.runs)
         return Summary(n=n, **{column: self._mean(f"{name}_{column}") for column in COLUMNS})
+
+
+def _time(found: Interval | None) -> str:
+    return "–" if found is None else spread(found.value, found.half)
 
 
 def _cell(found: Interval | None, scale: float = 1.0, unit: str = "") -> str:

@@ -6,6 +6,8 @@ import math
 
 import msgspec
 
+from llmserve.core.quantities import duration
+
 
 class Slo(msgspec.Struct, frozen=True, kw_only=True):
     """Upper limits, each of one request; None where there is none."""
@@ -33,7 +35,7 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         named = msgspec.structs.asdict(self).items()
         limits = [
-            f"{name.removesuffix('_ms').upper()} {limit:g} ms"
+            f"{name.removesuffix('_ms').upper()} {duration(limit / 1e3)}"
             for name, limit in named
             if limit is not None
         ]

@@ -264,12 +264,14 @@ class Bench:
 
     async def _send(self, request: Request, arrival: Arrival, known: int | None) -> Said | None:
         """`known`: tokens of its prompt that the server has seen in this run."""
+        asked = arrival.prompt_tokens + (known or 0)
         if arrival.prefix_tokens and arrival.prefix_salt in self._begun:
             known = arrival.prefix_tokens if request.prompt_ids else None
         elif arrival.prefix_tokens:
             self._begun.add(arrival.prefix_salt)
-        own_slo = arrival.ttft_slo_ms
-        self._recorder.expect(request.id, shared_tokens=known, ttft_slo_ms=own_slo)
+        self._recorder.expect(
+            request.id, shared_tokens=known, ttft_slo_ms=arrival.ttft_slo_ms, asked_tokens=asked
+        )
         try:
             return await self._target.send(request)
         finally:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from llmserve.core.knobs import SPECS, Knobs
+from llmserve.core.quantities import duration
 from llmserve.engines.base import abilities
 from llmserve.entrypoints.cli.knobs_page import allowed
 from llmserve.entrypoints.magics.display import Bundle
@@ -21,7 +22,7 @@ _CELL = 'style="text-align:left;padding:1px 14px 1px 0"'
 def server_card(session: Session, name: str, seconds: float | None = None) -> Bundle:
     """What runs and how to reach it; `name` is the variable that holds the session."""
     info = session.info
-    ready = "" if seconds is None else f", ready in {seconds:.1f} s"
+    ready = "" if seconds is None else f", ready in {duration(seconds)}"
     device = f"{info.device} {info.dtype}".strip()
     rows = {
         "model": info.model_id,

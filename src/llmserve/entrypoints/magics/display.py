@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from llmserve.core.clock import MonotonicClock
 from llmserve.core.progress import told_already
+from llmserve.core.quantities import moment
 
 Bundle = Mapping[str, str]
 Update = Callable[[Bundle], None]
@@ -84,5 +85,5 @@ class Elapsed:
         clock = MonotonicClock()
         began, wait = clock.now(), self._after_s
         while not self._over.wait(wait):
-            self.update(note(f"{self._text} … {clock.now() - began:.0f} s"))
+            self.update(note(f"{self._text} … {moment(round(clock.now() - began))}"))
             wait = self._every_s

@@ -7,6 +7,7 @@ a server made in code obeys the magics too.
 from __future__ import annotations
 
 import argparse
+import datetime
 import re
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -130,8 +131,12 @@ class LlmserveMagic:
         return self._need().explain(args.window)
 
     def _do_requests(self, args: argparse.Namespace) -> Any:
-        table = self._need().requests()
-        return table if args.all else table.tail(args.last)
+        from llmserve.entrypoints.magics.requests_view import RequestsView
+
+        session = self._need()
+        table = session.requests()
+        now, clock = session.clock.now(), datetime.datetime.now() if args.clock else None
+        return RequestsView.of(table if args.all else table.tail(args.last), now, clock)
 
     def _do_tenants(self, args: argparse.Namespace) -> Any:
         session = self._need()

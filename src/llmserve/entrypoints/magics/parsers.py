@@ -124,6 +124,9 @@ def build_parsers() -> dict[str, Parser]:
             "--last", type=int, default=20, metavar="N", help="newest rows; 20 unless told"
         )
         parsers[table].add_argument("--all", action="store_true", help="every row that is kept")
+    parsers["requests"].add_argument(
+        "--clock", action="store_true", help="when each came by the clock, not how long ago"
+    )
     parsers["tenants"].add_argument(
         "source", nargs="?", metavar="FILE", help="first read keys and terms anew from this JSON"
     )

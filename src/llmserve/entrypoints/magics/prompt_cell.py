@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from llmserve.core.quantities import duration
 from llmserve.core.types import Chunk, Outcome
 from llmserve.entrypoints.magics.display import note, show
 from llmserve.entrypoints.magics.user_errors import Interrupted
@@ -61,7 +62,7 @@ def figures(outcome: Outcome) -> str:
     tokens = outcome.usage.completion_tokens
     parts = [f"{tokens} token{'s' * (tokens != 1)}"]
     if outcome.ttft_s is not None:
-        parts.append(f"TTFT {outcome.ttft_s * 1e3:.0f} ms")
+        parts.append(f"TTFT {duration(outcome.ttft_s)}")
         decoding = outcome.e2e_s - outcome.ttft_s
         if tokens > 1 and decoding > 0:
             parts.append(f"{(tokens - 1) / decoding:,.0f} tokens/s")
