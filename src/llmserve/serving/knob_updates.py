@@ -10,7 +10,7 @@ from typing import Protocol, cast
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import SPECS, Applied, KnobBoard, KnobError, Knobs, differences
-from llmserve.core.validation import shown
+from llmserve.core.validation import flag
 from llmserve.engines.base import Engine
 from llmserve.engines.limits import clamp
 from llmserve.scheduling.scheduler import Scheduler
@@ -81,8 +81,10 @@ class KnobUpdates:
         self._tell.changed(replace(applied, changed=changed), "start")
 
     def _check_eviction(self, evict: object) -> None:
-        if not isinstance(evict, bool):
-            raise KnobError("evict", f"evict is true or false, not {shown(evict)}")
+        try:
+            flag("evict", evict)
+        except ValueError as error:
+            raise KnobError("evict", str(error)) from None
         if evict and "evict" not in (info := self._engine.info).supports:
             raise KnobError(
                 "evict",

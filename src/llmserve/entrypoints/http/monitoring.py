@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from llmserve.core.validation import whole
 from llmserve.entrypoints.http.asgi import json_response
 from llmserve.entrypoints.http.errors import ApiError, not_ready
 from llmserve.entrypoints.http.state import EndpointState
@@ -64,6 +65,8 @@ def _count(request: Request, name: str, default: int) -> int:
     given = request.query_params.get(name)
     if given is None:
         return default
-    if not (given.isascii() and given.isdigit() and len(given) < 16):
-        raise ApiError(400, f"{name} takes a whole number, not {given!r}", param=name)
-    return min(int(given), _MOST_ROWS) if name == "limit" else int(given)
+    try:
+        count = whole(name, given, 0, 10**15)
+    except ValueError as error:
+        raise ApiError(400, str(error), param=name) from None
+    return min(count, _MOST_ROWS) if name == "limit" else count
