@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from llmserve.core.validation import Bounds, flag, mistyped, plain, text, texts, wholes
+from llmserve.core.validation import Bounds, flag, mistyped, number, plain, text, texts, wholes
 
 MOST_STOPS = 16
 LONGEST_TENANT = 128
@@ -51,7 +51,7 @@ def _logit_bias(value: object) -> tuple[tuple[int, float], ...]:
     if not isinstance(pairs, list | tuple) or any(not _is_pair(pair) for pair in pairs):
         raise mistyped("logit_bias", "token ids with a number each", own)
     bias = BOUNDS["logit_bias"]
-    return tuple([(_token_id(token), bias.read(number)) for token, number in pairs])
+    return tuple([(_token_id(token), bias.read(added)) for token, added in pairs])
 
 
 def _is_pair(pair: object) -> bool:
@@ -60,7 +60,7 @@ def _is_pair(pair: object) -> bool:
 
 def _token_id(token: object) -> int:
     """As a number, or as the text that a name in JSON is."""
-    found: int = _TOKEN.read(token, typed=True)
+    found: int = _TOKEN.read(number(token) if isinstance(token, str) else token)
     return found
 
 

@@ -39,10 +39,10 @@ class Bounds:
     optional: bool = False
     """None is taken as it is."""
 
-    def read(self, value: object, *, called: str = "", typed: bool = False) -> Any:
+    def read(self, value: object, *, called: str = "") -> Any:
         """The number as Python's own; ValueError in a sentence where it is none or out of range.
 
-        called: in place of the name. typed: text that says a number is one, too.
+        called: in place of the name. Text is no number: read what was typed by `number` first.
         """
         if type(value) is _OWN[self.kind] and self._holds(value):  # the common case, quickly
             return value
@@ -51,7 +51,7 @@ class Bounds:
         read = whole if self.kind == "whole" else real
         ends = (self.low, self.high)
         name, above = called or self.name, self.above
-        return read(name, value, *ends, self.unit, above=above, exact=not typed)
+        return read(name, value, *ends, self.unit, above=above, exact=True)
 
 
     def _holds(self, value: Any) -> bool:

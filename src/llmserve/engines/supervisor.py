@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Literal, Protocol, cast
 
-from llmserve.core.types import blame
-from llmserve.core.validation import one_of
+from llmserve.core.types import ParamError
+from llmserve.core.validation import mistyped
 from llmserve.engines.base import Engine, EngineError
 
 log = logging.getLogger(__name__)
@@ -119,10 +119,8 @@ class EngineSupervisor:
     async def sleep(self, level: int, drain_s: float) -> str:
         """Let requests in the engine end, for at most `drain_s`, then give its memory back. Those
         that come meanwhile wait for `wake`. Says in a sentence what was done."""
-        try:
-            one_of("the level of a sleep", level, (1, 2))
-        except ValueError as error:
-            raise blame("level", error) from None
+        if level not in (1, 2):
+            raise ParamError("level", str(mistyped("sleep", "level 1 or 2", level)))
         async with self._change():
             if self.state == "asleep":
                 return "the engine sleeps already"

@@ -10,6 +10,7 @@ from starlette.types import Scope
 
 from llmserve.core.bounds import BOUNDS
 from llmserve.core.types import blame
+from llmserve.core.validation import number
 from llmserve.entrypoints.http.auth import tenant_of_key
 from llmserve.serving.requests import Sender
 
@@ -44,7 +45,7 @@ def _typed(name: str, headers: Mapping[bytes, bytes], header: bytes) -> Any:
     if header not in headers:
         return None
     try:
-        typed = headers[header].decode("latin-1")
-        return BOUNDS[name].read(typed, called=f"the {header.decode()} header", typed=True)
+        typed = number(headers[header].decode("latin-1"))
+        return BOUNDS[name].read(typed, called=f"the {header.decode()} header")
     except ValueError as error:
         raise blame(name, error) from None

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llmserve.core.validation import whole
+from llmserve.core.validation import mistyped
 from llmserve.entrypoints.http.asgi import json_response
 from llmserve.entrypoints.http.errors import ApiError, not_ready
 from llmserve.entrypoints.http.state import EndpointState
@@ -65,8 +65,6 @@ def _count(request: Request, name: str, default: int) -> int:
     given = request.query_params.get(name)
     if given is None:
         return default
-    try:
-        count = whole(name, given, 0, 10**15)
-    except ValueError as error:
-        raise ApiError(400, str(error), param=name) from None
-    return min(count, _MOST_ROWS) if name == "limit" else count
+    if not (given.isascii() and given.isdigit() and len(given) < 16):
+        raise ApiError(400, str(mistyped(name, "a whole number", given)), param=name)
+    return min(int(given), _MOST_ROWS) if name == "limit" else int(given)
