@@ -124,7 +124,8 @@ def test_a_row_takes_both_ends_and_none_where_it_may_be() -> None:
     with pytest.raises(ValueError, match="the header must be within"):
         row.read(9, called="the header")
     assert type(Bounds("n", 0, 8, kind="real").read(8)) is float
-    assert Bounds("n", -math.inf, math.inf).read(-(10**30)) == -(10**30)
+    anything = Bounds("n", -math.inf, math.inf)
+    assert [anything.read(value) for value in (-(10**30), np.int64(-3))] == [-(10**30), -3]
 
 
 @pytest.mark.parametrize(

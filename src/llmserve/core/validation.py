@@ -53,7 +53,6 @@ class Bounds:
         name, above = called or self.name, self.above
         return read(name, value, *ends, self.unit, above=above, exact=True)
 
-
     def _holds(self, value: Any) -> bool:
         if value == self.low or value == math.inf:
             return value == self.low and not self.above
@@ -72,13 +71,14 @@ def whole(
     above: the low end itself is out. exact: neither text nor 8.0 is a whole number.
     """
     own = plain(value)
-    number = _number(name, own, "a whole number", exact)
-    if (exact and not isinstance(own, int)) or (math.isinf(number) and number in (low, high)):
+    found = _number(name, own, "a whole number", exact)
+    if (exact and not isinstance(own, int)) or (math.isinf(found) and found in (low, high)):
         raise mistyped(name, "a whole number", own)
-    _refuse_outside(name, own, number, (low, high), span(low, high, unit, above=above), above)
-    if number != int(number):
+    if _outside(found, low, high, above):
+        raise out_of(name, span(low, high, unit, above=above), own)
+    if found != int(found):
         raise mistyped(name, "a whole number", own)
-    return int(number)
+    return int(found)
 
 
 def real(
@@ -87,12 +87,11 @@ def real(
 ) -> float:  # fmt: skip
     """As `whole`, of any number; without a high end, of any finite one."""
     own = plain(value)
-    number = _number(name, own, "a number", exact)
-    bounds = span(low, high, unit, above=above)
-    if high == math.inf:
-        bounds, high = f"{bounds} and finite", _LARGEST
-    _refuse_outside(name, own, number, (low, high), bounds, above)
-    return float(number)
+    found = _number(name, own, "a number", exact)
+    if _outside(found, low, min(high, _LARGEST), above):
+        bounds = span(low, high, unit, above=above)
+        raise out_of(name, f"{bounds} and finite" if high == math.inf else bounds, own)
+    return float(found)
 
 
 def span(low: float, high: float, unit: str = "", *, above: bool = False) -> str:
@@ -108,26 +107,22 @@ def _written(end: float) -> str:
     return f"{int(end):,}" if end == int(end) else f"{end:,}"
 
 
-def _refuse_outside(
-    name: str, own: object, number: float, ends: tuple[float, float], bounds: str, above: bool
-) -> None:
-    low, high = ends
-    if not low <= number <= high or (above and number == low):
-        raise out_of(name, bounds, own)
+def _outside(found: float, low: float, high: float, above: bool) -> bool:
+    return not low <= found <= high or (above and found == low)
 
 
 def _number(name: str, own: object, kind: str, exact: bool) -> int | float:
     try:
         if isinstance(own, bool) or not isinstance(own, Real if exact else Real | str):
             raise ValueError
-        number = own if isinstance(own, int) else float(own)
-        if math.isnan(number):
+        found = own if isinstance(own, int) else float(own)
+        if math.isnan(found):
             raise ValueError
     except OverflowError:  # a fraction beyond any float
         return math.inf
     except ValueError:
         raise mistyped(name, kind, own) from None
-    return number
+    return found
 
 
 def mistyped(name: str, takes: str, value: object) -> MistypedValue:
