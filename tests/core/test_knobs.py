@@ -62,7 +62,7 @@ def test_text_and_json_become_the_knobs_own_type(name: str, text: object, value:
         ("policy", [1, 2], "fifo, priority"),
         ("policy", "lifo", "fifo, priority"),
         ("tenant_weights", "gold", "no name:weight"),
-        ("tenant_weights", "gold:0", "from 0.001 to 1000"),
+        ("tenant_weights", "gold:0", "within 0.001 and 1,000"),
         ("tenant_weights", "gold:nan", "no name:weight"),
         ("tenant_weights", "gold:x", "'gold:x' is no name:weight"),
         ("tenant_weights", "a:1,a:2", "two weights"),

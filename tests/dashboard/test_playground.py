@@ -246,15 +246,18 @@ def test_a_load_ends_by_itself_and_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"act": "send", "text": "", "copies": 1, "max_tokens": 9}, "characters of the prompt: 1"),
-        ({"act": "send", "text": "x" * 20_001, "copies": 1, "max_tokens": 9}, "to 20000, not"),
-        ({"act": "send", "text": "x", "copies": 17, "max_tokens": 9}, "copies: 1 to 16, not 17"),
-        ({"act": "send", "text": "x", "copies": 1, "max_tokens": 0}, "reply tokens: 1 to 1024"),
-        ({"act": "load", "rate": 1e9}, "rate: 0.01 to 200"),
-        ({"act": "load", "rate": "nan"}, "rate: 0.01 to 200"),
-        ({"act": "load"}, "not started"),
+        ({"act": "send", "text": "", "copies": 1, "max_tokens": 9}, "prompt is 1 to 20,000 char"),
+        ({"act": "send", "text": "x" * 20_001, "copies": 1, "max_tokens": 9},
+         "prompt is 1 to 20,000 characters, not"),
+        ({"act": "send", "text": "x", "copies": 17, "max_tokens": 9},
+         "copies must be within 1 and 16, not 17"),
+        ({"act": "send", "text": "x", "copies": 1, "max_tokens": 0},
+         "max_tokens must be within 1 and 1,024 tokens, not 0"),
+        ({"act": "load", "rate": 1e9}, "rate must be within 0.01 and 200 requests/s"),
+        ({"act": "load", "rate": "nan"}, "rate takes a number, not 'nan'"),
+        ({"act": "load"}, "not started: rate takes a number, not None"),
     ],
-)
+)  # fmt: skip
 def test_what_is_out_of_bounds_is_not_started_and_the_page_is_told_why(
     asked: dict[str, Any], words: str
 ) -> None:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from llmserve.core.bounds import BOUNDS
 from llmserve.core.quantities import duration
-from llmserve.core.validation import meant, plain, real, shown, whole
+from llmserve.core.validation import meant, mistyped, one_of, plain, real, shown, span, whole
 
 PolicyName = Literal["fifo", "priority", "fair_share", "shortest_first", "deadline", "custom"]
 """`custom` is the function last registered by `Session.policy`."""
@@ -28,6 +29,7 @@ KnobValue = str | int | float | None
 
 LIGHTEST, HEAVIEST = 0.001, 1000.0
 """Weights of tenants lie between these."""
+_SLO = BOUNDS["ttft_slo_ms"]
 
 
 class KnobError(ValueError):
@@ -86,7 +88,8 @@ def weights_of(text: str) -> dict[str, float]:
         tenant, colon, number = (piece.strip() for piece in part.rpartition(":"))
         weight = _weight(number) if colon and tenant else math.nan
         if not LIGHTEST <= weight <= HEAVIEST:
-            raise ValueError(f"{shown(part)} is no name:weight, a weight being from 0.001 to 1000")
+            bounds = span(LIGHTEST, HEAVIEST)
+            raise ValueError(f"{shown(part)} is no name:weight with a weight {bounds}")
         if tenant in weights:
             raise ValueError(f"{shown(tenant)} has two weights")
         weights[tenant] = weight
@@ -124,7 +127,7 @@ class Knobs:
     )
     ttft_slo_ms: float = _knob(
         1000.0, "TTFT objective of a request that names none (deadline).", "scheduler",
-        unit="ms", bounds=(1, 3_600_000), whole=False,
+        unit="ms", bounds=(_SLO.low, _SLO.high), whole=False,
     )
     length_estimate: LengthEstimate = _knob(
         "learned", "Length that shortest_first reckons with: of like replies so far, or as asked.",
@@ -250,7 +253,7 @@ def coerce(name: str, value: object) -> KnobValue:
             raise KnobError(name, f"{name} needs a value")
         return None
     if spec.type == "choice":
-        raise KnobError(name, f"{name} is one of {', '.join(spec.choices)}, not {shown(value)}")
+        return _choice(spec, value)
     return _number(spec, value)
 
 
@@ -261,11 +264,18 @@ def _text(spec: Spec, read: Callable[[str], str], value: object) -> str:
     if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
         return ""
     if not isinstance(value, str):
-        raise KnobError(spec.name, f"{spec.name} takes text ({spec.unit}), not {shown(value)}")
+        raise KnobError(spec.name, str(mistyped(spec.name, f"text ({spec.unit})", value)))
     try:
         return read(value)
     except ValueError as error:
         raise KnobError(spec.name, f"{spec.name}: {error}") from None
+
+
+def _choice(spec: Spec, value: object) -> str:
+    try:
+        return str(one_of(spec.name, value, spec.choices))
+    except ValueError as error:
+        raise KnobError(spec.name, str(error)) from None
 
 
 def _number(spec: Spec, value: object) -> int | float:

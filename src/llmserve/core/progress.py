@@ -1,17 +1,21 @@
-"""Telling who waits in a cell or at a terminal that it goes on, from the second second."""
+"""A long wait, as one line for who waits in a cell or at a terminal: how many seconds it has
+taken, each second, and how it ended."""
 
 from __future__ import annotations
 
+import contextvars
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Protocol, Self
 
 from llmserve.core.quantities import duration, moment
 
 SHOWN_AFTER_S = 2.0
+TICK_S = 0.25
 _TOLD: ContextVar[bool] = ContextVar("llmserve_wait_told", default=False)
 
 
@@ -28,18 +32,20 @@ class Waiting:
 
     def __init__(
         self, what: str | Callable[[], str], find: Callable[[], ProgressLine | None] | None = None,
-        now: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.monotonic, *, after_s: float = SHOWN_AFTER_S,
     ) -> None:  # fmt: skip
         """what: as "starting vllm", or what gives it anew each second. find: the line to write on,
         None where nobody would read it."""
         self._what, self._find, self._now = what, find or line, now
+        self._after_s = after_s
         self._began = now()
         self._line: ProgressLine | None = None
         self._told = -1
 
     def __call__(self) -> None:
-        seconds = int(self._now() - self._began)
-        if seconds < SHOWN_AFTER_S or seconds == self._told:
+        taken = self._now() - self._began
+        seconds = int(taken)
+        if taken < self._after_s or seconds == self._told:
             return
         if self._told < 0:
             self._line = self._find()
@@ -56,6 +62,41 @@ class Waiting:
 
     def _words(self) -> str:
         return self._what if isinstance(self._what, str) else self._what()
+
+
+class Ticking:
+    """Calls a Waiting from a thread of its own while a block keeps the caller's busy, and has
+    ended before the block is left. Beside it no second line tells of the same wait."""
+
+    def __init__(self, waiting: Waiting, every_s: float = TICK_S) -> None:
+        self._waiting, self._every_s = waiting, every_s
+        self._over = threading.Event()
+        self._told = told_already()
+
+    def __enter__(self) -> Self:
+        run = contextvars.copy_context().run  # the cell that output belongs to is in the context
+        self._thread = threading.Thread(
+            target=run, args=(self._tick,), name="llmserve-elapsed", daemon=True
+        )
+        self._told.__enter__()
+        try:
+            self._thread.start()
+        except BaseException:  # an interrupt: the block is not entered, so nothing would end it
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+        self._thread.join()
+
+    def _end(self) -> None:
+        self._over.set()
+        self._told.__exit__(None, None, None)
+
+    def _tick(self) -> None:
+        while not self._over.wait(self._every_s):
+            self._waiting()
 
 
 @contextmanager

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import msgspec
 
-from llmserve.core.validation import shown
+from llmserve.core.bounds import BOUNDS
+from llmserve.core.validation import Bounds
 
-LONGEST_NAME = 128
-NAMES = f"a tenant is 1 to {LONGEST_NAME} printable characters"
+_MOST = 1e9
+_BOUNDS = (
+    *(
+        Bounds(name, 0, _MOST, kind="real", above=True, optional=True)
+        for name in ("weight", "rate_limit_rps", "rate_limit_tps")
+    ),
+    Bounds("max_active", 1, _MOST, optional=True),
+    BOUNDS["ttft_slo_ms"],
+)
 
 
 class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -21,16 +29,8 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttft_slo_ms: float | None = None
 
     def __post_init__(self) -> None:
-        for name in Terms.__struct_fields__:
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1e9:
-                bounds = "above 0 and below 1e9"
-                raise ValueError(f"{name} of a tenant must be {bounds}, not {shown(value)}")
+        for bounds in _BOUNDS:
+            bounds.read(getattr(self, bounds.name), called=f"{bounds.name} of a tenant")
 
 
 NONE = Terms()
-
-
-def is_name(tenant: str) -> bool:
-    """Metrics, logs and traces hold it as text: half of a surrogate pair would break them."""
-    return 0 < len(tenant) <= LONGEST_NAME and tenant.isprintable()

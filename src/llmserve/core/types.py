@@ -6,10 +6,13 @@ outside the session. Token counts are exact, by the engine's own tokenizer.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
+
+from llmserve.core import bounds
+from llmserve.core.validation import MistypedValue, out_of, span
 
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
 RowKind = Literal["prefill", "decode"]
@@ -30,6 +33,10 @@ class ParamError(ValueError):
         return type(self), (self.param, str(self))
 
 
+class ParamTypeError(ParamError):
+    """A request's parameter is of another kind than is taken."""
+
+
 class Structured(msgspec.Struct, frozen=True):
     """The form that a whole reply must have."""
 
@@ -41,7 +48,7 @@ class Structured(msgspec.Struct, frozen=True):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn. Names and meanings follow vLLM's SamplingParams.
 
-    Raises ParamError when built with a value out of its range (NaN included).
+    Built with a value that is none or out of its range (`core/bounds.py`) it raises ParamError.
     """
 
     max_tokens: int = 256
@@ -69,31 +76,33 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Only where the engine's info says that it supports "structured_outputs"."""
 
     def __post_init__(self) -> None:
-        _within("max_tokens", self.max_tokens, 1, 1_000_000)
-        _within("temperature", self.temperature, 0.0, 100.0)
-        _within("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _within("top_k", self.top_k, 0, 10_000_000)
-        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
-        _within("min_p", self.min_p, 0.0, 1.0)
-        _within("min_tokens", self.min_tokens, 0, self.max_tokens)
-        for _, bias in self.logit_bias:
-            _within("logit_bias", bias, -100.0, 100.0)
-        if self.logprobs is not None:
-            _within("logprobs", self.logprobs, 0, 20)
-        if self.seed is not None:
-            _within("seed", self.seed, -(2**63), 2**64 - 1)
-        if len(self.stop) > 16 or any(not text for text in self.stop):
-            raise ParamError("stop", "stop takes at most 16 strings, none of them empty")
+        settle(self, bounds.SAMPLING)
+        if self.min_tokens > self.max_tokens:
+            most = span(0, self.max_tokens, "tokens (max_tokens)")
+            raise blame("min_tokens", out_of("min_tokens", most, self.min_tokens))
 
 
-def _within(
-    name: str, value: float, low: float, high: float, *, open_low: bool = False
-) -> None:
-    if math.isnan(value) or value > high or value < low or (open_low and value == low):
-        bracket = "(" if open_low else "["
-        raise ParamError(name, f"{name} must be in {bracket}{low}, {high}], not {value}")
+def settle(struct: msgspec.Struct, readers: Mapping[str, Callable[[Any], Any]]) -> None:
+    """Give its fields the form that their readers give them; ParamError names a wrong one. Every
+    field has a default."""
+    fields, defaults = struct.__struct_fields__, struct.__struct_defaults__
+    for name, default in zip(fields, defaults, strict=True):
+        given = getattr(struct, name)
+        if given is default or name not in readers:
+            continue
+        read = readers[name]
+        try:
+            found = read(given)
+        except ValueError as error:
+            raise blame(name, error) from None
+        if found is not given:
+            msgspec.structs.force_setattr(struct, name, found)
+
+
+def blame(param: str, error: ValueError) -> ParamError:
+    """The same sentence, as an error of that parameter."""
+    kind = ParamTypeError if isinstance(error, MistypedValue) else ParamError
+    return kind(param, str(error))
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

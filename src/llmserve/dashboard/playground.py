@@ -21,9 +21,11 @@ from msgspec.structs import replace
 from llmserve.bench.load.workload import Workload
 from llmserve.bench.run.driver import Bench, ServiceTarget
 from llmserve.core.types import ParamError, Request
+from llmserve.core.validation import real, whole
+from llmserve.core.validation import text as checked_text
 from llmserve.dashboard.replies import Copy, Told
 from llmserve.engines.base import EngineError
-from llmserve.serving.requests import make_request
+from llmserve.serving.requests import make_request, request_of
 from llmserve.serving.service import Service
 from llmserve.serving.stream import Refused, RequestTimeout
 
@@ -76,28 +78,27 @@ class Playground:
         try:
             match content.get("act"):
                 case "send":
-                    self.send(
-                        str(content["text"]), int(content["copies"]), int(content["max_tokens"])
-                    )
+                    self.send(*(content.get(name) for name in ("text", "copies", "max_tokens")))
                 case "stop":
                     self.stop()
                 case "load":
-                    self.start_load(float(content["rate"]))
+                    self.start_load(content.get("rate"))
                 case "unload":
                     self.stop_load()
                 case act:
                     log.warning("the playground was asked for something unknown: %r", act)
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (ValueError, RuntimeError) as error:
             self._say(f"not started: {error}")
 
-    def send(self, text: str, copies: int, max_tokens: int) -> None:
+    def send(self, text: Any, copies: Any, max_tokens: Any) -> None:
         """Ask the model, so many times at once; a run that is under way ends first.
 
         Raises ValueError beyond LIMITS, RuntimeError once the session has ended.
         """
-        _within("copies", copies, 1, LIMITS["copies"])
-        _within("reply tokens", max_tokens, 1, LIMITS["max_tokens"])
-        _within("characters of the prompt", len(text), 1, LIMITS["text"])
+        copies = whole("copies", copies, 1, LIMITS["copies"], exact=True)
+        most = LIMITS["max_tokens"]
+        max_tokens = whole("max_tokens", max_tokens, 1, most, "tokens", exact=True)
+        text = checked_text("the prompt", text, int(LIMITS["text"]))
         self.stop()
         with self._lock:
             self._refuse_when_closed()
@@ -117,10 +118,10 @@ class Playground:
         if answering is not None:
             answering.cancel()
 
-    def start_load(self, rate: float) -> None:
+    def start_load(self, rate: Any) -> None:
         """Send requests at random times, `rate` a second on average, until stopped or 10 minutes
         have passed; one that runs already ends first."""
-        _within("rate", rate, 0.01, LIMITS["rate"])
+        rate = real("rate", rate, 0.01, LIMITS["rate"], "requests/s", exact=True)
         self.stop_load()
         longest = max(2, min(_LONGEST, self._service.engine.info.max_model_len // 4))
         lengths = (max(1, longest // 8), longest)
@@ -192,7 +193,7 @@ class Playground:
 
     async def _answer(self, copies: tuple[Copy, ...], text: str, max_tokens: int) -> None:
         try:
-            first = make_request(self._service, text, {})
+            first = request_of(self._service, text, {})
         except ParamError as error:
             self._end_all(copies, str(error))
             return
@@ -201,7 +202,9 @@ class Playground:
         async with asyncio.TaskGroup() as group:
             for copy in copies:
                 name = self._service.new_id("play")
-                request = replace(first, id=name, sampling=sampling)
+                request = make_request(
+                    name, first.prompt_ids, sampling, arrival=first.arrival
+                )
                 group.create_task(self._follow(copy, request))
 
     async def _follow(self, copy: Copy, request: Request) -> None:
@@ -222,8 +225,3 @@ class Playground:
         with self._lock:
             for copy in copies:
                 copy.end(state)
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # NaN too
-        raise ValueError(f"{name}: {low:g} to {high:g}, not {value:g}")

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Literal, Protocol
 
 from llmserve.core.types import ParamError
-from llmserve.core.validation import shown
+from llmserve.core.validation import mistyped
 from llmserve.engines.base import Engine, EngineError, Sleeps
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class EngineSupervisor:
         """Let requests in the engine end, for at most `drain_s`, then give its memory back. Those
         that come meanwhile wait for `wake`. Says in a sentence what was done."""
         if level not in (1, 2):
-            raise ParamError("level", f"sleep takes level 1 or 2, not {shown(level)}")
+            raise ParamError("level", str(mistyped("sleep", "level 1 or 2", level)))
         async with self._change():
             if self.state == "asleep":
                 return "the engine sleeps already"

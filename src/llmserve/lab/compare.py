@@ -12,6 +12,7 @@ from llmserve.bench.results.report import Report
 from llmserve.bench.results.slo import Slo, parse_slo
 from llmserve.bench.run.cell import live, make_load, nothing, run_job
 from llmserve.bench.run.job import GONE, Job
+from llmserve.core.validation import whole
 from llmserve.lab.comparison import Comparison
 from llmserve.lab.settings import Setting, Side, Stage, Switch
 from llmserve.serving.runtime import Runtime
@@ -33,8 +34,7 @@ class Comparing(Job[Comparison]):
         slo: Slo | None = None,
         seed: int = 0,
     ) -> None:
-        if pairs < 2:
-            raise ValueError(f"a comparison needs 2 pairs or more, not {pairs}")
+        pairs = whole("pairs", pairs, 2, unit="pairs", exact=True)
         super().__init__(2 * pairs, load.about)
         self._sides = {"A": a, "B": b}
         self._load, self._slo, self._seed = load, slo, seed

@@ -20,7 +20,7 @@ from llmserve.bench.results.slo import Slo, parse_slo
 from llmserve.bench.run.cell import make_load, nothing, run_job
 from llmserve.bench.run.job import GONE, Job
 from llmserve.core.knobs import SPECS, KnobError
-from llmserve.core.validation import plain
+from llmserve.core.validation import plain, whole
 from llmserve.lab.settings import NeedsRestart, Stage, Switch
 from llmserve.lab.sweep_result import Point, Sweep, combinations
 from llmserve.plots.live_figure import LiveFigure, shown
@@ -113,8 +113,9 @@ class Sweeping(Job[Sweep]):
         path: str | Path | None = None,
     ) -> None:
         """KnobError or ValueError for what no point of the grid may be, before anything runs."""
-        if rounds < 1 or not grid:
-            raise ValueError("a sweep needs an axis (max_num_seqs=[1, 8]) and 1 round or more")
+        rounds = whole("rounds", rounds, 1, exact=True)
+        if not grid:
+            raise ValueError("a sweep needs an axis: max_num_seqs=[1, 8]")
         self._switch, self._target = Switch(stage.panel), stage.target
         self._load, self._slo = load, slo
         self._rounds, self._warmup = rounds, warmup

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from llmserve.core.tenants import NAMES, Terms, is_name
+from llmserve.core.bounds import SENDER
+from llmserve.core.tenants import Terms
 from llmserve.core.validation import plain
 
 ENVIRONMENT = "LLMSERVE_API_KEYS"
@@ -107,8 +108,10 @@ def terms_of(agreements: Mapping[str, KeyTerms]) -> dict[str, Terms]:
 
 
 def _agreement(tenant: str, written: Any, where: str) -> KeyTerms:
-    if not is_name(tenant):
-        raise ValueError(f"{where}: {NAMES}")
+    try:
+        SENDER["tenant"](tenant)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     try:
         fields = {"key": written} if isinstance(written, str) else plain(written)
         read = msgspec.convert(fields, _Written)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import SPECS, Applied, KnobBoard, KnobError, Knobs, differences
-from llmserve.core.validation import shown
+from llmserve.core.validation import flag
 from llmserve.engines.base import Engine, Evicts
 from llmserve.engines.limits import clamp
 from llmserve.scheduling.scheduler import Scheduler
@@ -79,10 +79,11 @@ class KnobUpdates:
 
     def _evicting(self, evict: object) -> Evicts | None:
         """The engine, where it is to preempt; KnobError where it cannot."""
-        if not isinstance(evict, bool):
-            raise KnobError("evict", f"evict is true or false, not {shown(evict)}")
-        if not evict:
-            return None
+        try:
+            if not flag("evict", evict):
+                return None
+        except ValueError as error:
+            raise KnobError("evict", str(error)) from None
         if isinstance(self._engine, Evicts):
             return self._engine
         raise KnobError(

@@ -1,26 +1,41 @@
-"""From what a user types in a cell to a `Request`, and from its outcome back to text."""
+"""The one maker of a `Request`, and what a cell asks: from a prompt to it, and from its outcome
+back to text."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from llmserve.core.tenants import NAMES, is_name
-from llmserve.core.types import Outcome, ParamError, Request, SamplingParams
-from llmserve.core.validation import plain
+from llmserve.core import bounds
+from llmserve.core.bounds import BOUNDS, SENDER
+from llmserve.core.types import (
+    Outcome,
+    ParamError,
+    ParamTypeError,
+    Request,
+    SamplingParams,
+    Structured,
+    blame,
+    settle,
+)
+from llmserve.core.validation import meant, plain, shown, wholes
 from llmserve.engines.base import ChecksSchemas
 from llmserve.serving.tokenize import tokenised
 
 if TYPE_CHECKING:
+    from llmserve.engines.base import EngineInfo
     from llmserve.serving.service import Service
     from llmserve.serving.stream import Stream
 
 Prompt = str | Sequence[Mapping[str, object]]
 
 _FIELDS = frozenset(SamplingParams.__struct_fields__)
+
+
+class ContextExceeded(ParamError):
+    """A prompt, or a prompt and its reply, have more tokens than the model's context."""
 
 
 class Reply(str):
@@ -38,62 +53,135 @@ class Reply(str):
         return str(self)
 
 
-def make_request(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> Request:
-    """Raises ParamError for an unknown or wrong option, an empty or too long prompt.
+class Sender(msgspec.Struct, frozen=True):
+    """On whose account a request is, how urgent it is, and by when its first token is wanted.
 
-    max_tokens defaults to 256, or to what the context has left after the prompt.
+    Built with a value that is none or out of its range it raises ParamError.
     """
-    options = {name: plain(value) for name, value in options.items()}
-    raw = bool(options.pop("raw", False))
-    priority, tenant = options.pop("priority", 0), options.pop("tenant", "default")
-    slo_ms = options.pop("ttft_slo_ms", None)
-    if not is_name(str(tenant)):
-        raise ParamError("tenant", f"{NAMES}, not {tenant!r}")
-    if not isinstance(priority, Integral):
-        raise ParamError("priority", f"priority is a whole number, not {priority!r}")
-    if slo_ms is not None and not (isinstance(slo_ms, Real) and 0 < float(slo_ms) < 1e9):
-        raise ParamError("ttft_slo_ms", f"ttft_slo_ms must be above 0, not {slo_ms!r}")
-    if unknown := options.keys() - _FIELDS:
-        known = ", ".join(sorted(_FIELDS | {"priority", "tenant", "ttft_slo_ms", "raw"}))
-        raise ParamError(min(unknown), f"unknown option {min(unknown)!r}; options: {known}")
-    ids = _encode(service, prompt, raw)
-    left = service.engine.info.max_model_len - len(ids)
-    if left < 1:
-        raise ParamError("prompt", f"the prompt's {len(ids)} tokens leave no room to answer")
-    options.setdefault("max_tokens", min(256, left))
-    if isinstance(options.get("stop"), str):
-        options["stop"] = (options["stop"],)
-    if isinstance(options.get("logit_bias"), Mapping):
-        options["logit_bias"] = tuple(options["logit_bias"].items())
-    try:
-        sampling = msgspec.convert(options, SamplingParams)
-    except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, ParamError):
-            raise error.__cause__ from None
-        raise ParamError("sampling", str(error)) from None
-    if sampling.structured_outputs is not None and not isinstance(service.engine, ChecksSchemas):
-        raise ParamError("structured_outputs", "this engine cannot hold a reply to a form")
-    if sampling.max_tokens > left:
-        raise ParamError(
-            "max_tokens",
-            f"{len(ids)} prompt tokens and max_tokens={sampling.max_tokens} exceed the context "
-            f"of {service.engine.info.max_model_len} tokens",
-        )
+
+    priority: int = 0
+    tenant: str = "default"
+    ttft_slo_ms: float | None = None
+    """None takes what is agreed with the tenant, and else the knob."""
+
+    def __post_init__(self) -> None:
+        settle(self, bounds.SENDER)
+
+
+ANYONE = Sender()
+
+
+def make_request(
+    id: str,
+    prompt_ids: Sequence[int],
+    sampling: SamplingParams,
+    *,
+    arrival: float,
+    sender: Sender = ANYONE,
+    choices: int = 1,
+    payload: Any = None,
+) -> Request:
+    """The one maker of a request, whichever face it came by. Its parts are checked: a
+    SamplingParams and a Sender out of their bounds cannot be built."""
     return Request(
-        id=service.new_id("cell"),
-        prompt_ids=tuple(ids),
+        id=id,
+        prompt_ids=tuple(prompt_ids),
         sampling=sampling,
-        arrival=service.clock.now(),
-        priority=int(priority),
-        tenant=str(tenant),
-        ttft_slo_ms=None if slo_ms is None else float(slo_ms),
+        arrival=arrival,
+        priority=sender.priority,
+        tenant=sender.tenant,
+        ttft_slo_ms=sender.ttft_slo_ms,
+        choices=choices,
+        payload=payload,
     )
 
 
+def room_left(prompt_tokens: int, info: EngineInfo, param: str) -> int:
+    """Tokens that the context has left for a reply; ContextExceeded, which names `param`, where
+    there are none."""
+    limit = info.max_model_len
+    if prompt_tokens >= limit:
+        told = f"the prompt's {prompt_tokens} tokens leave no room to answer"
+        raise ContextExceeded(param, f"{told} in the context of {limit} tokens")
+    return limit - prompt_tokens
+
+
+def reply_tokens(asked: object, prompt_tokens: int, info: EngineInfo, param: str) -> int:
+    """The `max_tokens` that are asked for. ParamError where they are no number or out of bounds,
+    ContextExceeded where they do not fit behind the prompt."""
+    room, own = room_left(prompt_tokens, info, param), plain(asked)
+    beyond = type(own) is int and own > room
+    tokens: int = own if beyond else read_param("max_tokens", own)
+    if tokens > room:
+        told = f"{prompt_tokens} prompt tokens and max_tokens={shown(tokens)}"
+        raise ContextExceeded(param, f"{told} exceed the context of {info.max_model_len} tokens")
+    return tokens
+
+
+def check_tokens(sampling: SamplingParams, info: EngineInfo) -> None:
+    """ParamError for a token outside the vocabulary: an engine indexes by them unseen."""
+    known_tokens(sampling.stop_token_ids, info, "stop_token_ids")
+    known_tokens([token for token, _ in sampling.logit_bias], info, "logit_bias")
+
+
+def known_tokens(ids: Sequence[int], info: EngineInfo, param: str) -> tuple[int, ...]:
+    """`ids`, each of them in the vocabulary."""
+    try:
+        return wholes("a token id", ids, 0, (info.vocab_size or 2**31) - 1)
+    except ValueError as error:
+        raise blame(param, error) from None
+
+
+def request_of(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> Request:
+    """What a cell asks for. ParamError for an unknown or wrong option, an empty or too long prompt.
+
+    max_tokens defaults to 256, or to what the context has left after the prompt.
+    """
+    given = dict(options)
+    sender = Sender(**{name: given.pop(name) for name in SENDER if name in given})
+    raw = bool(given.pop("raw", False))
+    if unknown := given.keys() - _FIELDS:
+        known = sorted({*_FIELDS, *SENDER, "raw"})
+        name = min(unknown)
+        raise ParamError(name, f"unknown option {name!r}{meant(name, known, called='options:')}")
+    ids = _encode(service, prompt, raw)
+    info = service.engine.info
+    room = room_left(len(ids), info, "prompt")
+    given.setdefault("max_tokens", min(256, room))
+    given["max_tokens"] = reply_tokens(given["max_tokens"], len(ids), info, "prompt")
+    sampling = read_sampling(given)
+    check_tokens(sampling, info)
+    if sampling.structured_outputs is not None and not isinstance(service.engine, ChecksSchemas):
+        raise ParamError("structured_outputs", "this engine cannot hold a reply to a form")
+    now = service.clock.now()
+    return make_request(service.new_id("cell"), ids, sampling, arrival=now, sender=sender)
+
+
+def read_param(name: str, value: object) -> Any:
+    """A number of the table by its name; ParamError in a sentence."""
+    try:
+        return BOUNDS[name].read(value)
+    except ValueError as error:
+        raise blame(name, error) from None
+
+
+def read_sampling(given: Mapping[str, Any]) -> SamplingParams:
+    """ParamError where a value is none or out of its range. A form may be a mapping."""
+    form = given.get("structured_outputs")
+    if form is None or isinstance(form, Structured):
+        return SamplingParams(**given)
+    try:
+        form = msgspec.convert(form, Structured)
+    except msgspec.ValidationError as error:
+        told = f"structured_outputs: {error}"
+        raise ParamTypeError("structured_outputs", told) from None
+    return SamplingParams(**{**given, "structured_outputs": form})
+
+
 async def ask(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> Stream:
-    """Raises as `make_request` and `Service.submit` do."""
+    """Raises as `request_of` and `Service.submit` do."""
     length = len(prompt if isinstance(prompt, str) else repr(prompt))
-    request = await tokenised(length, lambda text: make_request(service, text, options), prompt)
+    request = await tokenised(length, lambda text: request_of(service, text, options), prompt)
     await service.check_form(request.sampling)
     return service.submit(request)
 

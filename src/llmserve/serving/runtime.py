@@ -15,9 +15,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from llmserve.core.progress import Waiting
-
-_TELL_EVERY_S = 0.25
+from llmserve.core.progress import TICK_S, Waiting
 
 T = TypeVar("T")
 
@@ -73,7 +71,7 @@ class Runtime:
         outcome = "failed"
         future = self.submit(work)
         try:
-            while waiting and not is_done(future, _TELL_EVERY_S):
+            while waiting and not is_done(future, TICK_S):
                 waiting()
             result = future.result(timeout)
             outcome = "done"

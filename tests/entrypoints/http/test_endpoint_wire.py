@@ -21,6 +21,7 @@ from llmserve.entrypoints.http.logprobs import TokenTexts, chat_logprobs
 from llmserve.entrypoints.http.merged_streams import TaggedChunk, arrivals
 from llmserve.entrypoints.http.responses import ChatReply, CompletionReply, Head
 from llmserve.scheduling.admission import Rejected
+from llmserve.serving.requests import ContextExceeded
 from llmserve.serving.stream import Refused, RequestTimeout, Stream
 
 HEAD = Head("id-1", 1_700_000_000, 'model "x"')
@@ -108,9 +109,9 @@ def test_a_chat_may_fill_the_context_and_a_completion_gets_sixteen() -> None:
     assert prompts.reply_tokens([(1,) * 40], completion, INFO) == 16
     assert prompts.reply_tokens([(1,) * 40, (1,) * 95], completion, INFO) == 5
     asked = msgspec.structs.replace(completion, max_tokens=61)
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(ContextExceeded) as caught:
         prompts.reply_tokens([(1,) * 40], asked, INFO)
-    assert caught.value.code == "context_length_exceeded"
+    assert as_api_error(caught.value).code == "context_length_exceeded"
 
 
 def test_a_developer_speaks_as_the_system() -> None:

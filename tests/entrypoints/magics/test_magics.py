@@ -265,7 +265,7 @@ def test_help_names_every_subcommand_and_every_option(ip: Shell) -> None:
         ("%llmserve sweep rate=1,2 --rate 1", "rate is an axis"),
         ("%llmserve bench --rate 1", "%llmserve start"),
         ("%llmserve sweep --rate 1", "needs an axis"),
-        ("%llmserve bench --prompt-tokens many", "invalid length"),
+        ("%llmserve bench --prompt-tokens many", "prompt_tokens takes a whole number, not 'many'"),
         ("%llmserve bench --speed 2 --rate 1", "--speed is of a --replay"),
         ("%llmserve dashboard", "%llmserve start"),
         ("%llmserve ask hello", "%llmserve start"),

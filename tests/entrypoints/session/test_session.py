@@ -88,13 +88,13 @@ def test_a_stream_that_the_collector_closes_on_the_serving_thread_just_ends(
         ("hi", {"max_token": 3}, "unknown option 'max_token'"),
         ("hi", {"max_tokens": 10**6}, "exceed the context"),
         ("hi", {"temperature": "hot"}, "temperature"),
-        ("hi", {"priority": "hot"}, "priority is a whole number"),
+        ("hi", {"priority": "hot"}, "priority takes a whole number, not 'hot'"),
         ("hi", {"tenant": "\ud800"}, "a tenant is 1 to 128 printable characters"),
         ({"role": "user", "content": "hi"}, {}, "a list of messages like"),
         (["hi"], {}, "a list of messages like"),
         (7, {}, "a list of messages like"),
-        ("hi", {"ttft_slo_ms": "hot"}, "ttft_slo_ms must be above 0"),
-        ("hi", {"temperature": float("nan")}, "temperature must be in"),
+        ("hi", {"ttft_slo_ms": "hot"}, "ttft_slo_ms takes a number, not 'hot'"),
+        ("hi", {"temperature": float("nan")}, "temperature takes a number, not nan"),
     ],
 )
 def test_a_wrong_prompt_or_option_is_refused_with_its_name(

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from llmserve.core.bounds import BOUNDS, SENDER
+from llmserve.core.validation import Bounds, meant, out_of, plain, real, whole
+from llmserve.engines.limits import MOST_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +24,10 @@ class LogNormal:
     high: int = 2048
 
     def __post_init__(self) -> None:
-        if not (self.low >= 1 and self.low <= self.median <= self.high and self.sigma >= 0):
-            raise ValueError(f"{self} needs 1 <= low <= median <= high and sigma from 0 up")
+        whole("low", self.low, 1, MOST_TOKENS)
+        whole("high", self.high, self.low, MOST_TOKENS)
+        real("median", self.median, self.low, self.high)
+        real("sigma", self.sigma, 0)
 
     def draw(self, rng: random.Random) -> int:
         drawn = math.exp(rng.gauss(math.log(self.median), self.sigma))
@@ -53,13 +61,19 @@ def words(length: Length) -> str:
     return str(low) if low == high else f"{low}–{high}"
 
 
-def check_length(name: str, length: Length) -> None:
-    if isinstance(length, LogNormal):
-        return
-    ends = (length, length) if isinstance(length, int) else length
-    whole = isinstance(ends, tuple | list) and all(isinstance(end, int) for end in ends)
-    if not whole or len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
-        raise ValueError(f"{name} must be a count or a range (low, high) from 1 up")
+def read_length(bounds: Bounds, given: Any) -> Length:
+    """A count or a range as Python's own numbers; ValueError names the field."""
+    if isinstance(given, LogNormal):
+        bounds.read(given.high)
+        return given
+    own = plain(given)
+    if not isinstance(own, list | tuple) or len(own) != 2:
+        count: int = bounds.read(own)
+        return count
+    low, high = (bounds.read(end) for end in own)
+    if low > high:
+        raise out_of(bounds.name, "a range from low to high", own)
+    return low, high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +97,11 @@ class Kind:
     """Between a reply of a chat and the user's next turn."""
 
     def __post_init__(self) -> None:
-        for name in ("prompt_tokens", "max_tokens", "turns"):
-            check_length(name, getattr(self, name))
-        if not 0 < self.weight < math.inf:
-            raise ValueError(f"weight must be above 0 and finite, not {self.weight}")
-        if self.ttft_slo_ms is not None and not self.ttft_slo_ms > 0:
-            raise ValueError(f"ttft_slo_ms must be above 0, not {self.ttft_slo_ms}")
-        if self.prefix_groups < 1 or not 0 <= self.think_s < math.inf:
-            raise ValueError("prefix_groups is 1 or more, think_s from 0 up")
-        if not 0 <= self.prefix_tokens < shortest(self.prompt_tokens):
-            raise ValueError("prefix_tokens must be fewer than the shortest prompt has")
+        for name, read in KIND.items():
+            object.__setattr__(self, name, read(getattr(self, name)))
+        most = shortest(self.prompt_tokens) - 1
+        unit = "tokens (the shortest prompt has one more)"
+        whole("prefix_tokens", self.prefix_tokens, 0, most, unit, exact=True)
 
     def __str__(self) -> str:
         text = f"{words(self.prompt_tokens)} tokens in, {words(self.max_tokens)} out"
@@ -102,6 +111,18 @@ class Kind:
             text += f", {words(self.turns)} turns"
         return text
 
+
+KIND: dict[str, Callable[[Any], Any]] = {
+    "weight": Bounds("weight", 0, math.inf, kind="real", above=True).read,
+    "prompt_tokens": partial(read_length, Bounds("prompt_tokens", 1, MOST_TOKENS, "tokens")),
+    "max_tokens": partial(read_length, BOUNDS["max_tokens"]),
+    **SENDER,
+    "prefix_tokens": Bounds("prefix_tokens", 0, MOST_TOKENS, "tokens").read,
+    "prefix_groups": Bounds("prefix_groups", 1, 1_000_000).read,
+    "turns": partial(read_length, Bounds("turns", 1, 1_000_000)),
+    "think_s": Bounds("think_s", 0, math.inf, "s", kind="real").read,
+}
+"""Readers of a kind's fields."""
 
 NAMED = {
     "short": Kind(prompt_tokens=64, max_tokens=64),
@@ -115,14 +136,14 @@ NAMED = {
 }
 """Kinds that a mix may name."""
 
-Mix = str | Mapping[str, "Kind | float"]
+Mix = str | Mapping[str, "Kind | float | str"]
 
 
 def parse_mix(mix: Mix) -> dict[str, Kind]:
     """`long:30 short:70`, or the same as a mapping whose values are weights or Kinds."""
     if isinstance(mix, str):
         parts = [part.partition(":") for part in mix.replace(",", " ").split()]
-        mix = {name: _weight(name, text) if colon else 1.0 for name, colon, text in parts}
+        mix = {name: text if colon else 1.0 for name, colon, text in parts}
     if not mix:
         raise ValueError("a mix names at least one kind: 'long:30 short:70'")
     kinds = {}
@@ -130,14 +151,8 @@ def parse_mix(mix: Mix) -> dict[str, Kind]:
         if isinstance(value, Kind):
             kinds[name] = value
         elif name in NAMED:
-            kinds[name] = replace(NAMED[name], weight=float(value))
+            weight = real(f"the weight of {name!r}", value, 0, above=True)
+            kinds[name] = replace(NAMED[name], weight=weight)
         else:
-            raise ValueError(f"there is no kind {name!r}; kinds: {', '.join(NAMED)}")
+            raise ValueError(f"there is no kind {name!r}{meant(name, NAMED, called='kinds:')}")
     return kinds
-
-
-def _weight(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"the weight of {name!r} is a number, not {text!r}") from None

@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.bench.load.workload import MOST_WARM_UP, WARM_UP_CLIENTS, Arrival, ChatTurn, Workload
+from llmserve.core.bounds import BOUNDS
 from llmserve.core.events import Submitted
+from llmserve.core.validation import Bounds, real, shown, whole
 from llmserve.engines.base import Tokenizer
+from llmserve.engines.limits import MOST_TOKENS
 from llmserve.observe.trace import TraceError, read_trace
+from llmserve.serving.requests import Sender, read_param
 
 _CHARS_PER_TOKEN = 4
 """Of ShareGPT's texts, where no tokenizer is at hand; its own readers use the same."""
@@ -104,11 +108,11 @@ def read_load(
     """
     if rate is not None and concurrency is not None:
         raise ValueError("give rate (open loop) or concurrency (closed loop), not both")
-    for name, count in (("concurrency", concurrency), ("requests", requests)):
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be 1 or more, not {count}")
-    if not 0 < speed < float("inf"):
-        raise ValueError(f"speed must be above 0 and finite, not {speed}")
+    counts = {"requests": requests, "concurrency": concurrency, "longest": longest}
+    requests, concurrency, longest = (
+        Bounds(name, 1, math.inf, optional=True).read(count) for name, count in counts.items()
+    )
+    speed = real("speed", speed, 0, above=True)
     path = Path(path)
     try:
         found, timed = _read(path, tokenizer)
@@ -163,8 +167,13 @@ def _read(path: Path, tokenizer: Tokenizer | None) -> tuple[Iterable[Arrival], b
 
 
 def _submitted(event: Submitted) -> Arrival:
+    try:
+        read_param("max_tokens", event.max_tokens)
+        sender = Sender(event.priority, event.tenant)
+    except ValueError as error:
+        raise TraceFormatError(f"request {shown(event.request_id)} of the trace: {error}") from None
     return Arrival(
-        event.t, event.prompt_tokens, event.max_tokens, 0, event.tenant, event.priority
+        event.t, event.prompt_tokens, event.max_tokens, 0, sender.tenant, sender.priority
     )
 
 
@@ -193,12 +202,19 @@ def _csv(path: Path) -> Iterator[Arrival]:
             if lacking := [name for name in column.values() if row[name] is None]:
                 raise TraceFormatError(f"{path.name}, line {number}: it has no {lacking[0]}")
             try:
-                prompt, reply = int(row[column["prompt"]]), int(row[column["reply"]])
+                prompt = _tokens_of("prompt", row[column["prompt"]])
+                reply = _tokens_of("reply", row[column["reply"]])
                 at_s = _seconds(row[column["at"]])
             except (ValueError, TypeError, OverflowError) as error:
                 raise TraceFormatError(f"{path.name}, line {number}: {error}") from None
             if prompt > 0 and reply > 0:
                 yield Arrival(at_s, prompt, reply, 0)
+
+
+def _tokens_of(name: str, text: str) -> int:
+    """Below 1 where nothing is known of it."""
+    most = MOST_TOKENS if name == "prompt" else int(BOUNDS["max_tokens"].high)
+    return whole(f"tokens of a {name}", text, -most, most)
 
 
 def _seconds(text: str) -> float:

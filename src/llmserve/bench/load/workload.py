@@ -7,19 +7,33 @@ same requests.
 from __future__ import annotations
 
 import itertools
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from llmserve.bench.load.arrivals import CHANGING, PROCESSES, Process, Shape
-from llmserve.bench.load.request_kinds import Kind, Length, Mix, draw, parse_mix
+from llmserve.bench.load.request_kinds import KIND, Kind, Length, Mix, draw, parse_mix
+from llmserve.core.validation import Bounds, one_of
 
 DEFAULT_CONCURRENCY = 8
 DEFAULT_DURATION_S = 10.0
 DEFAULT_ROUNDS = 4
 """Requests per client of a closed loop that names neither requests nor duration."""
 WARM_UP_CLIENTS, MOST_WARM_UP = 4, 16
+WORKLOAD = (
+    *(
+        Bounds(name, 0, math.inf, kind="real", above=True, optional=True)
+        for name in ("rate", "rate_to", "duration_s", "period_s")
+    ),
+    Bounds("burstiness", 0, math.inf, kind="real", above=True),
+    *(Bounds(name, 1, math.inf, optional=True) for name in ("concurrency", "requests")),
+    Bounds("seed", -math.inf, math.inf),
+)
+"""Numbers of a load as a whole; what one request is like, its kind checks."""
+FIELDS: Mapping[str, Callable[[Any], Any]] = KIND | {each.name: each.read for each in WORKLOAD}
+"""Readers of what a Workload says, one by one; whether they fit each other, it says itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +148,9 @@ class Workload:
     def __post_init__(self) -> None:
         if self.rate is not None and self.concurrency is not None:
             raise ValueError("give rate (open loop) or concurrency (closed loop), not both")
-        names = ("rate", "rate_to", "concurrency", "duration_s", "period_s", "requests")
-        for name in (*names, "burstiness"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be above 0 and finite, not {value}")
-        for name in ("concurrency", "requests"):
-            if isinstance(value := getattr(self, name), float):
-                raise ValueError(f"{name} is a whole number, not {value}")
-        if self.process not in PROCESSES:
-            raise ValueError(f"process is one of {', '.join(PROCESSES)}, not {self.process!r}")
+        for bounds in WORKLOAD:
+            object.__setattr__(self, bounds.name, bounds.read(getattr(self, bounds.name)))
+        one_of("process", self.process, PROCESSES)
         if self.rate is None and (self.process != "poisson" or self.rate_to is not None):
             raise ValueError("process and rate_to are of an open loop: give rate")
         if (self.rate_to is None) == (self.process in CHANGING):

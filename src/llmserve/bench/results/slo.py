@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from llmserve.core.quantities import duration
+from llmserve.core.validation import real, unlike
 
 
 class Slo(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,8 +17,8 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for name, limit in msgspec.structs.asdict(self).items():
-            if limit is not None and not 0 < limit < math.inf:
-                raise ValueError(f"{name} of an SLO must be above 0 and finite, not {limit}")
+            if limit is not None:
+                real(f"{name} of an SLO", limit, 0, unit="ms", above=True, exact=True)
 
     def met(
         self, ttft_s: float | None, tpot_s: float | None, e2e_s: float,
@@ -50,11 +49,8 @@ def parse_slo(slo: Slo | str | None) -> Slo | None:
     for part in slo.replace(",", " ").replace("=", ":").split():
         name, _, value = part.partition(":")
         if name not in ("ttft", "tpot", "e2e"):
-            raise ValueError(f"an SLO limits ttft, tpot or e2e (ttft:200 tpot:50), not {name!r}")
-        try:
-            limits[f"{name}_ms"] = float(value)
-        except ValueError:
-            raise ValueError(f"the limit of {name} is in milliseconds, not {value!r}") from None
+            raise unlike("a limit of an SLO", "ttft, tpot or e2e (ttft:200 tpot:50)", name)
+        limits[f"{name}_ms"] = real(f"the limit of {name}", value, 0, unit="ms", above=True)
     if not limits:
         raise ValueError("an SLO names at least one limit: ttft:200 tpot:50")
     return Slo(**limits)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from llmserve.bench.run.sse import Events
+from llmserve.core.validation import unlike
 
 if TYPE_CHECKING:
     import aiohttp
@@ -88,7 +89,7 @@ class Client:
     def __init__(self, url: str, key: str, *, timeout_s: float = TIMEOUT_S) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"the url of a server is http://host:port/v1, not {url!r}")
+            raise unlike("the url of a server", "http://host:port/v1", url)
         self.url = url.rstrip("/")
         self._loopback = parts.hostname in ("127.0.0.1", "::1", "localhost")
         self._key = key

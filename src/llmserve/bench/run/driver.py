@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from llmserve.bench.load.prompts import prompt_of
 from llmserve.bench.load.workload import Arrival, Load
@@ -21,10 +21,11 @@ from llmserve.bench.results.report import CLIENT_LIMIT, Report
 from llmserve.bench.results.slo import Slo
 from llmserve.core.clock import Clock
 from llmserve.core.events import EventBus
-from llmserve.core.types import Request, SamplingParams
+from llmserve.core.types import Request
 from llmserve.engines.base import CachesPrefixes, EngineError
 from llmserve.observe import Telemetry
 from llmserve.observe.window import Samples, Summary
+from llmserve.serving.requests import Sender, make_request, read_sampling
 from llmserve.serving.service import Service
 from llmserve.serving.stream import Refused, RequestTimeout
 
@@ -100,16 +101,7 @@ class ServiceTarget:
     ) -> Callable[[float], Request]:
         history = () if said is None else said.ids
         prompt = prompt_of(self._service.engine.tokenizer, arrival, run_salt, history)
-        sampling = SamplingParams(max_tokens=arrival.max_tokens, temperature=0.0, ignore_eos=True)
-        return lambda when: Request(
-            id=self._service.new_id("bench"),
-            prompt_ids=prompt,
-            sampling=sampling,
-            arrival=when,
-            tenant=arrival.tenant,
-            priority=arrival.priority,
-            ttft_slo_ms=arrival.ttft_slo_ms,
-        )
+        return maker(arrival, prompt, lambda: self._service.new_id("bench"))
 
     async def send(self, request: Request) -> Said | None:
         try:
@@ -124,6 +116,18 @@ class ServiceTarget:
         if isinstance(engine, CachesPrefixes):
             with suppress(EngineError):  # it died: what the next request starts has none
                 await engine.reset_cache()
+
+
+def maker(
+    arrival: Arrival, prompt: tuple[int, ...], new_id: Callable[[], str], payload: Any = None
+) -> Callable[[float], Request]:
+    """What makes the request of an arrival, at its scheduled time."""
+    asked = {"max_tokens": arrival.max_tokens, "temperature": 0.0, "ignore_eos": True}
+    sampling = read_sampling(asked)
+    sender = Sender(arrival.priority, arrival.tenant, arrival.ttft_slo_ms)
+    return lambda when: make_request(
+        new_id(), prompt, sampling, arrival=when, sender=sender, payload=payload
+    )
 
 
 def run_salt(load: Load) -> int:

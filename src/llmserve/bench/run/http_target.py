@@ -17,10 +17,10 @@ import msgspec
 from llmserve.bench.load.prompts import prompt_of, text_of
 from llmserve.bench.load.workload import Arrival
 from llmserve.bench.run.client import Client, ReplyError, ReplyTimeout, StreamedReply
-from llmserve.bench.run.driver import Said
+from llmserve.bench.run.driver import Said, maker
 from llmserve.core.clock import Clock
 from llmserve.core.events import EventBus, RejectReason
-from llmserve.core.types import FinishReason, Request, SamplingParams, Usage
+from llmserve.core.types import FinishReason, Request, Usage
 from llmserve.engines.base import Tokenizer
 from llmserve.scheduling.admission import Rejected
 from llmserve.serving.publisher import Publisher
@@ -84,17 +84,7 @@ class HttpTarget:
         else:
             text = text_of(arrival, run_salt, said.text)
         sent = Sent(text or "", self._body(arrival, ids if text is None else text))
-        sampling = SamplingParams(max_tokens=arrival.max_tokens, temperature=0.0, ignore_eos=True)
-        return lambda when: Request(
-            id=f"http-{next(self._ids)}",
-            prompt_ids=ids,
-            sampling=sampling,
-            arrival=when,
-            tenant=arrival.tenant,
-            priority=arrival.priority,
-            ttft_slo_ms=arrival.ttft_slo_ms,
-            payload=sent,
-        )
+        return maker(arrival, ids, lambda: f"http-{next(self._ids)}", sent)
 
     def _body(self, arrival: Arrival, prompt: tuple[int, ...] | str) -> bytes:
         extra = self._extra

@@ -8,6 +8,7 @@ from llmserve.bench.results.result import Result
 from llmserve.bench.results.slo import Slo
 from llmserve.bench.run.driver import Target
 from llmserve.bench.run.job import Job
+from llmserve.core.validation import whole
 
 REPEATS = 3
 
@@ -28,8 +29,7 @@ class Repeats(Job[Result]):
         seed: int = 0,
     ) -> None:
         """`seed`: the first run's, where the load's own is to be changed."""
-        if repeats < 1:
-            raise ValueError(f"repeats must be 1 or more, not {repeats}")
+        repeats = whole("repeats", repeats, 1, exact=True)
         super().__init__(repeats, load.about)
         self._target, self._load, self._slo = target, load, slo
         self._warmup, self._seed = warmup, seed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from llmserve.core.validation import real
 from llmserve.engines.batching.sequence import PlannedRow
 
 MOST_MS = 1e9
@@ -20,8 +21,8 @@ class StepCost:
     decode_token_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        if not all(0 <= cost <= MOST_MS for cost in asdict(self).values()):
-            raise ValueError(f"a step's cost cannot be negative or endless: {self}")
+        for name, cost in asdict(self).items():
+            object.__setattr__(self, name, real(name, cost, 0, MOST_MS, "ms"))
 
     def seconds(self, rows: Iterable[PlannedRow]) -> float:
         tokens = {"prefill": 0, "decode": 0}

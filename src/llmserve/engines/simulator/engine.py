@@ -22,7 +22,7 @@ from llmserve.engines.batching.sequence import Plan, Sequence
 from llmserve.engines.batching.step_planner import StepPlanner
 from llmserve.engines.limits import ANY_WHOLE, MOST_TOKENS, ceiling, clamp
 from llmserve.engines.process.delivery import Delivery
-from llmserve.engines.simulator.costs import MOST_MS, StepCost
+from llmserve.engines.simulator.costs import StepCost
 from llmserve.engines.simulator.vocabulary import VOCABULARY, WordTokenizer, piece, voice, word
 from llmserve.engines.stop_strings import StopStrings
 
@@ -64,10 +64,10 @@ class SimulatorEngine:
         self.tokenizer = WordTokenizer()
         self._sink, self._clock = sink, clock
         self._cost = StepCost(
-            prefill_ms=real("prefill_ms", prefill_ms, 0, MOST_MS, "ms"),
-            decode_ms=real("decode_ms", decode_ms, 0, MOST_MS, "ms"),
-            prefill_token_ms=real("prefill_token_ms", prefill_token_ms, 0, MOST_MS, "ms"),
-            decode_token_ms=real("decode_token_ms", decode_token_ms, 0, MOST_MS, "ms"),
+            prefill_ms=prefill_ms,
+            decode_ms=decode_ms,
+            prefill_token_ms=prefill_token_ms,
+            decode_token_ms=decode_token_ms,
         )
         self._jitter = real("jitter", jitter, 0, 1)
         self._seed = whole("seed", seed, *ANY_WHOLE)

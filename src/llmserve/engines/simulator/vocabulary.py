@@ -9,6 +9,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 
+from llmserve.core.validation import wholes
+
 _TEXT = """
     a above across all and another anchor at away bay beacon before began below bell bird boat
     bright by calm came child cliff cloud coast cold dark dawn day deep door down drifted each
@@ -34,8 +36,7 @@ class WordTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text; bytes that are no UTF-8 become the replacement character."""
-        if any(not 0 <= one < VOCABULARY for one in ids):
-            raise ValueError(f"token ids are within 0 and {VOCABULARY - 1}")
+        ids = wholes("a token id", ids, 0, VOCABULARY - 1)
         raw = b"".join(
             bytes((one,)) if one < OPENING else piece(one).encode("ascii") for one in ids
         )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Knobs, differences
-from llmserve.core.types import ParamError, Request, Structured
+from llmserve.core.types import ParamError, Request, Structured, blame
+from llmserve.core.validation import wholes
 from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink, Tokenizer
 from llmserve.engines.limits import clamp
 from llmserve.engines.torch import cpu_isa
@@ -151,8 +152,10 @@ class TorchEngine:
             ("stop_token_ids", sampling.stop_token_ids),
             ("logit_bias", [token for token, _ in sampling.logit_bias]),
         ):
-            if told and (min(told) < 0 or max(told) >= self._vocab_size):
-                raise ParamError(param, f"token ids are within 0 and {self._vocab_size - 1}")
+            try:
+                wholes("a token id", told, 0, self._vocab_size - 1)
+            except ValueError as error:
+                raise blame(param, error) from None
 
     def _environment(self) -> dict[str, str]:
         threads = str(self._options.thread_count)

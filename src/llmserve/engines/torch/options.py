@@ -8,7 +8,7 @@ from typing import Literal, get_type_hints
 
 import msgspec
 
-from llmserve.core.validation import shown, whole
+from llmserve.core.validation import mistyped, not_one_of, whole
 from llmserve.engines.base import no_option
 from llmserve.engines.entry import literal_words
 from llmserve.engines.limits import ANY_WHOLE, MOST_TOKENS, ceiling
@@ -123,13 +123,13 @@ def _numbers(options: dict[str, object]) -> dict[str, object]:
     return read
 
 
-def _wrong(options: dict[str, object], said: str) -> str:
+def _wrong(options: dict[str, object], said: str) -> ValueError:
     """What the option may be, in place of msgspec's own words."""
     name = said.rpartition("$.")[2].rstrip("`")
     if words := literal_words(get_type_hints(TorchOptions).get(name)):
-        return f"{name} is one of {', '.join(words)}, not {shown(options[name])}"
+        return not_one_of(name, options[name], words)
     kind = said.partition("Expected `")[2].partition("`")[0].replace("null", "None")
-    return f"{name} takes {kind}, not {shown(options[name])}"
+    return mistyped(name, kind, options[name])
 
 
 def parse(options: dict[str, object]) -> TorchOptions:
@@ -144,7 +144,7 @@ def parse(options: dict[str, object]) -> TorchOptions:
     try:
         parsed = msgspec.convert(_numbers(options), TorchOptions)
     except msgspec.ValidationError as error:
-        raise ValueError(_wrong(options, str(error))) from None
+        raise _wrong(options, str(error)) from None
     path = parsed.model_path
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:
         folder = Path(path).expanduser().resolve()

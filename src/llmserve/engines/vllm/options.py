@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from llmserve.core.validation import plain, shown, whole
+from llmserve.core.validation import plain, unlike, whole
 from llmserve.engines.base import no_option
 from llmserve.engines.limits import ANY_WHOLE, ceiling
 from llmserve.engines.vllm.api_server import API_OPTIONS
@@ -87,10 +87,10 @@ def parse(options: Mapping[str, object], known: set[str], *, on_cpu: bool) -> Vl
     elif isinstance(args["model"], os.PathLike):
         args["model"] = os.fspath(args["model"])
     elif not isinstance(args["model"], str):
-        raise ValueError(f"model is a name or a folder, not {shown(args['model'])}")
+        raise unlike("model", "a name or a folder", args["model"])
     for name in DICTS:
         if not isinstance(args.get(name, {}), dict | None):
-            raise ValueError(f"{name} is a dict of vLLM's own options, not {shown(args[name])}")
+            raise unlike(name, "a dict of vLLM's own options", args[name])
     if on_cpu:
         args.setdefault("enforce_eager", True)  # compiling takes a minute and gains little there
         args.setdefault("worker_cls", CPU_WORKER)

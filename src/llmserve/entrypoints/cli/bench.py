@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmserve.bench.run.client import KEY
+from llmserve.core.validation import mistyped
 from llmserve.engines import registry
 from llmserve.entrypoints.commands.load_options import (
     add_address,
@@ -90,7 +91,7 @@ def _start(
         for text in texts or ():
             setting = read_setting(text)
             if isinstance(setting, str):
-                raise ValueError(f"--knob and --option take NAME=VALUE, not {text!r}")
+                raise mistyped("--knob or --option", "NAME=VALUE", text)
             found |= setting
         return found
 

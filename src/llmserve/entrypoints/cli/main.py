@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 from llmserve import __version__
 from llmserve.core.knobs import SPECS, Spec
-from llmserve.core.validation import literal
+from llmserve.core.validation import literal, mistyped
 from llmserve.engines import registry
 from llmserve.engines.base import EngineError
 from llmserve.entrypoints.cli import engines_page
@@ -111,7 +111,7 @@ def _serve(args: argparse.Namespace) -> int:
 def _option(text: str) -> tuple[str, object]:
     name, sign, value = text.partition("=")
     if not sign:
-        raise ValueError(f"--option takes NAME=VALUE, not {text!r}")
+        raise mistyped("--option", "NAME=VALUE", text)
     try:
         return name, json.loads(value)
     except (ValueError, RecursionError):

@@ -6,8 +6,10 @@ import argparse
 from typing import Any
 
 from llmserve.bench.load.arrivals import PROCESSES
-from llmserve.bench.load.request_kinds import NAMED, Length, LogNormal
+from llmserve.bench.load.request_kinds import NAMED, LogNormal
+from llmserve.bench.load.workload import FIELDS
 from llmserve.bench.run.client import KEY
+from llmserve.core.validation import number
 
 _REPLAY = ("speed", "longest")
 _SHARED_WITH_REPLAY = ("rate", "concurrency", "requests", "seed", "same_prompts")
@@ -16,29 +18,29 @@ _SHARED_WITH_REPLAY = ("rate", "concurrency", "requests", "seed", "same_prompts"
 def add_load(parser: argparse.ArgumentParser) -> None:
     """What is sent, and when."""
     add = parser.add_argument
-    add("--rate", type=float, metavar="PER_S", help="requests per second (open loop)")
+    add("--rate", type=number, metavar="PER_S", help="requests per second (open loop)")
     add("--process", choices=PROCESSES, help="how they arrive; poisson unless told")
-    add("--rate-to", type=float, metavar="PER_S", help="where ramp, step and sine go")
-    add("--burstiness", type=float, metavar="X", help="of gamma: below 1 they come in bursts")
-    add("--period", dest="period_s", type=float, metavar="S", help="how long a day or ramp takes")
-    add("--duration", dest="duration_s", type=float, metavar="S", help="how long they arrive")
-    add("--concurrency", type=int, metavar="N", help="clients, each with one request at a time")
-    add("--requests", type=int, metavar="N", help="how many in all")
+    add("--rate-to", type=number, metavar="PER_S", help="where ramp, step and sine go")
+    add("--burstiness", type=number, metavar="X", help="of gamma: below 1 they come in bursts")
+    add("--period", dest="period_s", type=number, metavar="S", help="how long a day or ramp takes")
+    add("--duration", dest="duration_s", type=number, metavar="S", help="how long they arrive")
+    add("--concurrency", type=number, metavar="N", help="clients, each with one request at a time")
+    add("--requests", type=number, metavar="N", help="how many in all")
     size = "N, LOW-HIGH or lognormal:MEDIAN:SIGMA:HIGH"
     add("--prompt-tokens", type=length, metavar="N", help=f"length of the prompts: {size}")
     add("--max-tokens", type=length, metavar="N", help="length of the replies, likewise")
-    add("--prefix-tokens", type=int, metavar="N", help="of the prompt, shared within a group")
-    add("--prefix-groups", type=int, metavar="N", help="how many groups")
+    add("--prefix-tokens", type=number, metavar="N", help="of the prompt, shared within a group")
+    add("--prefix-groups", type=number, metavar="N", help="how many groups")
     add("--turns", type=length, metavar="N", help="of each chat, 3 or 2-5")
-    add("--think", dest="think_s", type=float, metavar="S", help="before a chat's next turn")
+    add("--think", dest="think_s", type=number, metavar="S", help="before a chat's next turn")
     add("--mix", metavar="KINDS", help=f"'long:30 short:70'; kinds: {', '.join(NAMED)}")
     add("--tenant", metavar="NAME", help="on whose account")
-    add("--priority", type=int, metavar="P", help="lower goes first, where policy=priority")
-    add("--seed", type=int, metavar="S", help="the same arrivals again")
+    add("--priority", type=number, metavar="P", help="lower goes first, where policy=priority")
+    add("--seed", type=number, metavar="S", help="the same arrivals again")
     add("--same-prompts", action="store_true", default=None, help="let an earlier run's cache help")
     add("--replay", metavar="FILE", help="a trace: ours, BurstGPT or Azure CSV, ShareGPT JSON")
-    add("--speed", type=float, metavar="X", help="of a replay: 2 is twice as fast")
-    add("--longest", type=int, metavar="N", help="of a replay: leave out what has more tokens")
+    add("--speed", type=number, metavar="X", help="of a replay: 2 is twice as fast")
+    add("--longest", type=number, metavar="N", help="of a replay: leave out what has more tokens")
     add("--slo", metavar="LIMITS", help="'ttft:200 tpot:50', in ms: counts goodput")
     add("--no-warmup", dest="warmup", action="store_false", default=None, help="count all")
 
@@ -94,7 +96,7 @@ def read_load_options(args: argparse.Namespace) -> dict[str, Any]:
     if replay is None:
         if wrong := [name for name in _REPLAY if name in given]:
             raise ValueError(f"--{wrong[0]} is of a --replay")
-        return given
+        return {name: _read(name, value) for name, value in given.items()}
     from llmserve.bench.load.traces import read_load
 
     asked = {n: given.pop(n) for n in (*_REPLAY, *_SHARED_WITH_REPLAY) if n in given}
@@ -105,11 +107,17 @@ def read_load_options(args: argparse.Namespace) -> dict[str, Any]:
     return given | {"load": read_load(replay, **asked)}
 
 
-def length(text: str) -> Length:
-    """`64`, `8-128` or `lognormal:128:0.8:2048` (sigma and the highest may be left out)."""
+def _read(name: str, value: Any) -> Any:
+    """ValueError for a field of the load that is wrong, before any server is asked."""
+    return FIELDS[name](value) if name in FIELDS else value
+
+
+def length(text: str) -> Any:
+    """`64`, `8-128` or `lognormal:128:0.8:2048` (sigma and the highest may be left out). What is
+    none of these comes as it was typed, for the load to say so."""
     if text.startswith("lognormal:"):
-        median, *rest = text.split(":")[1:]
-        sigma, high = (*rest, *("0.8", "2048")[len(rest) :])
-        return LogNormal(float(median), float(sigma), high=int(high))
+        given = [number(part) for part in text.split(":")[1:]]
+        named = dict(zip(("median", "sigma", "high"), given, strict=False))
+        return LogNormal(**named) if len(given) < 4 else text
     low, sign, high = text.partition("-")
-    return (int(low), int(high)) if sign else int(low)
+    return (number(low), number(high)) if sign and low else number(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from llmserve.core.validation import literal
+from llmserve.core.validation import literal, unlike
 from llmserve.lab.settings import Setting
 
 AS_IT_IS = "."
@@ -21,7 +21,7 @@ def read_setting(text: str) -> Setting:
     for part in text.split(","):
         name, sign, value = part.partition("=")
         if not sign or not name:
-            raise ValueError(f"a setting is name=value,name=value or a policy, not {text!r}")
+            raise unlike("a setting", "name=value,name=value or a policy", text)
         changes[name.strip()] = literal(value.strip())
     return changes
 
@@ -32,7 +32,7 @@ def read_axes(words: Iterable[str]) -> dict[str, list[Any]]:
     for text in words:
         name, sign, values = text.partition("=")
         if not sign or not values:
-            raise ValueError(f"an axis is name=value,value,…, not {text!r}")
+            raise unlike("an axis", "name=value,value,…", text)
         if name in axes:
             raise ValueError(f"{name} is given twice")
         axes[name] = [literal(value.strip()) for value in values.strip("[]").split(",")]

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 from starlette.types import Scope
 
-from llmserve.core.knobs import SPECS
-from llmserve.core.tenants import NAMES, is_name
+from llmserve.core.bounds import BOUNDS
+from llmserve.core.types import blame
+from llmserve.core.validation import number
 from llmserve.entrypoints.http.auth import tenant_of_key
-from llmserve.entrypoints.http.errors import ApiError
-
-_FARTHEST_PRIORITY = 2**31 - 1
+from llmserve.serving.requests import Sender
 
 
 class Claims(msgspec.Struct, kw_only=True):
     """What a body may say of its sender, whichever route it is for."""
 
-    priority: int | None = None
-    tenant: str | None = None
-    ttft_slo_ms: float | None = None
+    priority: Any = None
+    tenant: Any = None
+    ttft_slo_ms: Any = None
 
 
-class Caller(msgspec.Struct, frozen=True):
-    priority: int = 0
-    tenant: str = "default"
-    ttft_slo_ms: float | None = None
-    """None takes what is agreed with the tenant, and else the knob."""
-
-
-def sender(scope: Scope, claims: Claims) -> Caller:
-    """ApiError 400 where a claim makes no sense.
+def sender(scope: Scope, claims: Claims) -> Sender:
+    """ParamError where a claim makes no sense.
 
     A tenant's own key says whose request it is, whatever else is claimed.
     """
@@ -40,33 +33,19 @@ def sender(scope: Scope, claims: Claims) -> Caller:
     priority, slo_ms = claims.priority, claims.ttft_slo_ms
     if tenant is None:
         tenant = headers.get(b"x-tenant", b"default").decode("utf-8", "replace")
-    if not is_name(tenant):
-        raise _wrong("tenant", NAMES)
     if priority is None:
-        priority = _whole(headers.get(b"x-priority", b"0"))
-    if abs(priority) > _FARTHEST_PRIORITY:
-        raise _wrong("priority", f"priority must be within ±{_FARTHEST_PRIORITY}")
-    if slo_ms is None and b"x-ttft-slo-ms" in headers:
-        slo_ms = _milliseconds(headers[b"x-ttft-slo-ms"])
-    low, high = SPECS["ttft_slo_ms"].low or 0.0, SPECS["ttft_slo_ms"].high or math.inf
-    if slo_ms is not None and not low <= slo_ms <= high:
-        raise _wrong("ttft_slo_ms", f"ttft_slo_ms must be within {low:g} and {high:.0f} ms")
-    return Caller(priority, tenant, slo_ms)
+        priority = _typed("priority", headers, b"x-priority")
+    if slo_ms is None:
+        slo_ms = _typed("ttft_slo_ms", headers, b"x-ttft-slo-ms")
+    return Sender(0 if priority is None else priority, tenant, slo_ms)
 
 
-def _whole(header: bytes) -> int:
+def _typed(name: str, headers: Mapping[bytes, bytes], header: bytes) -> Any:
+    """A number that was typed into a header; None where there is no such header."""
+    if header not in headers:
+        return None
     try:
-        return int(header[:12])
-    except ValueError:
-        raise _wrong("priority", "the X-Priority header takes a whole number") from None
-
-
-def _milliseconds(header: bytes) -> float:
-    try:
-        return float(header[:24])
-    except ValueError:
-        raise _wrong("ttft_slo_ms", "the X-TTFT-SLO-MS header takes milliseconds") from None
-
-
-def _wrong(param: str, message: str) -> ApiError:
-    return ApiError(400, message, param=param, code="invalid_value")
+        typed = number(headers[header].decode("latin-1"))
+        return BOUNDS[name].read(typed, called=f"the {header.decode()} header")
+    except ValueError as error:
+        raise blame(name, error) from None

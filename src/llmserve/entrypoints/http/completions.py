@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from llmserve.core.types import Outcome, Request, SamplingParams, Usage
 from llmserve.entrypoints.http import prompts, protocol
 from llmserve.entrypoints.http.asgi import DONE, JsonAnswer, read_json, unless_gone
-from llmserve.entrypoints.http.caller import Caller, sender
+from llmserve.entrypoints.http.caller import sender
 from llmserve.entrypoints.http.errors import (
     SERVING_ERRORS,
     ClientGone,
@@ -31,6 +31,7 @@ from llmserve.entrypoints.http.response_cache import asks_anew, looked
 from llmserve.entrypoints.http.responses import ChatReply, CompletionReply, Head, ReplyShape
 from llmserve.entrypoints.http.state import EndpointState
 from llmserve.entrypoints.http.structured import check_supported
+from llmserve.serving.requests import Sender, check_tokens, make_request
 from llmserve.serving.stream import Stream
 
 
@@ -41,7 +42,7 @@ class CompletionCall(msgspec.Struct, frozen=True):
     prompts: tuple[prompts.Ids, ...]
     sampling: SamplingParams
     body: ChatBody | CompletionBody
-    sender: Caller
+    sender: Sender
     arrival: float
     anew: bool
     """No reply that is kept will do."""
@@ -53,14 +54,12 @@ class CompletionCall(msgspec.Struct, frozen=True):
     def request(self, choice: int) -> Request:
         """The sequence of one choice; the choices of one prompt follow each other."""
         prompt, nth = divmod(choice, self.body.choices)
-        return Request(
-            id=self.id if self.choices == 1 else f"{self.id}-{choice}",
-            prompt_ids=self.prompts[prompt],
-            sampling=protocol.of_choice(self.sampling, nth),
+        return make_request(
+            self.id if self.choices == 1 else f"{self.id}-{choice}",
+            self.prompts[prompt],
+            protocol.of_choice(self.sampling, nth),
             arrival=self.arrival,
-            priority=self.sender.priority,
-            tenant=self.sender.tenant,
-            ttft_slo_ms=self.sender.ttft_slo_ms,
+            sender=self.sender,
             choices=self.choices if choice == 0 else 0,
         )
 
@@ -124,8 +123,7 @@ class Generation:
             ids = await prompts.all_ids(tokenizer, info, texts)
         check_supported(body, self._served.service.engine)
         sampling = protocol.sampling(body, prompts.reply_tokens(ids, body, info))
-        prompts.token_list(sampling.stop_token_ids, info, "stop_token_ids")
-        prompts.token_list([token for token, _ in sampling.logit_bias], info, "logit_bias")
+        check_tokens(sampling, info)
         await self._served.service.check_form(sampling)
         prefix = "chatcmpl" if isinstance(body, ChatBody) else "cmpl"
         return CompletionCall(

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmserve.core.types import Request, SamplingParams
+from llmserve.core.types import SamplingParams
 from llmserve.engines.base import EngineError, HasApi, Repeatable
 from llmserve.entrypoints.http.asgi import JsonAnswer, read_json, unless_gone
-from llmserve.entrypoints.http.caller import Caller, Claims, sender
+from llmserve.entrypoints.http.caller import Claims, sender
 from llmserve.entrypoints.http.errors import (
     SERVING_ERRORS,
     ApiError,
@@ -27,15 +27,16 @@ from llmserve.entrypoints.http.errors import (
     not_ready,
 )
 from llmserve.entrypoints.http.held_response import ForwardedCall, HeldResponse
-from llmserve.entrypoints.http.protocol import MAX_CHOICES, MAX_SEQUENCES, understood
+from llmserve.entrypoints.http.protocol import check_sequences, understood
 from llmserve.entrypoints.http.response_cache import ReplyCache, asks_anew, looked
+from llmserve.serving.requests import Sender, make_request, read_param
 from llmserve.serving.service import Service
 from llmserve.serving.stream import Stream
 
 
 class _Asked(NamedTuple):
     call: ForwardedCall
-    sender: Caller
+    sender: Sender
     own_id: bool
     """The client chose the request's id, and may choose the same one twice."""
     arrived: float
@@ -123,14 +124,14 @@ class EngineApi:
         payload: Repeatable,
     ) -> Stream:
         call, who, own_id, arrived, anew = _ASKED.get()
-        request = Request(
-            id=self._service.new_id(id) if own_id else id,
-            prompt_ids=prompt_ids,
-            sampling=sampling,
+        if priority is not None:
+            who = msgspec.structs.replace(who, priority=priority)
+        request = make_request(
+            self._service.new_id(id) if own_id else id,
+            prompt_ids,
+            sampling,
             arrival=arrived,
-            priority=who.priority if priority is None else priority,
-            tenant=who.tenant,
-            ttft_slo_ms=who.ttft_slo_ms,
+            sender=who,
             choices=call.choices,
             payload=payload,
         )
@@ -149,13 +150,11 @@ def _choices(fields: Mapping[str, object]) -> int:
     """How many sequences are asked for, within the bounds of our own routes, for each is a request
     of its own here; vLLM would take thousands of them."""
     n, prompt = fields.get("n"), fields.get("prompt")
-    n = max(1, n) if isinstance(n, int) else 1
-    if n > MAX_CHOICES:
-        raise ApiError(400, f"n is at most {MAX_CHOICES}, not {n}", param="n", code="invalid_value")
-    several = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
-    if several and (n := len(cast("list[object]", prompt)) * n) > MAX_SEQUENCES:
-        message = f"one request may ask for at most {MAX_SEQUENCES} replies"
-        raise ApiError(400, message, param="prompt", code="invalid_value")
+    n = max(1, n) if isinstance(n, int) else 1  # of other sorts vLLM itself judges
+    n = int(read_param("n", n))
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        n *= len(prompt)
+        check_sequences(n)
     return n
 
 

@@ -7,8 +7,9 @@ import math
 import msgspec
 
 from llmserve.core.knobs import KnobError
-from llmserve.core.types import ParamError
+from llmserve.core.types import ParamError, ParamTypeError
 from llmserve.engines.base import EngineError
+from llmserve.serving.requests import ContextExceeded
 from llmserve.serving.stream import Refused, RequestTimeout
 
 _TYPES = {
@@ -53,6 +54,11 @@ class ApiError(Exception):
         )
 
 
+def invalid(param: str, said: object) -> ApiError:
+    """400, for a value that cannot be taken; `said` is the sentence, or the error that holds it."""
+    return ApiError(400, str(said), param=param, code="invalid_value")
+
+
 class ClientGone(Exception):
     """Nobody is left to answer."""
 
@@ -73,11 +79,22 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(504, str(error), code="request_timeout")
         case EngineError():
             return ApiError(503, str(error), code="engine_error", headers=_retry_after(None))
-        case ParamError() | KnobError():
-            param = error.param if isinstance(error, ParamError) else error.name
-            return ApiError(400, str(error), param=param, code="invalid_value")
+        case ParamError():
+            return ApiError(400, str(error), param=error.param, code=_code(error))
+        case KnobError():
+            return ApiError(400, str(error), param=error.name, code="invalid_value")
         case _:
             return ApiError(500, "the server failed on this request", code="internal_error")
+
+
+def _code(error: ParamError) -> str:
+    match error:
+        case ParamTypeError():
+            return "invalid_type"
+        case ContextExceeded():
+            return "context_length_exceeded"
+        case _:
+            return "invalid_value"
 
 
 def aborted() -> ApiError:

@@ -14,6 +14,7 @@ from llmserve.entrypoints.http.asgi import json_response, read_json
 from llmserve.entrypoints.http.errors import ApiError
 from llmserve.entrypoints.http.protocol import DetokenizeBody, TokenizeBody
 from llmserve.entrypoints.http.state import EndpointState
+from llmserve.serving.requests import known_tokens
 from llmserve.serving.tokenize import tokenised
 
 
@@ -61,7 +62,7 @@ class _Model:
     async def detokenize(self, request: Request) -> Response:
         body = protocol.decode(await self._read(request), DetokenizeBody)
         info = self._served.check_model(body.model)
-        ids = prompts.token_list(body.tokens, info, "tokens")
+        ids = known_tokens(body.tokens, info, "tokens")
         try:
             decode = self._served.tokenizer.decode
             return json_response({"prompt": await tokenised(len(ids), decode, ids)})

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from llmserve.core.validation import mistyped
 from llmserve.entrypoints.http.asgi import json_response
 from llmserve.entrypoints.http.errors import ApiError, not_ready
 from llmserve.entrypoints.http.state import EndpointState
@@ -65,5 +66,5 @@ def _count(request: Request, name: str, default: int) -> int:
     if given is None:
         return default
     if not (given.isascii() and given.isdigit() and len(given) < 16):
-        raise ApiError(400, f"{name} takes a whole number, not {given!r}", param=name)
+        raise ApiError(400, str(mistyped(name, "a whole number", given)), param=name)
     return min(int(given), _MOST_ROWS) if name == "limit" else int(given)

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from llmserve.core.validation import mistyped
 from llmserve.engines.base import EngineInfo, Tokenizer
-from llmserve.entrypoints.http.errors import ApiError
+from llmserve.entrypoints.http.errors import ApiError, invalid
 from llmserve.entrypoints.http.protocol import ChatBody, CompletionBody, Message, SamplingBody
+from llmserve.serving import requests
 from llmserve.serving.tokenize import tokenised
 
 _CHARACTERS_PER_TOKEN = 128
@@ -20,7 +22,7 @@ Ids = tuple[int, ...]
 async def chat_ids(tokenizer: Tokenizer, info: EngineInfo, messages: Sequence[Message]) -> Ids:
     """The conversation through the model's chat template; ApiError 400 where it refuses."""
     if not messages:
-        raise _wrong("messages", "messages must hold at least one message")
+        raise invalid("messages", "a conversation needs at least one message")
     _check_length(len(messages), "messages", info.max_model_len, info, "messages")
     turns = [{"role": _role(message), "content": _text(message)} for message in messages]
     length = sum(len(turn["role"]) + len(turn["content"]) for turn in turns)
@@ -28,7 +30,7 @@ async def chat_ids(tokenizer: Tokenizer, info: EngineInfo, messages: Sequence[Me
     try:
         return tuple(await tokenised(length, tokenizer.chat, turns))
     except ValueError as error:
-        raise _wrong("messages", str(error)) from None
+        raise invalid("messages", str(error)) from None
 
 
 async def all_ids(
@@ -45,7 +47,7 @@ async def all_ids(
 
 async def prompt_ids(tokenizer: Tokenizer, info: EngineInfo, prompt: str | list[int]) -> Ids:
     if not isinstance(prompt, str):
-        return token_list(prompt, info, "prompt")
+        return requests.known_tokens(prompt, info, "prompt")
     _check_text(len(prompt), info, "prompt")
     return tuple(await tokenised(len(prompt), tokenizer.encode, prompt))
 
@@ -56,44 +58,23 @@ def prompts_of(body: CompletionBody) -> list[str | list[int]]:
     if isinstance(prompt, str) or (prompt and all(isinstance(item, int) for item in prompt)):
         return [prompt]
     if not prompt:
-        raise _wrong("prompt", "the prompt is empty")
+        raise invalid("prompt", "the prompt is empty")
     if len({type(item) for item in prompt}) > 1:
-        raise _wrong("prompt", "prompt is a string, strings, token ids, or lists of token ids")
+        kind = "a string, strings, token ids, or lists of token ids"
+        raise invalid("prompt", mistyped("prompt", kind, prompt))
     return list(prompt)
 
 
 def reply_tokens(prompts: Sequence[Ids], body: SamplingBody, info: EngineInfo) -> int:
-    """The longest reply: as asked, or what fits. ApiError where what is asked does not fit."""
+    """The longest reply: as asked, or what fits. ContextExceeded where what is asked does not."""
     param = "messages" if isinstance(body, ChatBody) else "prompt"
     if not all(prompts):
-        raise _wrong(param, "the prompt is empty")
-    longest, limit = max(map(len, prompts)), info.max_model_len
-    room = limit - longest
-    if room < 1:
-        raise _too_long(
-            f"the prompt has {longest} tokens and leaves no room to answer within the model's "
-            f"context of {limit}",
-            param,
-        )
-    asked = body.asked_tokens
-    if asked is None:
-        return min(room, body.default_tokens or room)
-    if asked > room:
-        raise _too_long(
-            f"the prompt has {longest} tokens: {asked} more to generate do not fit the model's "
-            f"context of {limit}",
-            param,
-        )
-    return asked
-
-
-def token_list(ids: Sequence[int], info: EngineInfo, param: str) -> Ids:
-    """`ids`, each of them in the vocabulary: an engine indexes by them without looking."""
-    limit = info.vocab_size or 2**31
-    if ids and not 0 <= min(ids) <= max(ids) < limit:  # a body may hold millions of them
-        wrong = next(token_id for token_id in ids if not 0 <= token_id < limit)
-        raise _wrong(param, f"token id {wrong} is not within 0 and {limit - 1}")
-    return tuple(ids)
+        raise invalid(param, "the prompt is empty")
+    longest = max(map(len, prompts))
+    if body.asked_tokens is not None:
+        return requests.reply_tokens(body.asked_tokens, longest, info, param)
+    room = requests.room_left(longest, info, param)
+    return min(room, body.default_tokens or room)
 
 
 def _role(message: Message) -> str:
@@ -103,18 +84,17 @@ def _role(message: Message) -> str:
 
 def _text(message: Message) -> str:
     if message.tool_calls:
-        raise _wrong("messages", "tool_calls are not supported by this server")
+        raise invalid("messages", "tool_calls are not supported by this server")
     if message.content is None:
         if message.role != "assistant":
-            raise _wrong("messages", f"a {message.role} message needs content")
+            raise invalid("messages", f"a {message.role} message needs content")
         return ""
     if isinstance(message.content, str):
         return message.content
     for part in message.content:
         if part.type != "text" or part.text is None:
-            raise _wrong("messages", f"content of type {part.type!r} is not supported; text is")
+            raise invalid("messages", f"content of type {part.type!r} is not supported; text is")
     return "\n".join(part.text or "" for part in message.content)
-
 
 
 
@@ -130,7 +110,3 @@ def _check_length(length: int, of: str, most: int, info: EngineInfo, param: str)
 
 def _too_long(message: str, param: str) -> ApiError:
     return ApiError(400, message, param=param, code="context_length_exceeded")
-
-
-def _wrong(param: str, message: str) -> ApiError:
-    return ApiError(400, message, param=param, code="invalid_value")

@@ -12,16 +12,23 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from llmserve.core.types import SamplingParams
+from llmserve.core.validation import whole
 from llmserve.entrypoints.http.caller import Claims
-from llmserve.entrypoints.http.errors import ApiError
+from llmserve.entrypoints.http.errors import ApiError, invalid
 from llmserve.entrypoints.http.structured import structured
+from llmserve.serving.requests import read_param, read_sampling
 
-MAX_CHOICES = 128
-"""The largest `n`, as at OpenAI."""
 MAX_SEQUENCES = 1024
 """The most prompts × n of one HTTP request."""
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions; a chat may fill the context."""
+
+_DRAWN = (
+    "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos",
+    "presence_penalty", "frequency_penalty", "repetition_penalty", "min_p", "min_tokens",
+    "logit_bias",
+)  # fmt: skip
+"""Fields of a body that are fields of SamplingParams."""
 
 Body = TypeVar("Body")
 
@@ -31,27 +38,30 @@ class StreamOptions(msgspec.Struct, kw_only=True):
 
 
 class SamplingBody(Claims, kw_only=True):
-    """What both generation routes take; the second half are vLLM's names and our own."""
+    """What both generation routes take; the second half are vLLM's names and our own.
+
+    `Any` is what `core/bounds.py` reads, as of a cell: one sentence says what is wrong with it.
+    """
 
     model: str | None = None
-    max_tokens: int | None = None
-    n: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
+    max_tokens: Any = None
+    n: Any = None
+    temperature: Any = None
+    top_p: Any = None
+    seed: Any = None
+    stop: Any = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    presence_penalty: Any = None
+    frequency_penalty: Any = None
 
-    top_k: int | None = None
-    repetition_penalty: float | None = None
-    ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
-    min_p: float | None = None
-    min_tokens: int | None = None
-    logit_bias: dict[int, float] | None = None
+    top_k: Any = None
+    repetition_penalty: Any = None
+    ignore_eos: Any = None
+    stop_token_ids: Any = None
+    min_p: Any = None
+    min_tokens: Any = None
+    logit_bias: Any = None
     response_format: Any = None
     structured_outputs: Any = None
     guided_json: Any = None
@@ -60,14 +70,15 @@ class SamplingBody(Claims, kw_only=True):
 
     @property
     def choices(self) -> int:
-        return 1 if self.n is None else self.n
+        """ParamError where `n` is none that is allowed."""
+        return 1 if self.n is None else read_param("n", self.n)
 
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
-    def asked_tokens(self) -> int | None:
+    def asked_tokens(self) -> Any:
         return self.max_tokens
 
     @property
@@ -76,7 +87,7 @@ class SamplingBody(Claims, kw_only=True):
         return None
 
     @property
-    def alternatives(self) -> int | None:
+    def alternatives(self) -> Any:
         """How many logprobs beside each token's own; None for none at all."""
         return None
 
@@ -94,30 +105,32 @@ class Message(msgspec.Struct):
 
 class ChatBody(SamplingBody, kw_only=True):
     messages: list[Message]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Any = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Any = None
 
     @property
-    def asked_tokens(self) -> int | None:
+    def asked_tokens(self) -> Any:
         newer = self.max_completion_tokens
         return self.max_tokens if newer is None else newer
 
     @property
-    def alternatives(self) -> int | None:
-        return (self.top_logprobs or 0) if self.logprobs else None
+    def alternatives(self) -> Any:
+        if not self.logprobs:
+            return None
+        return 0 if self.top_logprobs is None else self.top_logprobs
 
 
 class CompletionBody(SamplingBody, kw_only=True):
     prompt: str | list[str | int | list[int]]
-    logprobs: int | None = None
+    logprobs: Any = None
 
     @property
     def default_tokens(self) -> int | None:
         return COMPLETION_MAX_TOKENS
 
     @property
-    def alternatives(self) -> int | None:
+    def alternatives(self) -> Any:
         return self.logprobs
 
 
@@ -219,36 +232,29 @@ def _param(message: str) -> str | None:
 
 def check_shape(body: SamplingBody, prompts: int) -> None:
     """What can be said before anything is tokenised."""
-    if not 1 <= body.choices <= MAX_CHOICES:
-        raise _wrong("n", f"n must be within 1 and {MAX_CHOICES}, not {body.choices}")
-    if prompts * body.choices > MAX_SEQUENCES:
-        raise _wrong("prompt", f"one request may ask for at most {MAX_SEQUENCES} replies")
+    check_sequences(prompts * body.choices)
     if body.stream_options is not None and not body.stream:
-        raise _wrong("stream_options", "stream_options is only for stream=true")
+        raise invalid("stream_options", "stream_options is only for stream=true")
     if isinstance(body, ChatBody) and body.top_logprobs is not None and not body.logprobs:
-        raise _wrong("top_logprobs", "top_logprobs needs logprobs=true")
+        raise invalid("top_logprobs", "top_logprobs needs logprobs=true")
+
+
+def check_sequences(count: int) -> None:
+    """Of one HTTP request: prompts × n."""
+    try:
+        whole("prompts × n", count, 0, MAX_SEQUENCES)
+    except ValueError as error:
+        raise invalid("prompt", str(error)) from None
 
 
 def sampling(body: SamplingBody, max_tokens: int) -> SamplingParams:
     """The sampling of the first choice; ParamError where a value is out of its range."""
-    given = {
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "top_k": 0 if body.top_k == -1 else body.top_k,  # vLLM's other word for all
-        "seed": body.seed,
-        "stop": (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        "stop_token_ids": tuple(body.stop_token_ids or ()),
-        "ignore_eos": body.ignore_eos,
-        "presence_penalty": body.presence_penalty,
-        "frequency_penalty": body.frequency_penalty,
-        "repetition_penalty": body.repetition_penalty,
-        "min_p": body.min_p,
-        "min_tokens": body.min_tokens,
-        "logit_bias": tuple((body.logit_bias or {}).items()),
+    given = {name: getattr(body, name) for name in _DRAWN} | {
+        "max_tokens": max_tokens,
+        "logprobs": body.alternatives,
         "structured_outputs": structured(body),
     }
-    fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return SamplingParams(max_tokens=max_tokens, logprobs=body.alternatives, **fields)
+    return read_sampling({name: value for name, value in given.items() if value is not None})
 
 
 def of_choice(first: SamplingParams, index: int) -> SamplingParams:
@@ -256,7 +262,3 @@ def of_choice(first: SamplingParams, index: int) -> SamplingParams:
     if index == 0 or first.seed is None:
         return first
     return msgspec.structs.replace(first, seed=first.seed + index)
-
-
-def _wrong(param: str, message: str) -> ApiError:
-    return ApiError(400, message, param=param, code="invalid_value")

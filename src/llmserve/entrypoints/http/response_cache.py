@@ -15,7 +15,7 @@ from cachetools import TTLCache
 from starlette.types import Scope
 
 from llmserve.core.types import Chunk, Outcome, Request
-from llmserve.core.validation import real, shown, whole
+from llmserve.core.validation import real, unlike, whole
 from llmserve.serving.service import Service
 from llmserve.serving.stream import Stream
 
@@ -41,7 +41,7 @@ class CacheOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if given is True:
             return cls()
         if not isinstance(given, Mapping):
-            raise ValueError(f"response_cache is True or a mapping, not {shown(given)}")
+            raise unlike("response_cache", "True or a mapping", given)
         read = dict(given)
         if "ttl_s" in read:
             read["ttl_s"] = real("response_cache: ttl_s", read["ttl_s"], 0.001, 1e9, "s")

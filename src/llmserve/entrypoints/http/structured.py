@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import msgspec
 
 from llmserve.core.types import Structured
+from llmserve.core.validation import mistyped
 from llmserve.engines.base import ChecksSchemas, Engine
-from llmserve.entrypoints.http.errors import ApiError
+from llmserve.entrypoints.http.errors import ApiError, invalid
 
 ANY_OBJECT = Structured("json", '{"type":"object"}')
 
@@ -28,7 +29,7 @@ def structured(body: StructuredRequest) -> Structured | None:
     """What the reply must look like; None for any text. ApiError 400 for what cannot be read."""
     found = asked(body)
     if len(found) > 1:
-        raise _wrong(found[1][0], "one request can ask for one form of its reply")
+        raise invalid(found[1][0], "one request can ask for one form of its reply")
     return found[0][1] if found else None
 
 
@@ -64,7 +65,7 @@ def _response_format(value: Any) -> Structured | None:
             return ANY_OBJECT
         case {"type": "json_schema", "json_schema": {"schema": schema}}:
             return _json("response_format", schema)
-    raise _wrong(
+    raise invalid(
         "response_format",
         "response_format is of type text, json_object or json_schema, the last with "
         "json_schema.schema",
@@ -76,7 +77,7 @@ def _structured_outputs(value: Any) -> Structured | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise _wrong(name, f"{name} must be an object")
+        raise invalid(name, mistyped(name, "an object", value))
     given = {key: one for key, one in value.items() if one is not None and one is not False}
     match given:
         case {"json": schema, **rest} if not rest:
@@ -87,7 +88,7 @@ def _structured_outputs(value: Any) -> Structured | None:
             return _regex(name, regex)
         case {"choice": choice, **rest} if not rest:
             return _choice(name, choice)
-    raise _wrong(name, f"{name} takes one of json, json_object, regex and choice")
+    raise invalid(name, mistyped(name, "one of json, json_object, regex and choice", value))
 
 
 def _json(name: str, schema: Any) -> Structured | None:
@@ -97,9 +98,9 @@ def _json(name: str, schema: Any) -> Structured | None:
         try:
             schema = msgspec.json.decode(schema)
         except (ValueError, RecursionError):
-            raise _wrong(name, f"the schema of {name} is not valid JSON") from None
+            raise invalid(name, f"the schema of {name} is not valid JSON") from None
     if not isinstance(schema, Mapping | bool):
-        raise _wrong(name, f"the schema of {name} must be an object")
+        raise invalid(name, mistyped(f"the schema of {name}", "an object", schema))
     return Structured("json", msgspec.json.encode(schema).decode())
 
 
@@ -107,7 +108,8 @@ def _regex(name: str, regex: Any) -> Structured | None:
     if regex is None:
         return None
     if not isinstance(regex, str) or not regex:
-        raise _wrong(name, f"the regular expression of {name} must be a string, not empty")
+        expression = f"the regular expression of {name}"
+        raise invalid(name, mistyped(expression, "a string that says something", regex))
     return Structured("regex", regex)
 
 
@@ -119,9 +121,6 @@ def _choice(name: str, choices: Any) -> Structured | None:
         or not choices
         or not all(isinstance(one, str) and one for one in choices)
     ):
-        raise _wrong(name, f"the choices of {name} must be a list of strings, none empty")
+        kind = "a list of strings, none of them empty"
+        raise invalid(name, mistyped(f"the choices of {name}", kind, choices))
     return Structured("choice", msgspec.json.encode(choices).decode())
-
-
-def _wrong(param: str, message: str) -> ApiError:
-    return ApiError(400, message, param=param, code="invalid_value")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextvars
 import html
-import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from llmserve.core.clock import MonotonicClock
-from llmserve.core.progress import told_already
-from llmserve.core.quantities import moment
+from llmserve.core.progress import SHOWN_AFTER_S, TICK_S, Ticking, Waiting
 
 Bundle = Mapping[str, str]
 Update = Callable[[Bundle], None]
@@ -39,31 +35,17 @@ def note(text: str) -> Bundle:
 
 
 class Elapsed:
-    """A line that shows at once and counts the seconds while the block computes.
+    """A wait whose line shows at once; `update` then replaces it by what came of the wait."""
 
-    The count is drawn from a thread of its own, for the cell's own thread is busy waiting; it
-    updates one display that belongs to the cell, and has ended before the block is left.
-    """
-
-    def __init__(self, text: str, *, after_s: float = 2.0, every_s: float = 1.0) -> None:
+    def __init__(
+        self, text: str, *, after_s: float = SHOWN_AFTER_S, every_s: float = TICK_S
+    ) -> None:
         self._text = text
-        self._after_s = after_s
-        self._every_s = every_s
-        self._over = threading.Event()
-        self._told = told_already()
+        self._ticking = Ticking(Waiting(text, lambda: self, after_s=after_s), every_s)
 
     def __enter__(self) -> Self:
         self.update = show(note(f"{self._text} …"))
-        run = contextvars.copy_context().run  # the cell that output belongs to is in the context
-        self._thread = threading.Thread(
-            target=run, args=(self._count,), name="llmserve-elapsed", daemon=True
-        )
-        self._told.__enter__()
-        try:
-            self._thread.start()
-        except BaseException:  # an interrupt: the block is not entered, so nothing would end it
-            self._end()
-            raise
+        self._ticking.__enter__()
         return self
 
     def __exit__(
@@ -72,18 +54,12 @@ class Elapsed:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end()
-        self._thread.join()
+        self._ticking.__exit__(kind, error, trace)
         if kind is not None:
             self.update(note(f"{self._text}: not done."))
 
-    def _end(self) -> None:
-        self._over.set()
-        self._told.__exit__(None, None, None)
+    def write(self, text: str) -> None:
+        self.update(note(text))
 
-    def _count(self) -> None:
-        clock = MonotonicClock()
-        began, wait = clock.now(), self._after_s
-        while not self._over.wait(wait):
-            self.update(note(f"{self._text} … {moment(round(clock.now() - began))}"))
-            wait = self._every_s
+    def end(self) -> None:
+        """The line stays, for what comes next."""

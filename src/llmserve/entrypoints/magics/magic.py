@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmserve.core.knobs import SPECS, KnobError
 from llmserve.core.types import ParamError
-from llmserve.core.validation import meant
+from llmserve.core.validation import meant, mistyped
 from llmserve.engines import registry
 from llmserve.engines.base import EngineError
 from llmserve.engines.process.processes import end, stale
@@ -64,7 +64,7 @@ class LlmserveMagic:
     def _do_start(self, args: argparse.Namespace) -> None:
         models, options = parsers.assignments(args.words, "%llmserve start")
         if len(models) > 1:
-            raise UserError(f"%llmserve start takes one model, not {len(models)}: {models}")
+            raise UserError(str(mistyped("%llmserve start", "one model", models)))
         model = models[0] if models else None
         asked = {"model": model, "engine": args.engine, "port": args.port, **options}
         running = self._running()
@@ -118,7 +118,7 @@ class LlmserveMagic:
         session = self._need()
         plain, changes = parsers.assignments(args.changes, "%llmserve set")
         if plain:
-            raise UserError(f"%llmserve set takes name=value, not {plain[0]!r}")
+            raise UserError(str(mistyped("%llmserve set", "name=value", plain[0])))
         if changes or args.evict:
             show(note(str(session.set(**changes, evict=args.evict))))
         else:
@@ -226,7 +226,8 @@ class LlmserveMagic:
             line = parsers.uncommented(line)
         words, typed = parsers.split_ask(line, self._parsers["ask"])
         if cell is not None and typed:
-            raise UserError(f"%%llmserve takes options, not {typed!r}; the cell is the prompt")
+            told = mistyped("%%llmserve", "options", typed)
+            raise UserError(f"{told}; the cell is the prompt")
         options = parsers.given(self._parsers["ask"].parse_args(words))
         text = (cell if cell is not None else typed).strip("\n")
         if not text.strip():

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from llmserve.core.knobs import SPECS
-from llmserve.core.validation import literal, meant
+from llmserve.core.validation import literal, meant, number
 from llmserve.engines import registry
 from llmserve.entrypoints.commands.load_options import (
     add_address,
@@ -174,19 +174,19 @@ def _life(parsers: Mapping[str, Parser]) -> None:
 
 def _ask(parser: Parser) -> None:
     add = parser.add_argument
-    add("--max-tokens", type=int, metavar="N", help="longest reply; 256 unless told")
-    add("--temperature", type=float, metavar="T", help="0 is greedy; 1 unless told")
-    add("--top-p", type=float, metavar="P", help="draw from the likeliest tokens of this mass")
-    add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
-    add("--seed", type=int, metavar="S", help="draw the same again")
+    add("--max-tokens", type=number, metavar="N", help="longest reply; 256 unless told")
+    add("--temperature", type=number, metavar="T", help="0 is greedy; 1 unless told")
+    add("--top-p", type=number, metavar="P", help="draw from the likeliest tokens of this mass")
+    add("--top-k", type=number, metavar="K", help="draw from the K likeliest tokens")
+    add("--seed", type=number, metavar="S", help="draw the same again")
     add("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
-    add("--presence-penalty", type=float, metavar="X", help="against what was said at all")
-    add("--frequency-penalty", type=float, metavar="X", help="against what was said often")
-    add("--repetition-penalty", type=float, metavar="X", help="above 1, against repeating")
+    add("--presence-penalty", type=number, metavar="X", help="against what was said at all")
+    add("--frequency-penalty", type=number, metavar="X", help="against what was said often")
+    add("--repetition-penalty", type=number, metavar="X", help="above 1, against repeating")
     add("--ignore-eos", action="store_true", default=None, help="go on to --max-tokens")
     add("--system", metavar="TEXT", help="the system's turn before yours")
     add("--raw", action="store_true", default=None, help="complete the text, without chat template")
-    add("--priority", type=int, metavar="P", help="lower goes first, where policy=priority")
+    add("--priority", type=number, metavar="P", help="lower goes first, where policy=priority")
     add("--tenant", metavar="NAME", help="on whose account")
 
 
