@@ -21,6 +21,8 @@ from llmserve.engines.torch.kv.store import Geometry, KvStore, Place, Slab
 from llmserve.engines.torch.model.weights import Weights
 from support.fused_drive import KINDS, MOST_ROWS, MOST_TOKENS, Drive, Model
 
+pytestmark = pytest.mark.timeout(400)  # the first one compiles the kernels
+
 NEAR = 2e-3
 """Of the logits' length: a key's rounding may fall the other way."""
 

@@ -39,6 +39,8 @@ from llmserve.engines.torch.options import parse
 from llmserve.engines.torch.process_client import ProcessClient
 from support.tiny_models import SHAPE, VOCAB, Drive, Driven, save_model
 
+pytestmark = pytest.mark.timeout(400)  # the first one compiles the kernels
+
 WIDE = SHAPE | {"head_dim": 32, "initializer_range": 0.1}
 MAX_TOKENS = 24
 Said = list[tuple[int, tuple[Any, ...]]]
