@@ -207,13 +207,15 @@ def test_what_is_missing_is_installed_offline_into_a_folder_of_its_own(
 ) -> None:
     make_wheel(tmp_path / "wheels", "made_up_need", "3.1")
     make_wheel(tmp_path / "wheels", "made_up_other", "1.0")
+    make_wheel(tmp_path / "wheels", "psutil", "99.0")
     monkeypatch.setattr(gpu_wheels, "needs", lambda: {"made-up-need": "3.0", "psutil": "1.0"})
     brought = gpu_wheels.install(tmp_path / "wheels", tmp_path / "site")
-    assert brought == ["made-up-need"]
+    assert sorted(brought) == ["made-up-need", "made-up-other"]
     assert {one.name for one in (tmp_path / "site").glob("*.py")} == {
         "made_up_need.py", "made_up_other.py",
     }  # fmt: skip
     assert gpu_wheels.missing({"made-up-need": "3.0"}) == ["made-up-need"], "it is not in this venv"
+    assert gpu_wheels.install(tmp_path / "wheels", tmp_path / "site") == brought, "again, as before"
 
 
 def test_where_nothing_is_missing_nothing_is_installed(

@@ -63,12 +63,13 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def install(folder: Path, target: Path) -> list[str]:
-    """Where something is missing, put the folder's wheels into `target`; what was missing.
+    """Put what is missing here from `folder` into `target`, and say what that was.
 
-    All of them, for they were tested together. SystemExit where a need is neither here nor there.
+    What is here already stays in force: vLLM pins much of it. SystemExit where a need is neither
+    here nor in the folder.
     """
-    absent = missing(needs())
-    offered = {canonical(one.name.split("-")[0]) for one in folder.glob("*.whl")}
+    offered = {canonical(one.name.split("-")[0]): one for one in sorted(folder.glob("*.whl"))}
+    absent = missing(dict.fromkeys(offered, "0") | needs())
     if lost := [name for name in absent if name not in offered]:
         here = [name for name in lost if name in FROM_THE_MACHINE]
         cure = (
@@ -82,7 +83,7 @@ def install(folder: Path, target: Path) -> list[str]:
         return []
     command = [
         sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-index",
-        "--no-deps", "--target", str(target), *map(str, sorted(folder.glob("*.whl"))),
+        "--no-deps", "--target", str(target), *(str(offered[name]) for name in absent),
     ]  # fmt: skip
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
