@@ -47,6 +47,8 @@ def test_the_client_counts_what_the_server_counts(server: Serving) -> None:
     after = server.telemetry.snapshot()
     assert (report.sent, report.n, report.errors) == (6, 6, {})
     assert report.generated_tokens == 42
+    assert report.asked_prompt_tokens == report.counted_prompt_tokens == 240
+    assert report.warnings() == []
     assert after.generated_tokens_total - before.generated_tokens_total == 42
     assert report.ttft.n == 6
     assert report.ttft.p50 is not None
@@ -56,6 +58,11 @@ def test_the_client_counts_what_the_server_counts(server: Serving) -> None:
 def test_without_a_tokenizer_the_prompt_is_text_of_about_as_many_words(server: Serving) -> None:
     report = bench(server, exact=False, concurrency=1, requests=2, prompt_tokens=5, max_tokens=3)
     assert (report.n, report.generated_tokens) == (2, 6)
+    assert report.asked_prompt_tokens == 2 * 5
+    assert report.counted_prompt_tokens == report.prompt_tokens > 3 * report.asked_prompt_tokens
+    head, *warnings = (line for line in str(report).splitlines() if "count" in line)
+    assert head.startswith(f"counted by the server: {report.prompt_tokens / 2:,.0f} tokens in")
+    assert "where 5 were asked for" in warnings[0]
 
 
 def test_a_refusal_is_told_by_the_servers_own_reason(server: Serving) -> None:

@@ -29,15 +29,31 @@ REPORT = Report(
 
 def test_the_table_tells_what_was_served_what_was_not_and_how_fast() -> None:
     text = str(REPORT)
-    assert "8 of 10 requests in 2.00 s: 4.00 requests/s, 25.0 generated and 50.0 prompt" in text
+    assert "8 of 10 requests in 2 s: 4.00 requests/s, 25.0 generated and 50.0 prompt" in text
     assert "not served: 2 queue_full" in text
-    assert "TTFT         8       1.50       1.00       1.50       2.00   1,500.00" in text
+    assert "TTFT         8     1.5 ms       1 ms     1.5 ms       2 ms      1.5 s" in text
     assert "TPOT         0          –" in text, "no figure is a dash, never a zero"
+
+
+def test_prompts_of_another_length_than_asked_for_are_told_with_the_server_s_own_count() -> None:
+    def told(counted: int) -> list[str]:
+        counts = {"asked_prompt_tokens": 8 * 128, "counted_prompt_tokens": 8 * counted}
+        return str(msgspec.structs.replace(REPORT, **counts)).splitlines()
+
+    assert told(696)[1] == "counted by the server: 696 tokens in and 6 out a request"
+    warning = next(line for line in told(696) if "OTHER PROMPTS" in line)
+    assert "counted 696 tokens in a request where 128 were asked for" in warning
+    assert "--tokenizer" in warning
+    assert any("OTHER PROMPTS" in line for line in told(112))
+    for near in (116, 128, 140):
+        assert told(near)[1].startswith(f"counted by the server: {near} tokens in")
+        assert not any("OTHER PROMPTS" in line for line in told(near))
+    assert "counted" not in str(REPORT), "a server that tells no count is not made to"
 
 
 def test_the_notebook_sees_the_same_and_nothing_is_taken_for_markup() -> None:
     page = REPORT._repr_html_()
-    assert "<th>TTFT</th><td>8</td><td>1.50</td>" in page
+    assert "<th>TTFT</th><td>8</td><td>1.5 ms</td>" in page
     assert "closed loop &lt;8&gt;" in page
 
 

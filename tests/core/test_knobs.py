@@ -126,5 +126,5 @@ def test_applied_says_in_words_what_was_clamped_and_when_it_took_effect() -> Non
     )
     assert str(applied) == (
         "max_num_seqs: 32 → 256; max_num_seqs: asked 999, got 256 (the start-up ceiling) "
-        "at step 12 (3.2 ms)"
+        "at step 12 (3.21 ms)"
     )

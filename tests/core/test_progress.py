@@ -43,7 +43,7 @@ def wait(seconds: float) -> Paper:
     ("seconds", "expected"),
     [
         (1.75, []),
-        (2.0, ["starting torch … 2 s", "starting torch: ready after 2.0 s"]),
+        (2.0, ["starting torch … 2 s", "starting torch: ready after 2 s"]),
         (3.5, [
             "starting torch … 2 s", "starting torch … 3 s", "starting torch: ready after 3.5 s",
         ]),
@@ -64,7 +64,7 @@ def test_what_goes_on_is_told_anew_each_second() -> None:
         waiting()
     waiting.end("done")
     assert paper.lines == [
-        "starting … 2 s", "starting, compiling … 4 s", "starting: done after 4.0 s",
+        "starting … 2 s", "starting, compiling … 4 s", "starting: done after 4 s",
     ]
 
 

@@ -211,8 +211,8 @@ def test_no_label_has_an_exponent_or_is_cut_when_times_are_minutes_and_rates_are
     desk = Desk.lay()
     with screen(browser, desk, 800, 1400) as shown:
         shown.start()
-        for _ in range(40):
-            desk.parts.play(10.0, ttft_s=121.152, gap_s=0.0001, tokens=2000)
+        for _ in range(100):
+            desk.parts.play(4.0, ttft_s=121.152, gap_s=0.00001, tokens=2000)
             desk.recorder.sample()
         deliver(shown)
         shown.page.locator("[data-llmserve=window]").select_option("600")
@@ -229,3 +229,25 @@ def test_no_label_has_an_exponent_or_is_cut_when_times_are_minutes_and_rates_are
         for panel, text, left, right in labels:
             assert not re.search(r"\de[+\-]?\d", text), (panel, text)
             assert min(left, right) >= -1, (panel, text, left, right)
+
+
+@pytest.mark.parametrize("width", [800, 1280])
+def test_the_table_s_titles_and_cells_are_whole_and_on_one_line(
+    browser: Browser, width: int
+) -> None:
+    desk = Desk.lay()
+    tell(desk, [Workload(concurrency=8, requests=16, max_tokens=40)], 2)
+    with screen(browser, desk, width, 1400) as shown:
+        shown.start()
+        shown.page.wait_for_selector("tr[data-request]")
+        found = shown.page.evaluate(
+            "() => { const box = document.querySelector('.scroll').getBoundingClientRect(); return "
+            "[...document.querySelectorAll('.requests th, .requests td')]"
+            ".filter((c) => c.offsetParent).map((c) => { const r = c.getBoundingClientRect(); return [c.textContent, r.height, "
+            "box.right - r.right, c.scrollWidth - c.clientWidth]; }); }"
+        )
+        assert len(found) > 80
+        for text, height, room, hidden in found:
+            assert height < 26, text
+            assert room >= 0, text
+            assert hidden <= 0, text

@@ -262,6 +262,12 @@ def test_a_wait_counts_under_the_value_that_it_was_mostly_waited_under() -> None
     assert "were under max_num_seqs = 2; it is 32 now, and nothing has come since" in str(why)
 
 
+def test_a_value_that_is_set_and_not_yet_published_is_not_said_to_bind() -> None:
+    events = [turned(0, 2, 4), *waiting_by_cap(10, 0.1, 4)]
+    why = explain(events, Knobs(max_num_seqs=32), now=15)
+    assert "under max_num_seqs = 4; it is 32 now, and nothing has come since" in str(why)
+
+
 def test_mixed_waits_are_two_bars_and_the_value_of_now_is_judged_by_its_own() -> None:
     events = [*waiting_by_cap(10, 0, 4), turned(14.5, 2, 8), *waiting_by_cap(10, 15, 0.8)]
     why = explain(events, Knobs(max_num_seqs=8), now=29)

@@ -1,7 +1,7 @@
 // What plotly is told to draw, as plain values. Pure.
 
 import type { Data, Layout } from "plotly.js-basic-dist-min";
-import { duration, number, onClock, timeTicks, unitOf } from "./quantities.ts";
+import { clockUnit, duration, number, timeTicks, unitOf } from "./quantities.ts";
 import type { KnobValue, Line, Mark, Panel } from "./messages.ts";
 import type { Span } from "./rows.ts";
 import type { Theme } from "./theme.ts";
@@ -116,7 +116,7 @@ export function layout(view: View, top: number): Layout {
       tickmode: "array",
       tickvals: times.at,
       ticktext: times.words,
-      title: { text: onClock(end) ? "time (min:s)" : "time (s)", font: { size: 10 }, standoff: 6 },
+      title: { text: `time (${clockUnit(end)})`, font: { size: 10 }, standoff: 6 },
     },
     yaxis: { ...axis, range: [0, top * unit.factor], nticks: 5, tickformat: ",.4~r" }, // r: no exponent
     shapes: shown(view).map((mark) => ({

@@ -54,11 +54,13 @@ const CSS = `
   background: var(--jp-layout-color0, #fff); border: 1px solid var(--jp-border-color1, #bdbdbd); box-shadow: 0 2px 6px rgba(0,0,0,.25); }
 .llmserve-dash .scroll { max-height: 190px; overflow: auto; border: 1px solid var(--jp-border-color2, #e0e0e0); }
 .llmserve-dash table { border-collapse: collapse; width: 100%; font-size: 12px; font-variant-numeric: tabular-nums; margin: 0; }
-.llmserve-dash th { position: sticky; top: 0; text-align: left; font-weight: 600; background: var(--jp-layout-color1, #f5f5f5); color: inherit; padding: 2px 8px; }
+.llmserve-dash th { position: sticky; top: 0; text-align: left; font-weight: 600; white-space: nowrap; background: var(--jp-layout-color1, #f5f5f5); color: inherit; padding: 2px 8px; }
 .llmserve-dash td { text-align: left; padding: 1px 8px; white-space: nowrap; color: inherit; background: transparent; }
 .llmserve-dash tbody tr { cursor: pointer; background: transparent; }
 .llmserve-dash tbody tr.selected { background: rgba(22, 104, 179, .28); }
-@container (max-width: 700px) { .llmserve-dash th, .llmserve-dash td { padding-left: 4px; padding-right: 4px; } }
+.llmserve-dash td:first-child { max-width: 180px; overflow: hidden; text-overflow: ellipsis; }
+.llmserve-dash table.calm :is(th, td):last-child { display: none; }
+@container (max-width: 860px) { .llmserve-dash th, .llmserve-dash td { padding-left: 4px; padding-right: 4px; } .llmserve-dash td:first-child { max-width: 130px; } }
 .llmserve-dash .waterfall { margin-top: 6px; min-height: 84px; }
 .llmserve-dash .fall-bar { position: relative; height: 18px; margin-top: 4px; background: var(--jp-layout-color1, #f5f5f5); overflow: hidden; }
 .llmserve-dash .fall-bar span { position: absolute; top: 0; height: 18px; min-width: 1px; }
@@ -115,7 +117,7 @@ export class Page {
     const state = element("span", "");
     state.append(element("span", "dot"), this.#state);
     this.#unzoom.hidden = true;
-    head.append(this.#name, this.#place, state, this.#windows, this.#pause, this.#unzoom, this.#status);
+    head.append(this.#name, this.#place, this.#windows, this.#pause, this.#unzoom, state, this.#status);
     this.#hint.hidden = true;
     this.probe.hidden = true;
     this.root.append(style, head, this.#hint, this.grid, this.probe);

@@ -57,12 +57,13 @@ export function timeTicks(start: number, end: number, most: number): { at: numbe
   const count = Math.max(0, Math.floor(end / step + 1e-9) - first + 1);
   const at = Array.from({ length: count }, (_, i) => (first + i) * step);
   const digits = step < 0.1 ? 2 : step < 1 ? 1 : 0;
-  return { at, words: at.map((t) => (onClock(end) ? clock(t, digits) : t.toFixed(digits))) };
+  return { at, words: at.map((t) => (end < CLOCK_FROM_S ? t.toFixed(digits) : clock(t, digits))) };
 }
 
-/** Whether an axis that ends there has minutes and seconds. */
-export function onClock(end: number): boolean {
-  return end >= CLOCK_FROM_S;
+/** What the labels of an axis that ends there are in. */
+export function clockUnit(end: number): "s" | "min:s" | "h:min:s" {
+  if (end < CLOCK_FROM_S) return "s";
+  return end < 3600 ? "min:s" : "h:min:s";
 }
 
 /** Three digits that tell something, more where it is larger; `12,400`, never `1.24e+4`. */

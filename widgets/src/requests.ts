@@ -24,6 +24,7 @@ export class Requests {
   readonly el = element("section", "requests", "requests");
   readonly #tape: Tape;
   readonly #onSelect: (number: number | undefined) => void;
+  readonly #table = element("table");
   readonly #body = element("tbody");
   readonly #filters: Record<"tenant" | "class" | "state", HTMLSelectElement>;
   readonly #fall = element("div", "waterfall", "waterfall");
@@ -38,7 +39,7 @@ export class Requests {
     setOptions(this.#filters.state, "any state", [...STATES]);
     const head = element("div", "section-head");
     head.append(element("h3", "", undefined, "Requests"), ...Object.values(this.#filters), this.#count);
-    const table = element("table");
+    const table = this.#table;
     const titles = table.createTHead().insertRow();
     for (const [column, title] of COLUMNS) titles.append(Object.assign(element("th", "", undefined, column), { title }));
     table.append(this.#body);
@@ -67,6 +68,7 @@ export class Requests {
     if (drawn !== this.#drawn) {
       this.#drawn = drawn;
       const focused = this.#focused?.dataset["request"];
+      this.#table.classList.toggle("calm", !found.some((row) => row.preemptions));
       this.#body.replaceChildren(...texts.map(({ row, cells }) => this.#line(row, cells)));
       const stop = this.#at(focused) ?? this.#at(String(this.#selected)) ?? this.#body.rows[0];
       if (stop) stop.tabIndex = 0; // one stop for the whole table: arrows go on from there
@@ -75,11 +77,12 @@ export class Requests {
     this.#waterfall(now);
   }
 
-  #line(row: Row, texts: string[]): HTMLElement {
+  #line(row: Row, texts: string[]): HTMLTableRowElement {
     const line = element("tr", row.number === this.#selected ? "selected" : "");
     line.dataset["request"] = String(row.number);
     line.tabIndex = -1;
     line.append(...texts.map((text) => element("td", "", undefined, text)));
+    line.cells[0]!.title = texts[0]!; // a long one is cut in a narrow column
     return line;
   }
 

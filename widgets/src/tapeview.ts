@@ -14,6 +14,7 @@ const AXIS = 30;
 const LOWEST_ROW = 2;
 const TALLEST_ROW = 16;
 const NAMED_ROW = 10;
+const LONGEST_ARM = 4;
 
 export class TapeView {
   readonly el = element("section", "tape", "tape");
@@ -196,13 +197,14 @@ export class TapeView {
     }
     const last = row.segments.at(-1);
     if (isStopped(row) && last && last.last + 1 > from && last.last + 1 <= to) {
-      this.#cross(context, theme, GUTTER + (last.last + 1 - from) * scale, y + height / 2, height);
+      const x = Math.min(GUTTER + (last.last + 1 - from) * scale, width - LONGEST_ARM - 1); // whole at the edge
+      this.#cross(context, theme, x, y + height / 2, height);
     }
   }
 
   /** Where a request was stopped: seen on low rows too, so it may reach beyond its own. */
   #cross(context: CanvasRenderingContext2D, theme: Theme, x: number, y: number, height: number): void {
-    const arm = Math.min(4, Math.max(2, height / 2 - 1));
+    const arm = Math.min(LONGEST_ARM, Math.max(2, height / 2 - 1));
     for (const [color, width] of [[theme.paper, 4], [STOPPED.color, 2]] as const) {
       context.strokeStyle = color;
       context.lineWidth = width;

@@ -84,7 +84,9 @@ test("an axis of later times is labelled by the clock, with as many labels as th
   const { xaxis } = layout(late, 10) as { xaxis: { tickvals: number[]; ticktext: string[]; title: { text: string } } };
   assert.deepEqual(xaxis.tickvals, [3600, 3630, 3660, 3690]);
   assert.deepEqual(xaxis.ticktext, ["1:00:00", "1:00:30", "1:01:00", "1:01:30"]);
-  assert.equal(xaxis.title.text, "time (min:s)");
+  assert.equal(xaxis.title.text, "time (h:min:s)");
+  const minutes = layout({ ...late, now: 300 }, 10) as { xaxis: { title: { text: string } } };
+  assert.equal(minutes.xaxis.title.text, "time (min:s)");
 });
 
 test("the y axis starts at 0 and ends above the highest value, or at a device's total", () => {

@@ -165,14 +165,16 @@ class AttributedWaits:
         )
 
     def _value_at(self, knob: str, t: float) -> KnobValue:
-        later = (c for c in self._changes if c.t > t and knob in c.changed)
-        first = next(later, None)
-        return self._knobs.as_dict()[knob] if first is None else first.changed[knob][0]
+        """By the changes that were published: one that has not been yet was not in force."""
+        own = [change for change in self._changes if knob in change.changed]
+        first = next((change for change in own if change.t > t), None)
+        if first is not None:
+            return first.changed[knob][0]
+        return own[-1].changed[knob][1] if own else self._knobs.as_dict()[knob]
 
     def _knobs_at(self, t: float) -> Knobs:
-        values: dict[str, Any] = {}
-        for change in reversed([change for change in self._changes if change.t > t]):
-            values |= {name: before for name, (before, _) in change.changed.items()}
+        names = {name for change in self._changes for name in change.changed}
+        values: dict[str, Any] = {name: self._value_at(name, t) for name in names}
         return dataclasses.replace(self._knobs, **values)
 
     def _effect(self, knob: str) -> Effect | None:
