@@ -26,7 +26,9 @@ from llmserve.engines.torch.options import TorchOptions
 
 if TYPE_CHECKING:
     from llmserve.engines.torch.model.flat_model import FlatModel
+    from llmserve.engines.torch.sampling.guided_decoding import Grammars
     from llmserve.engines.torch.step_loop import StepLoop
+    from llmserve.engines.torch.text.tokenizer import ModelTokenizer
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -56,19 +58,22 @@ def prepare(message: LoadModel, busy: Callable[[str], None]) -> tuple[StepLoop, 
     """Load the model, telling what it is busy with; raises whatever makes that impossible."""
     started = time.monotonic()
     options = message.options
+    gc.disable()  # importing torch makes no garbage, and looking for it takes a tenth of that time
     import torch
 
     from llmserve.engines.batching.step_planner import StepPlanner
     from llmserve.engines.torch.kv.budget import kv_budget, kv_capacity
     from llmserve.engines.torch.kv.store import KvStore
-    from llmserve.engines.torch.model.select_forward import load
-    from llmserve.engines.torch.sampling.guided_decoding import Grammars
+    from llmserve.engines.torch.model.open_model import open_model
     from llmserve.engines.torch.step_loop import StepLoop
     from llmserve.engines.torch.text.detokenize import Detokenizer
     from llmserve.engines.torch.text.tokenizer import open_tokenizer
 
+    gc.freeze()
+    gc.enable()
     torch.set_num_threads(options.thread_count)
-    model = load(options, busy)
+    opened = open_model(options, busy)
+    model = opened.model
     if model.geometry.device.type == "cuda":
         from llmserve.engines.torch.model import cuda
 
@@ -87,13 +92,10 @@ def prepare(message: LoadModel, busy: Callable[[str], None]) -> tuple[StepLoop, 
         max_model_len=model.max_model_len,
         prefix_caching=options.enable_prefix_caching,
     )
-    knobs = Knobs().changed(message.knobs)
-    try:
-        grammars = Grammars(tokenizer.backend, model.vocab_size, model.eos_ids)
-    except ValueError:
-        grammars = None
+    grammars = open_grammars(tokenizer, model)
     budget = kv_budget(capacity, model.geometry)
     kv = KvStore(model.geometry, budget=budget)
+    knobs = Knobs().changed(message.knobs)
     runner = StepLoop(
         model, Detokenizer(tokenizer.backend), planner, knobs, options.seed, grammars, kv
     )
@@ -107,11 +109,22 @@ def prepare(message: LoadModel, busy: Callable[[str], None]) -> tuple[StepLoop, 
         structured_outputs=grammars is not None,
         details=describe(model, options)
         | {
+            "proof": opened.proof,
             "kv_memory": f"{budget / 1e6:,.1f} MB at most",
             "loaded_s": f"{time.monotonic() - started:.1f}",
         },
     )
     return runner, ready
+
+
+def open_grammars(tokenizer: ModelTokenizer, model: FlatModel) -> Grammars | None:
+    """None where the tokenizer allows no replies of a given form."""
+    from llmserve.engines.torch.sampling.guided_decoding import Grammars
+
+    try:
+        return Grammars(tokenizer.backend, model.vocab_size, model.eos_ids)
+    except ValueError:
+        return None
 
 
 def model_folder(options: TorchOptions) -> Path:
@@ -132,7 +145,7 @@ def model_folder(options: TorchOptions) -> Path:
 def describe(model: FlatModel, options: TorchOptions) -> dict[str, str]:
     """Facts for people."""
     return {
-        "architecture": type(model.network).__name__,
+        "architecture": model.architecture,
         "parameters": f"{model.parameters / 1e6:,.1f} M",
         "forward": model.path,
         "attention": f"{'sdpa' if model.few is None else 'fused'} over KV slabs, a ragged batch",

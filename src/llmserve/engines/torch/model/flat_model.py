@@ -33,7 +33,9 @@ class FewRows(Protocol):
 class FlatModel:
     """Runs steps of a causal language model."""
 
-    network: Any  # a transformers PreTrainedModel; what computes may have taken its layers
+    network: Any
+    """transformers' PreTrainedModel, from which what computes may have taken the layers; None where
+    weights were read without it."""
     compute: Compute
     path: str
     """How it computes, in words."""
@@ -42,6 +44,7 @@ class FlatModel:
     max_model_len: int
     vocab_size: int
     eos_ids: frozenset[int]
+    architecture: str
     few: FewRows | None = None
     """Takes the steps of up to `most_few` rows."""
     most_few: float = 0
@@ -80,19 +83,3 @@ class General:
             **{attention.STEP: step},
         ).logits
         return logits[0]
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
