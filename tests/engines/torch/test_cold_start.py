@@ -159,12 +159,16 @@ def in_a_fresh_process(code: str) -> subprocess.Popen[str]:
 PREPARE = """
     import sys
     from llmserve.core.knobs import Knobs
+    from llmserve.engines.torch import worker
     from llmserve.engines.torch.messages import LoadModel
+    from llmserve.engines.torch.model.open_model import open_model
     from llmserve.engines.torch.options import parse
-    from llmserve.engines.torch.worker import prepare
-    message = LoadModel(parse({"threads": 1, "device": "cpu"}), Knobs().as_dict())
-    _, ready = prepare(message, lambda _: None)
-    print(ready.details["proof"])
+    options = parse({"threads": 1, "device": "cpu"})
+    made = open_model(options).proof
+    message = LoadModel(options, Knobs().as_dict())
+    _, ready, _ = worker.prepare(message, lambda _: None)
+    assert ready.details["proof"].startswith("kept from an earlier start")
+    print(made)
     print("transformers" in sys.modules, "numba" in sys.modules)
 """
 

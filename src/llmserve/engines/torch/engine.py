@@ -6,6 +6,8 @@ import asyncio
 from itertools import count
 from pathlib import Path
 
+import msgspec
+
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Knobs, differences
 from llmserve.core.types import ParamError, Request, Structured
@@ -35,6 +37,7 @@ class TorchEngine:
         self._run: ProcessClient | None = None
         self._info: EngineInfo | None = None
         self._tokenizer: ModelTokenizer | None = None
+        self._details: dict[str, str] = {}
         self._vocab_size = 0
         self._questions = count(1)
 
@@ -54,7 +57,8 @@ class TorchEngine:
         if self._run is not None and not self._run.over:
             return
         await self.stop()
-        run = self._run = ProcessClient(self._sink, self._environment())
+        self._details.clear()
+        run = self._run = ProcessClient(self._sink, self._environment(), self._reformed)
         try:
             await run.child.start()
             run.say(LoadModel(self._options, self._knobs.as_dict()))
@@ -70,6 +74,13 @@ class TorchEngine:
             raise
         self._vocab_size = ready.vocab_size
         self._info = self._describe(ready, run.child.pid, self._tokenizer.has_chat)
+
+    def _reformed(self, details: dict[str, str]) -> None:
+        """The model computes in another form; it may be before the start is over."""
+        self._details |= details
+        if self._info is not None:
+            told = {**self._info.details, **details}
+            self._info = msgspec.structs.replace(self._info, details=told)
 
     async def stop(self) -> None:
         run, self._run = self._run, None
@@ -181,5 +192,5 @@ class TorchEngine:
             device=ready.device,
             dtype=ready.dtype,
             pids=(pid,),
-            details=ready.details,
+            details=ready.details | self._details,
         )

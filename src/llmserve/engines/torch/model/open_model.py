@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from llmserve.engines.torch.kv.budget import free_bytes
 from llmserve.engines.torch.model.attention import UnsupportedModel
 from llmserve.engines.torch.model.direct_weights import NetworkFacts, note_facts, read_weights
 from llmserve.engines.torch.model.flat_model import FlatModel, General
@@ -31,6 +32,19 @@ from llmserve.engines.torch.options import TorchOptions
 
 DIRECT = ("fused", "compact")
 """Forms that need nothing of transformers' network but its weights."""
+EACH_START = "made at each start"
+
+
+@dataclass(frozen=True, slots=True)
+class Unproven:
+    """What it takes to prove a faster form of a model that serves in its plain one."""
+
+    options: TorchOptions
+    folder: Path
+    facts: NetworkFacts
+    expected: list[Tensor]
+    store: ProofStore | None
+    started: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +52,8 @@ class OpenedModel:
     model: FlatModel
     proof: str
     """Where its proof is from, and what that took, in words."""
+    unproven: Unproven | None = None
+    """Of a form that may be proven while this one serves."""
 
 
 class DirectChoices(ForwardChoices):
@@ -51,6 +67,7 @@ class DirectChoices(ForwardChoices):
         self._folder, self.facts, self.expected = folder, facts, expected
         self._settled = settled
         self.settled_wide: int | None = None
+        self.tell = tell
         super().__init__(options, tell)
 
     def start_anew(self) -> None:
@@ -82,10 +99,13 @@ class DirectChoices(ForwardChoices):
             self.model.most_few = self._settled.most_few
 
 
-def open_model(options: TorchOptions, tell: Tell = lambda _: None) -> OpenedModel:
-    """Raises as `load` does."""
+def open_model(
+    options: TorchOptions, tell: Tell = lambda _: None, *, plain_first: bool = False
+) -> OpenedModel:
+    """Raises as `load` does. plain_first: where a proof is yet to be made, the plain form at once
+    and what it takes to prove another, unless one was insisted on or memory is short."""
     if not _may_keep(options):
-        return OpenedModel(load(options, tell), "made at each start")
+        return OpenedModel(load(options, tell), EACH_START)
     folder = Path(options.model_path)
     store = ProofStore.of(folder, options)
     if store is not None and (kept := store.find()) is not None:
@@ -94,21 +114,37 @@ def open_model(options: TorchOptions, tell: Tell = lambda _: None) -> OpenedMode
         except Exception:  # whatever a form that was proven elsewhere fails with
             traceback.print_exc()
             store.forget()
-    start = time.perf_counter()
+    started = time.perf_counter()
     model, expected = read(options)
     facts = note_facts(model, folder)
     if facts is None:
-        return OpenedModel(load(options, tell, (model, expected)), "made at each start")
+        return OpenedModel(load(options, tell, (model, expected)), EACH_START)
+    unproven = Unproven(options, folder, facts, expected, store, started)
+    if plain_first and _may_wait(options, model):
+        said = "being made; transformers' modelling code serves meanwhile"
+        return OpenedModel(model, said, unproven)
     del model  # its weights are read again
-    ways = DirectChoices(options, tell, folder, facts, expected)
+    return prove(unproven, DirectChoices(options, tell, folder, facts, expected))
+
+
+def _may_wait(options: TorchOptions, model: FlatModel) -> bool:
+    """Whether another form can be proven beside this one, and replies are the same by both."""
+    size = model.parameters * model.geometry.dtype.itemsize
+    alike = options.forward == "auto" and options.quantization is None
+    return alike and 2 * size < free_bytes(model.geometry.device)
+
+
+def prove(unproven: Unproven, ways: DirectChoices) -> OpenedModel:
+    """The fastest form that proves right, and its proof kept."""
+    options = unproven.options
     try:
         chosen(ways, options)
     except UnsupportedModel:
         if options.forward != "auto":
             raise
-        return OpenedModel(load(options, tell), "made at each start")
-    took = time.perf_counter() - start
-    left = _keep(store, ways, took)
+        return OpenedModel(load(options, ways.tell), EACH_START)
+    took = time.perf_counter() - unproven.started
+    left = _keep(unproven.store, ways, took)
     return OpenedModel(ways.model, f"made at this start in {took:.1f} s, {left}")
 
 
