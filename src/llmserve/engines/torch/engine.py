@@ -6,6 +6,8 @@ import asyncio
 from itertools import count
 from pathlib import Path
 
+import msgspec
+
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Knobs, differences
 from llmserve.core.types import ParamError, Request, Structured, blame
@@ -38,6 +40,7 @@ class TorchEngine:
         self._run: ProcessClient | None = None
         self._info: EngineInfo | None = None
         self._tokenizer: ModelTokenizer | None = None
+        self._details: dict[str, str] = {}
         self._vocab_size = 0
         self._constrains = False
         self._questions = count(1)
@@ -58,7 +61,8 @@ class TorchEngine:
         if self._run is not None and not self._run.over:
             return
         await self.stop()
-        run = self._run = ProcessClient(self._sink, self._environment())
+        self._details.clear()
+        run = self._run = ProcessClient(self._sink, self._environment(), self._reformed)
         try:
             await run.child.start()
             run.say(LoadModel(self._options, self._knobs))
@@ -75,6 +79,13 @@ class TorchEngine:
         self._vocab_size = ready.vocab_size
         self._constrains = ready.structured_outputs
         self._info = self._describe(ready, run.child.pid, self._tokenizer.has_chat)
+
+    def _reformed(self, details: dict[str, str]) -> None:
+        """The model computes in another form; it may be before the start is over."""
+        self._details |= details
+        if self._info is not None:
+            told = {**self._info.details, **details}
+            self._info = msgspec.structs.replace(self._info, details=told)
 
     async def stop(self) -> None:
         run, self._run = self._run, None
@@ -184,5 +195,7 @@ class TorchEngine:
             device=ready.device,
             dtype=ready.dtype,
             pids=(pid,),
-            details=ready.details | {"chat template": "yes" if has_chat else "none"},
+            details=ready.details
+            | self._details
+            | {"chat template": "yes" if has_chat else "none"},
         )

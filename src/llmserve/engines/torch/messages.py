@@ -69,6 +69,12 @@ class Busy(msgspec.Struct, frozen=True, tag=True):
     what: str
 
 
+class Reformed(msgspec.Struct, frozen=True, tag=True):
+    """The model computes in another form from now on; what changed of `Ready.details`."""
+
+    details: dict[str, str]
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """Loading failed; the process is about to end."""
 
@@ -108,4 +114,4 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
     """None where requests failed before any step."""
 
 
-FromChild = Busy | Ready | Failed | Adopted | Weighed | Stepped
+FromChild = Busy | Ready | Reformed | Failed | Adopted | Weighed | Stepped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections.abc import Callable
 
 import msgspec
 
@@ -20,6 +21,7 @@ from llmserve.engines.torch.messages import (
     Failed,
     FromChild,
     Ready,
+    Reformed,
     ResetCache,
     Retune,
     Stepped,
@@ -87,10 +89,17 @@ def _joined(deltas: list[Delta]) -> Chunk:
 class ProcessClient:
     """One life of the child process, and all who wait for it."""
 
-    def __init__(self, sink: StepSink, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        sink: StepSink,
+        environment: dict[str, str],
+        reformed: Callable[[dict[str, str]], None] = lambda _: None,
+    ) -> None:
+        """reformed: takes what changed of the details that `ready` has."""
         self.child = Child(WORKER, environment, self)
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._sink = sink
+        self._reformed = reformed
         self._inboxes: dict[str, Inbox] = {}
         self._turn = LoopTurn()
         self._asked: dict[int, asyncio.Future[int]] = {}
@@ -154,6 +163,8 @@ class ProcessClient:
                 self._answer(message.number, message.device_bytes)
             case Busy():
                 self.busy_with = message.what
+            case Reformed():
+                self._reformed(message.details)
             case Ready():
                 self.ready.set_result(message)
             case Failed():

@@ -123,6 +123,18 @@ class StepLoop:
         self._index += 1
         return Stepped(deltas, record)
 
+    @property
+    def idle(self) -> bool:
+        """It holds no request."""
+        return not self._live
+
+    def compute_as(self, form: FlatModel) -> None:
+        """Between two steps: the next one is computed in another form of the same model. In half
+        precision cached prefixes are forgotten, for the two round their keys and values apart."""
+        if self._model.geometry.dtype != torch.float32:
+            self._clear_cache()
+        self._model.compute_as(form)
+
     def check(self) -> None:
         """Assert the invariants, between two steps."""
         self.planner.check()

@@ -21,12 +21,26 @@ import msgspec
 
 from llmserve.engines.process.child import ParentLink
 from llmserve.engines.torch import cpu_isa
-from llmserve.engines.torch.messages import Busy, Failed, FromChild, LoadModel, Ready, ToChild
+from llmserve.engines.torch.messages import (
+    Busy,
+    Failed,
+    FromChild,
+    LoadModel,
+    Ready,
+    Reformed,
+    ToChild,
+)
 from llmserve.engines.torch.options import TorchOptions
 
 if TYPE_CHECKING:
     from llmserve.engines.torch.model.flat_model import FlatModel
+    from llmserve.engines.torch.model.open_model import Unproven
+    from llmserve.engines.torch.sampling.guided_decoding import Grammars
     from llmserve.engines.torch.step_loop import StepLoop
+    from llmserve.engines.torch.text.tokenizer import ModelTokenizer
+
+WAKE = object()
+"""In the inbox: a thread of this process wants a moment between two steps."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -36,15 +50,17 @@ def main() -> None:
     message = link.inbox.get()
     assert isinstance(message, LoadModel)
     try:
-        runner, ready = prepare(message, lambda what: tell(link, Busy(what)))
+        runner, ready, unproven = prepare(message, lambda what: tell(link, Busy(what)))
     except BaseException as error:
         traceback.print_exc()
         tell(link, Failed(f"{type(error).__name__}: {error}"))
         link.flush(5.0)
         os._exit(1)
+    tell(link, ready)
+    if unproven is not None:
+        serve_unproven(runner, link, unproven)
     gc.collect()
     gc.freeze()  # what loading left is there to stay
-    tell(link, ready)
     serve(runner, link)
 
 
@@ -52,32 +68,31 @@ def tell(link: ParentLink, message: FromChild) -> None:
     link.send(partial(_encode, message))
 
 
-def prepare(message: LoadModel, busy: Callable[[str], None]) -> tuple[StepLoop, Ready]:
-    """Load the model, telling what it is busy with; raises whatever makes that impossible."""
+def prepare(
+    message: LoadModel, busy: Callable[[str], None]
+) -> tuple[StepLoop, Ready, Unproven | None]:
+    """Load the model, telling what it is busy with; raises whatever makes that impossible. The
+    last one is of a faster form that is to be proven while this one serves."""
     started = time.monotonic()
     options = message.options
+    gc.disable()  # importing torch makes no garbage, and looking for it takes a tenth of that time
     import torch
 
     from llmserve.engines.batching.step_planner import StepPlanner
     from llmserve.engines.torch.kv.budget import kv_budget, kv_capacity
     from llmserve.engines.torch.kv.store import KvStore
-    from llmserve.engines.torch.model.select_forward import load
-    from llmserve.engines.torch.sampling.guided_decoding import Grammars
+    from llmserve.engines.torch.model.open_model import open_model
     from llmserve.engines.torch.step_loop import StepLoop
     from llmserve.engines.torch.text.detokenize import Detokenizer
     from llmserve.engines.torch.text.tokenizer import open_tokenizer
 
+    gc.freeze()
+    gc.enable()
     torch.set_num_threads(options.thread_count)
-    model = load(options, busy)
+    opened = open_model(options, busy, plain_first=True)
+    model = opened.model
     if model.geometry.device.type == "cuda":
-        from llmserve.engines.torch.model import cuda
-
-        cuda.speed_up(
-            model,
-            kernel=cuda.varlen(),
-            capture=None if options.enforce_eager else cuda.CudaCapture(),
-            most_rows=2 * options.max_num_seqs_ceiling,  # with their padding
-        )
+        speed_up(model, options)
     folder = model_folder(options)
     tokenizer = open_tokenizer(folder, options.trust_remote_code)
     capacity = kv_capacity(options, model.geometry, model.max_model_len)
@@ -87,10 +102,7 @@ def prepare(message: LoadModel, busy: Callable[[str], None]) -> tuple[StepLoop, 
         max_model_len=model.max_model_len,
         prefix_caching=options.enable_prefix_caching,
     )
-    try:
-        grammars = Grammars(tokenizer.backend, model.vocab_size, model.eos_ids)
-    except ValueError:
-        grammars = None
+    grammars = open_grammars(tokenizer, model)
     budget = kv_budget(capacity, model.geometry)
     kv = KvStore(model.geometry, budget=budget)
     runner = StepLoop(
@@ -106,11 +118,33 @@ def prepare(message: LoadModel, busy: Callable[[str], None]) -> tuple[StepLoop, 
         structured_outputs=grammars is not None,
         details=describe(model, options)
         | {
+            "proof": opened.proof,
             "kv_memory": f"{budget / 1e6:,.1f} MB at most",
             "loaded_s": f"{time.monotonic() - started:.1f}",
         },
     )
-    return runner, ready
+    return runner, ready, opened.unproven
+
+
+def speed_up(model: FlatModel, options: TorchOptions) -> None:
+    from llmserve.engines.torch.model import cuda
+
+    cuda.speed_up(
+        model,
+        kernel=cuda.varlen(),
+        capture=None if options.enforce_eager else cuda.CudaCapture(),
+        most_rows=2 * options.max_num_seqs_ceiling,  # with their padding
+    )
+
+
+def open_grammars(tokenizer: ModelTokenizer, model: FlatModel) -> Grammars | None:
+    """None where the tokenizer allows no replies of a given form."""
+    from llmserve.engines.torch.sampling.guided_decoding import Grammars
+
+    try:
+        return Grammars(tokenizer.backend, model.vocab_size, model.eos_ids)
+    except ValueError:
+        return None
 
 
 def model_folder(options: TorchOptions) -> Path:
@@ -131,9 +165,9 @@ def model_folder(options: TorchOptions) -> Path:
 def describe(model: FlatModel, options: TorchOptions) -> dict[str, str]:
     """Facts for people."""
     level = cpu_isa.limit()
-    held = {} if level is None else {"cpu_isa": f"{level} at most ({cpu_isa.VARIABLE})"}
-    return held | {
-        "architecture": type(model.network).__name__,
+    limited = {} if level is None else {"cpu_isa": f"{level} at most ({cpu_isa.VARIABLE})"}
+    return limited | {
+        "architecture": model.architecture,
         "parameters": f"{model.parameters / 1e6:,.1f} M",
         "forward": model.path,
         "attention": f"{'sdpa' if model.few is None else 'fused'} over KV slabs, a ragged batch",
@@ -147,13 +181,36 @@ def describe(model: FlatModel, options: TorchOptions) -> dict[str, str]:
 def serve(runner: StepLoop, link: ParentLink) -> None:
     """Step while there is work, else wait for a message. The process ends in the link's reader."""
     while True:
-        while answer_one(runner, link, block=False):
-            pass
-        stepped = runner.step()
-        if stepped is not None:
-            tell(link, stepped)
-        else:
-            answer_one(runner, link, block=True, timeout_s=runner.wake_in())
+        turn(runner, link)
+
+
+def serve_unproven(runner: StepLoop, link: ParentLink, unproven: Unproven) -> None:
+    """As `serve`, until a faster form is proven and taken."""
+    from llmserve.engines.torch.late_form import LateForm
+
+    late = LateForm(
+        unproven,
+        lambda what: tell(link, Busy(what)),
+        wake=lambda: link.inbox.put(WAKE),
+    )
+    late.begin()
+    while (details := late.settle(runner)) is None:
+        turn(runner, link, lambda: late.asks(runner))
+    tell(link, Reformed(details))
+
+
+def turn(
+    runner: StepLoop, link: ParentLink, asked: Callable[[], bool] = lambda: False
+) -> None:
+    """One step and what came before it; a wait where there is nothing to do and nobody asked for
+    a moment between two steps."""
+    while answer_one(runner, link, block=False):
+        pass
+    stepped = runner.step()
+    if stepped is not None:
+        tell(link, stepped)
+    elif not asked():
+        answer_one(runner, link, block=True, timeout_s=runner.wake_in())
 
 
 def answer_one(
@@ -164,6 +221,8 @@ def answer_one(
         message = link.inbox.get(block, timeout_s)
     except queue.Empty:
         return False
+    if message is WAKE:
+        return True
     answer = runner.handle(message)  # type: ignore[arg-type]  # the decoder admits no other
     if answer is not None:
         tell(link, answer)

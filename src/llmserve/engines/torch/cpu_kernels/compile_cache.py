@@ -13,7 +13,6 @@ import hashlib
 import os
 import re
 import shutil
-import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from llvmlite import binding
 from numba import config, njit
 
 import llmserve
+from llmserve.engines.torch.user_cache import cache_folder, own
 
 OLD_FOLDERS = 3
 """Of other states, the latest used: two versions side by side need not compile in turns."""
@@ -55,32 +55,15 @@ def compiled_in(folder: Path | None, function: Callable[..., Any], signature: An
 
 def kernel_folder() -> Path | None:
     """The folder for this state, made where it is not there; None where there is no safe one."""
+    folder = cache_folder("kernels", state())
+    if folder is None:
+        return None
     try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        if not base.is_absolute():  # as XDG has it
-            return None
-        base.mkdir(parents=True, exist_ok=True)
-        ours = base / "llmserve" / "kernels"
-        folder = ours / state()
-        for one in (ours.parent, ours, folder):
-            one.mkdir(mode=0o700, exist_ok=True)
-            if not own(one):
-                return None
         os.utime(folder)
-        forget_old(ours, folder)
-    except (OSError, RuntimeError):  # not writable; no home
+        forget_old(folder.parent, folder)
+    except OSError:  # not writable
         return None
     return folder
-
-
-def own(folder: Path) -> bool:
-    """Whether it is a folder of this user, no link to one, into which nobody else can write."""
-    found = folder.lstat()
-    return (
-        stat.S_ISDIR(found.st_mode)
-        and found.st_uid == os.getuid()
-        and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    )
 
 
 def state() -> str:

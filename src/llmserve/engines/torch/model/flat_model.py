@@ -33,7 +33,9 @@ class FewRows(Protocol):
 class FlatModel:
     """Runs steps of a causal language model."""
 
-    network: Any  # a transformers PreTrainedModel; what computes may have taken its layers
+    network: Any
+    """transformers' PreTrainedModel, from which what computes may have taken the layers; None where
+    weights were read without it."""
     compute: Compute
     path: str
     """How it computes, in words."""
@@ -42,9 +44,16 @@ class FlatModel:
     max_model_len: int
     vocab_size: int
     eos_ids: frozenset[int]
+    architecture: str
     few: FewRows | None = None
     """Takes the steps of up to `most_few` rows."""
     most_few: float = 0
+
+    def compute_as(self, other: FlatModel) -> None:
+        """From the next step on, in the form of `other`: the same model, proven equal."""
+        assert other.geometry == self.geometry
+        self.network, self.compute, self.path = other.network, other.compute, other.path
+        self.few, self.most_few = other.few, other.most_few
 
     @torch.inference_mode()
     def forward(self, batch: Batch, tokens: list[int], wanted: list[int]) -> Tensor:
@@ -80,19 +89,3 @@ class General:
             **{attention.STEP: step},
         ).logits
         return logits[0]
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -50,7 +50,7 @@ def read(options: TorchOptions) -> tuple[FlatModel, list[Tensor]]:
         geometry = probe(network, max_model_len)
         model = FlatModel(
             network, General(network), "transformers' modelling code", parameters, geometry,
-            max_model_len, vocab_size, eos_ids(network),
+            max_model_len, vocab_size, eos_ids(network), type(network).__name__,
         )
         network.set_attn_implementation(own_attention)
         expected = own_logits(model)

@@ -14,6 +14,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from llmserve.engines.torch.model.attention import UnsupportedModel
 from llmserve.engines.torch.model.compact_llama import Compact
@@ -49,9 +50,21 @@ class NotHere(ValueError):
     """This way is not for this model or machine: the reason."""
 
 
-def load(options: TorchOptions, tell: Tell = lambda _: None) -> FlatModel:
-    """Raises UnsupportedModel, or what transformers raises for a model it cannot find or read."""
-    ways, failed = ForwardChoices(options, tell), ""
+Loaded = tuple[FlatModel, list[Tensor]]
+"""A model by transformers' code, and the logits that proved it."""
+
+
+def load(
+    options: TorchOptions, tell: Tell = lambda _: None, loaded: Loaded | None = None
+) -> FlatModel:
+    """Raises UnsupportedModel, or what transformers raises for a model it cannot find or read.
+    loaded: by `read`, where it was read already."""
+    return chosen(ForwardChoices(options, tell, loaded), options)
+
+
+def chosen(ways: ForwardChoices, options: TorchOptions) -> FlatModel:
+    """The model in the first way that it proves right and, where it races, fast."""
+    failed = ""
     for name in WAYS[options.forward]:
         try:
             ways.take(name)
@@ -74,13 +87,20 @@ def load(options: TorchOptions, tell: Tell = lambda _: None) -> FlatModel:
 class ForwardChoices:
     """A model that is to compute in one of them."""
 
-    def __init__(self, options: TorchOptions, tell: Tell) -> None:
-        self._options, self._tell = options, tell
+    def __init__(
+        self, options: TorchOptions, tell: Tell, loaded: Loaded | None = None
+    ) -> None:
+        self._options, self._tell, self._loaded = options, tell, loaded
         self._note = ""
+        self.form = ""
+        """The one taken last."""
+        self.failed = False
+        """Kernels that are for this model and machine failed, which may be of the moment."""
         self.start_anew()
 
     def start_anew(self) -> None:
-        self.model, self._expected = read(self._options)
+        loaded, self._loaded = self._loaded, None
+        self.model, self._expected = loaded or read(self._options)
         self._weights: Weights | None = None
 
     def take(self, name: str) -> None:
@@ -96,6 +116,7 @@ class ForwardChoices:
             case _:
                 if self._options.quantization is not None:
                     raise NotHere(f"it knows no {self._options.quantization}")
+        self.form = name
         self.model.path += self._note
 
     def _fused(self) -> None:
@@ -112,7 +133,7 @@ class ForwardChoices:
             rows = self._open_rows(weights)
         except Exception as error:  # numba's own are of many kinds
             self._without_kernels(error)
-        wide = wide_rows(geometry.dtype)
+        wide = self.wide()
         model.compute = Compact(weights, Kernels(wide, plain=True))
         try:
             check_against(model, self._expected)
@@ -154,6 +175,7 @@ class ForwardChoices:
         refused = isinstance(error, ValueError) and not isinstance(error, UnsupportedModel)
         if not refused and not isinstance(error, ImportError):
             traceback.print_exc()
+            self.failed = True
         self._note = f"; not fused: {error}"
         raise NotHere(str(error)) from error
 
@@ -167,7 +189,8 @@ class ForwardChoices:
 
     def _compact(self) -> None:
         kernels = self._kernels()
-        gc.collect()  # kernels that were not taken hold the weights in a cycle
+        if self._note:
+            gc.collect()  # kernels that were not taken hold the weights in a cycle
         self.model.compute = Compact(self._take_apart(), kernels)
         self.model.path = "compact, joined products"
         self._check()
@@ -184,9 +207,11 @@ class ForwardChoices:
         on_cpu = geometry.device.type == "cpu"
         if quantization is not None and not on_cpu:
             raise NotHere(f"{quantization} is for CPUs")
-        return Kernels(
-            wide_rows(geometry.dtype) if on_cpu else None, int8=quantization == "int8"
-        )
+        return Kernels(self.wide() if on_cpu else None, int8=quantization == "int8")
+
+    def wide(self) -> int | None:
+        """From how many rows on products are in float32."""
+        return wide_rows(self.model.geometry.dtype)
 
     def _check(self) -> None:
         quantization = self._options.quantization

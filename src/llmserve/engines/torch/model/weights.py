@@ -6,6 +6,7 @@ Query, key and value are joined, and so are gate and up: the same tensors serve 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,11 +119,11 @@ def take_apart(network: Any, geometry: Geometry, max_model_len: int) -> Weights:
     heads, scaling = attention.q_proj.out_features // geometry.key_dim, attention.scaling
     layers = []
     for index in range(len(body.layers)):
-        layers.append(_layer(body.layers[index]))
+        layers.append(layer_weights(tensors_of(body.layers[index])))
         body.layers[index] = nn.Identity()
     for left in network.parameters():  # a tied one comes once
         left.data = left.data.clone()
-    cos, sin = _position_table(body.rotary_emb, geometry, max_model_len)
+    cos, sin = position_table(body.rotary_emb, geometry, max_model_len)
     return Weights(
         layers=layers,
         embedding=body.embed_tokens.weight.detach(),
@@ -134,52 +135,76 @@ def take_apart(network: Any, geometry: Geometry, max_model_len: int) -> Weights:
     )  # fmt: skip
 
 
-def _layer(layer: Any) -> LayerWeights:
-    attention, mlp = layer.self_attn, layer.mlp
-    norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-    query_norm, key_norm = (None if norm is None else norm.weight.clone() for norm in norms)
-    qkv, qkv_bias = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
-    out, out_bias = _joined(attention.o_proj)
-    for one in (mlp.gate_proj, mlp.up_proj):
-        _widen(one, 0)
-    _widen(mlp.down_proj, 1)
-    gate_up, gate_up_bias = _joined(mlp.gate_proj, mlp.up_proj)
-    down, down_bias = _joined(mlp.down_proj)
+Tensors = Callable[[str], Tensor | None]
+"""A layer's tensor by its name within the layer, or None where it has none of that name."""
+
+
+def tensors_of(layer: nn.Module) -> Tensors:
+    """Of a layer of transformers' network."""
+    return {name: one.detach() for name, one in layer.named_parameters()}.get
+
+
+def layer_weights(tensor: Tensors) -> LayerWeights:
+    """Copies of a layer's tensors, joined."""
+    parts = [f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")]
+    qkv, qkv_bias = _joined(*(_linear(tensor, name) for name in parts))
+    out, out_bias = _joined(_linear(tensor, "self_attn.o_proj"))
+    sides = [_linear(tensor, f"mlp.{name}") for name in ("gate_proj", "up_proj")]
+    gate_up, gate_up_bias = _joined(*(_widened(one) for one in sides))
+    weight, down_bias = _linear(tensor, "mlp.down_proj")
+    down, down_bias = _joined((pad(weight, (0, -weight.shape[1] % EVEN)), down_bias))
+    query_norm, key_norm = (tensor(f"self_attn.{name}.weight") for name in ("q_norm", "k_norm"))
     return LayerWeights(
-        before_attention=layer.input_layernorm.weight.clone(),
-        qkv=qkv, qkv_bias=qkv_bias, query_norm=query_norm, key_norm=key_norm,
+        before_attention=_needed(tensor, "input_layernorm.weight").clone(),
+        qkv=qkv, qkv_bias=qkv_bias,
+        query_norm=None if query_norm is None else query_norm.clone(),
+        key_norm=None if key_norm is None else key_norm.clone(),
         out=out, out_bias=out_bias,
-        before_mlp=layer.post_attention_layernorm.weight.clone(),
+        before_mlp=_needed(tensor, "post_attention_layernorm.weight").clone(),
         gate_up=gate_up, gate_up_bias=gate_up_bias, down=down, down_bias=down_bias,
     )  # fmt: skip
 
 
-def _widen(linear: nn.Linear, side: int) -> None:
-    """Add zeros to its outputs (side 0) or inputs (1), up to a multiple of what kernels take at
-    once: of gate and up, and of down, they add nothing to any sum."""
-    missing = -linear.weight.shape[side] % EVEN
-    if missing:
-        linear.weight.data = pad(linear.weight, (0, missing) if side else (0, 0, 0, missing))
-        if linear.bias is not None and not side:
-            linear.bias.data = pad(linear.bias, (0, missing))
+Affine = tuple[Tensor, Tensor | None]
+"""Weight and bias of a product."""
 
 
-def _joined(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of one product that gives the outputs of all, side by side."""
-    weights = [one.weight.detach() for one in linears]
-    biases = [one.bias for one in linears]
+def _linear(tensor: Tensors, name: str) -> Affine:
+    return _needed(tensor, f"{name}.weight"), tensor(f"{name}.bias")
+
+
+def _needed(tensor: Tensors, name: str) -> Tensor:
+    found = tensor(name)
+    if found is None:
+        raise KeyError(f"a layer has no {name}")
+    return found
+
+
+def _widened(linear: Affine) -> Affine:
+    """With outputs of zeros added, up to a multiple of what kernels take at once: of gate and up,
+    and of down's inputs, they add nothing to any sum."""
+    weight, bias = linear
+    missing = -weight.shape[0] % EVEN
+    if not missing:
+        return linear
+    return pad(weight, (0, 0, 0, missing)), None if bias is None else pad(bias, (0, missing))
+
+
+def _joined(*linears: Affine) -> Affine:
+    """Weight and bias of one product that gives the outputs of all, side by side, in a copy."""
+    weights, biases = zip(*linears, strict=True)
     if all(bias is None for bias in biases):
         return torch.cat(weights), None
     bias = torch.cat(
         [
-            weight.new_zeros(weight.shape[0]) if bias is None else bias.detach()
-            for weight, bias in zip(weights, biases, strict=True)
+            weight.new_zeros(weight.shape[0]) if bias is None else bias
+            for weight, bias in linears
         ]
     )
     return torch.cat(weights), bias
 
 
-def _position_table(rotary: Any, geometry: Geometry, length: int) -> tuple[Tensor, Tensor]:
+def position_table(rotary: Any, geometry: Geometry, length: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of all positions, by the model's own rule."""
     like = torch.empty(0, dtype=torch.float32, device=geometry.device)
     cos, sin = rotary(like, torch.arange(length, device=geometry.device)[None])
