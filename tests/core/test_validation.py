@@ -22,6 +22,9 @@ class Thing:
         return "a thing"  # without its address: a test has the same name in every process
 
 
+THING: object = Thing()
+
+
 @pytest.mark.parametrize(
     "value", [8, 8.0, "8", " 8\n", "8e0", np.int8(8), np.array(8), Fraction(8)], ids=shown
 )
@@ -49,7 +52,7 @@ def test_a_whole_number_keeps_all_its_digits() -> None:
         (np.float64(0.5), "n must be within 1 and 1,000 s, not 0.5"),
         *((wrong, "n takes a whole number, not ") for wrong in (
             math.nan, "nan", True, np.bool_(True), "", "10**5", "0x10", None, [8], {}, 8j, b"8",
-            np.array([8]), Decimal(8), Thing(),
+            np.array([8]), Decimal(8), THING,
         )),
     ],
     ids=shown,
