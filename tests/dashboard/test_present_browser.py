@@ -244,7 +244,8 @@ def test_the_table_s_titles_and_cells_are_whole_and_on_one_line(
             "() => { const box = document.querySelector('.scroll').getBoundingClientRect(); return "
             "[...document.querySelectorAll('.requests th, .requests td')]"
             ".filter((c) => c.offsetParent).map((c) => { const r = c.getBoundingClientRect(); "
-            "return [c.textContent, r.height, box.right - r.right, c.scrollWidth - c.clientWidth]; }); }"
+            "return [c.textContent, r.height, box.right - r.right, "
+            "c.scrollWidth - c.clientWidth]; }); }"
         )
         assert len(found) > 80
         for text, height, room, hidden in found:

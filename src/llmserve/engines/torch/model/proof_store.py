@@ -41,8 +41,8 @@ BESIDE = frozenset({
 })  # fmt: skip
 """Options that no form of a forward pass depends on, but for the model: its files are read."""
 SETTINGS = (
-    "ATEN_", "BLAS_", "DNNL_", "GOMP_", "KMP_", "MKL_", "NUMBA_", "OMP_", "ONEDNN_", "PYTORCH_",
-    "TORCH_",
+    "ATEN_", "BLAS_", "DNNL_", "GOMP_", "KMP_", "LLMSERVE_CPU_ISA", "MKL_", "NUMBA_", "OMP_",
+    "ONEDNN_", "PYTORCH_", "TORCH_",
 )  # fmt: skip
 WHOLE_BYTES = 64 << 20
 """A file up to this is read whole; of a larger one size, time and samples are its content."""
