@@ -170,7 +170,7 @@ def test_nothing_served_is_a_failure(server: Serving, capsys: pytest.CaptureFixt
         ("bench --url http://127.0.0.1:9/v1 --quiet", "http://127.0.0.1:9/v1"),
         ("bench --url http://127.0.0.1:9/v1 --knob a=1", "of a server to start"),
         ("bench --engine simulator --rate 1 --concurrency 1", "not both"),
-        ("bench --engine simulator --knob fifo", "takes NAME=VALUE"),
+        ("bench --engine simulator --knob fifo", "--knob takes NAME=VALUE"),
         ("bench --engine simulator --replay /no/such/file.csv", "no/such/file"),
         ("bench --engine simulator --slo speed:1", "SLO"),
         ("bench --engine simulator --plain", "--plain is of a --url"),

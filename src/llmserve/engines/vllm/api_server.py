@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import suppress
 from typing import Any
 
+from llmserve.core.bounds import BOUNDS
 from llmserve.core.types import SamplingParams
 from llmserve.engines.base import Submission, Submit
 from llmserve.engines.vllm.convert import Payload
@@ -142,10 +143,11 @@ class ApiServer:
             # or vLLM's routes would look for the text of these ids at every token of the reply
             prompt = {**prompt, "prompt": ""}
         room = max(1, self.llm.model_config.max_model_len - len(ids))
+        most = int(BOUNDS["max_tokens"].high)
         return self._submit(
             id=request_id if params.n == 1 else f"{request_id}-{index}",
             prompt_ids=ids,
-            sampling=SamplingParams(max_tokens=min(one.max_tokens or room, 1_000_000)),
+            sampling=SamplingParams(max_tokens=min(one.max_tokens or room, most)),
             priority=options.pop("priority", 0) or None,
             payload=Payload(prompt, one, options),
         )

@@ -86,16 +86,18 @@ def _start(
     from llmserve.entrypoints.commands.settings import read_setting
     from llmserve.entrypoints.session.serve import serve
 
-    def read(texts: list[str] | None) -> dict[str, Any]:
+    def read(name: str, texts: list[str] | None) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for text in texts or ():
             setting = read_setting(text)
             if isinstance(setting, str):
-                raise mistyped("--knob or --option", "NAME=VALUE", text)
+                raise mistyped(name, "NAME=VALUE", text)
             found |= setting
         return found
 
-    return serve(model, engine or registry.AUTO, knobs=read(knob), **read(option))
+    return serve(
+        model, engine or registry.AUTO, knobs=read("--knob", knob), **read("--option", option)
+    )
 
 
 def _tell(found: Measured, asked: Asked) -> int:
