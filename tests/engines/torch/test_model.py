@@ -124,7 +124,7 @@ def test_context_without_a_known_limit_has_one() -> None:
 def test_bfloat16_is_the_default_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for fast, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(flat_model, "_cpu_multiplies_bfloat16", lambda fast=fast: fast)
+        monkeypatch.setattr(loading, "_cpu_multiplies_bfloat16", lambda fast=fast: fast)
         assert pick_dtype("auto", cpu, 2048) is expected
         assert pick_dtype("auto", cpu, 256) is torch.float32
     assert pick_dtype("auto", torch.device("cuda"), 256) is torch.bfloat16
