@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmserve.core.quantities import moment, tick
+from llmserve.core.quantities import moment
 from llmserve.dashboard.panels import COLUMNS, Panel, shown_in
-from llmserve.plots.svg import nice_ceiling
+from llmserve.plots.axes import Axes, Point
+from llmserve.plots.svg import FAINT, TEXT, nice_ceiling
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT, _PER_ROW = 400, 220, 3
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 44, 34
 _INKS = ("#1f77b4", "#e07b00", "#2e9e44", "#8a4fbf", "#d1495b")
-_TEXT, _GRID, _MARK = "#333333", "#dddddd", "#999999"
 _SCALE = 2  # drawn at twice the size: text stays sharp on a dense screen
 
 Times = NDArray[np.float64]
@@ -39,10 +38,9 @@ def to_png(panels: Sequence[Panel], times: Times, values: Values, marks: Sequenc
     size = (_WIDTH * _PER_ROW * _SCALE, _HEIGHT * rows * _SCALE)
     image = Image.new("RGB", size, "white")
     font = ImageFont.load_default(11 * _SCALE)
-    bold = ImageFont.load_default(13 * _SCALE)
     for i, panel in enumerate(panels):
         corner = (i % _PER_ROW * _WIDTH, i // _PER_ROW * _HEIGHT)
-        _PanelRect(ImageDraw.Draw(image), corner, font, bold).draw(panel, times, values, marks)
+        _draw(PngCanvas(ImageDraw.Draw(image), corner, font), panel, times, values, marks)
     out = io.BytesIO()
     image.save(out, "PNG")
     return lighten(out.getvalue())
@@ -58,80 +56,65 @@ def lighten(png: bytes) -> bytes:
     return out.getvalue()
 
 
-class _PanelRect:
-    """One panel's rectangle; coordinates are in unscaled pixels from its corner."""
+def _draw(
+    canvas: PngCanvas, panel: Panel, times: Times, values: Values, marks: Sequence[float]
+) -> None:
+    columns = [COLUMNS.index(line.column) for line in panel.lines]
+    unit, shown = shown_in(panel, values[:, columns])
+    canvas.text(_LEFT - 44, 17, f"{panel.title} ({unit})")
+    if not np.isfinite(shown).any():
+        canvas.text(_LEFT, _HEIGHT // 2, "nothing measured yet")
+        return
+    high = nice_ceiling(float(np.nanmax(shown)))
+    start, end = float(times[0]), max(float(times[-1]), float(times[0]) + 1.0)
+    floor = _HEIGHT - _BOTTOM
+    axes = Axes(canvas, _LEFT, _WIDTH - _RIGHT, _TOP, floor, start, end, high)
+    axes.levels(axes.halves())
+    canvas.text(axes.left, floor + 16, moment(start), FAINT)
+    canvas.text(axes.right, floor + 16, moment(end), FAINT, "end")
+    axes.marks(dict.fromkeys(marks, ""))
+    xs = [float(t) for t in times]
+    for i, line in enumerate(panel.lines):
+        ink = _INKS[i % len(_INKS)]
+        axes.line(xs, [float(v) for v in shown[:, i]], ink, dots=False)
+        canvas.text(_LEFT + 300 // len(panel.lines) * i, 34, line.label, ink)
 
-    def __init__(
-        self, draw: ImageDraw.ImageDraw, corner: tuple[int, int], font: Font, bold: Font
-    ) -> None:
+
+class PngCanvas:
+    """A corner of a picture, drawn by pillow; coordinates are in unscaled pixels from there."""
+
+    def __init__(self, draw: ImageDraw.ImageDraw, corner: tuple[int, int], font: Font) -> None:
         self._draw = draw
         self._corner = corner
         self._font = font
-        self._bold = bold
 
-    def draw(self, panel: Panel, times: Times, values: Values, marks: Sequence[float]) -> None:
-        columns = [COLUMNS.index(line.column) for line in panel.lines]
-        unit, shown = shown_in(panel, values[:, columns])
-        self._text((_LEFT - 44, 6), f"{panel.title} ({unit})", bold=True)
-        if not np.isfinite(shown).any():
-            self._text((_LEFT, _HEIGHT // 2), "nothing measured yet")
+    def path(self, points: Sequence[Point], ink: str, width: float = 1, dash: str = "") -> None:
+        """`dash`, as in SVG: lengths drawn and left out, along a straight line of two points."""
+        if len(points) < 2:
             return
-        high = nice_ceiling(float(np.nanmax(shown)))
-        start, end = float(times[0]), max(float(times[-1]), float(times[0]) + 1.0)
-        self._axes(start, end, high)
-        for t in marks:
-            if start <= t <= end:
-                self._mark(self._x(t, start, end))
-        for i, line in enumerate(panel.lines):
-            xs = [self._x(float(t), start, end) for t in times]
-            ink = _INKS[i % len(_INKS)]
-            self._line(xs, [float(v) for v in shown[:, i]], high, ink)
-            self._text((_LEFT + 300 // len(panel.lines) * i, 24), line.label, ink=ink)
+        pieces = [points] if not dash else _dashes(points[0], points[-1], dash)
+        for piece in pieces:
+            self._draw.line([self._at(p) for p in piece], fill=ink, width=int(width * _SCALE))
 
-    def _axes(self, start: float, end: float, high: float) -> None:
-        for k in range(3):
-            y = self._y(high * k / 2, high)
-            self._stroke([(_LEFT, y), (_WIDTH - _RIGHT, y)], _GRID)
-            self._text((_LEFT - 6, y), tick(high * k / 2), anchor="rm")
-        floor = _HEIGHT - _BOTTOM + 6
-        self._text((_LEFT, floor), moment(start), anchor="la")
-        self._text((_WIDTH - _RIGHT, floor), moment(end), anchor="ra")
+    def dot(self, x: float, y: float, ink: str) -> None:
+        self._draw.circle(self._at((x, y)), 2.5 * _SCALE, fill=ink)
 
-    def _mark(self, x: float) -> None:
-        for y in range(_TOP, _HEIGHT - _BOTTOM, 6):
-            self._stroke([(x, y), (x, y + 3)], _MARK)
+    def text(self, x: float, y: float, words: str, ink: str = TEXT, anchor: str = "") -> None:
+        sides = {"": "ls", "middle": "ms", "end": "rs"}
+        at = self._at((x, y))
+        self._draw.text(at, words, fill=ink, font=self._font, anchor=sides[anchor])
 
-    def _line(self, xs: list[float], values: list[float], high: float, ink: str) -> None:
-        run: list[tuple[float, float]] = []
-        for x, value in zip(xs, values, strict=True):
-            if math.isfinite(value):
-                run.append((x, self._y(value, high)))
-                continue
-            self._stroke(run, ink, 1.5)
-            run = []
-        self._stroke(run, ink, 1.5)
-
-    def _x(self, t: float, start: float, end: float) -> float:
-        return _LEFT + (t - start) / (end - start) * (_WIDTH - _LEFT - _RIGHT)
-
-    def _y(self, value: float, high: float) -> float:
-        return _HEIGHT - _BOTTOM - value / high * (_HEIGHT - _TOP - _BOTTOM)
-
-    def _at(self, point: tuple[float, float]) -> tuple[float, float]:
+    def _at(self, point: Point) -> Point:
         return (self._corner[0] + point[0]) * _SCALE, (self._corner[1] + point[1]) * _SCALE
 
-    def _stroke(self, points: list[tuple[float, float]], ink: str, width: float = 1) -> None:
-        if len(points) > 1:
-            self._draw.line([self._at(p) for p in points], fill=ink, width=int(width * _SCALE))
 
-    def _text(
-        self,
-        point: tuple[float, float],
-        text: str,
-        *,
-        bold: bool = False,
-        anchor: str = "la",
-        ink: str = _TEXT,
-    ) -> None:
-        font = self._bold if bold else self._font
-        self._draw.text(self._at(point), text, fill=ink, font=font, anchor=anchor)
+def _dashes(start: Point, end: Point, dash: str) -> list[list[Point]]:
+    on, off = map(float, dash.split())
+    length = ((end[0] - start[0]) ** 2 + (end[1] - start[1]) ** 2) ** 0.5
+
+    def along(distance: float) -> Point:
+        share = min(distance / length, 1.0) if length else 0.0
+        return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
+
+    count = int(length // (on + off)) + 1
+    return [[along(i * (on + off)), along(i * (on + off) + on)] for i in range(count)]
