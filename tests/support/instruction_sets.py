@@ -20,7 +20,7 @@ from llvmlite.binding import get_host_cpu_features
 from llmserve.engines.torch import cpu_isa
 
 X86 = platform.machine() in cpu_isa.X86
-PATIENCE_S = 300
+PATIENCE_S = 540
 MISSING = {
     torch.bfloat16: "avx_ne_convert or avx512bw, avx512vl and avx512dq",
     torch.float16: "avx_ne_convert or avx512_fp16",
