@@ -65,7 +65,7 @@ export function onClock(end: number): boolean {
   return end >= CLOCK_FROM_S;
 }
 
-/** Three digits that tell something, more where it is larger; `12,400`, never `1.24e+4`. */
+/** Three digits that say something, more where it is larger; `12,400`, never `1.24e+4`. */
 export function number(value: number): string {
   if (!Number.isFinite(value)) return NONE;
   const size = rounded(Math.abs(value));
