@@ -105,7 +105,7 @@ def test_the_page_can_report_a_value_in_place_of_none_in_two_steps(
     control = controls.by_name["max_active"]
     assert control.none is not None
     parts.change({"max_active": 9}, "code")
-    controls.told(parts.board.current.as_dict())
+    controls.note_sent(parts.board.current.as_dict())
     control.main.value = 9  # in the order in which widgets/src/controls.ts sets them
     control.none.value = False
     assert parts.board.current.max_active == 9
@@ -128,7 +128,7 @@ def test_an_echo_of_an_outdated_value_does_not_set_the_knob_back(
     parts: Parts, controls: Controls
 ) -> None:
     parts.change({"max_num_seqs": 8}, "code")
-    controls.told({"max_num_seqs": 8})
+    controls.note_sent({"max_num_seqs": 8})
     parts.change({"max_num_seqs": 16}, "code")
     parts.clock.advance(5.0)  # it draws, or its machine is busy
     controls.by_name["max_num_seqs"].main.value = 8  # the page obeyed, and reports it too late
@@ -140,7 +140,7 @@ def test_moving_to_and_fro_is_obeyed_each_time(parts: Parts, controls: Controls)
     main = controls.by_name["max_num_seqs"].main
     for value in (8, 32, 8, 32):
         main.value = value
-        controls.told(parts.board.current.as_dict())
+        controls.note_sent(parts.board.current.as_dict())
         assert parts.board.current.max_num_seqs == value
     assert len(parts.set_calls) == 4
 
@@ -148,7 +148,7 @@ def test_moving_to_and_fro_is_obeyed_each_time(parts: Parts, controls: Controls)
 def test_an_echo_counts_once_and_then_it_is_a_move(parts: Parts, controls: Controls) -> None:
     main = controls.by_name["max_num_seqs"].main
     parts.change({"max_num_seqs": 8}, "code")
-    controls.told({"max_num_seqs": 8})
+    controls.note_sent({"max_num_seqs": 8})
     main.value = 8  # the page obeyed
     main.value = 16
     main.value = 8
@@ -156,7 +156,7 @@ def test_an_echo_counts_once_and_then_it_is_a_move(parts: Parts, controls: Contr
 
 
 def test_a_value_told_long_ago_is_no_echo(parts: Parts, controls: Controls) -> None:
-    controls.told({"max_num_seqs": 8})
+    controls.note_sent({"max_num_seqs": 8})
     parts.clock.advance(ECHO_S)
     controls.by_name["max_num_seqs"].main.value = 8
     assert parts.board.current.max_num_seqs == 8
@@ -166,7 +166,7 @@ def test_a_page_that_reports_nothing_leaves_nothing_behind(
     parts: Parts, controls: Controls
 ) -> None:
     for value in range(1, 200):
-        controls.told({"max_num_seqs": value})
+        controls.note_sent({"max_num_seqs": value})
         parts.clock.advance(ECHO_S / 4)
     assert len(controls._told["max_num_seqs"]) <= 4
 

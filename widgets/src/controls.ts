@@ -4,7 +4,7 @@
 import type { ControlPlace, KnobValue } from "./messages.ts";
 import type { ControlModel, Model } from "./widget.ts";
 
-/** Sets the controls that show another value, and tells the kernel's side of them. */
+/** Sets the controls that show another value, and reports them to the kernel's side. */
 export async function showKnobs(
   model: Pick<Model, "widget_manager">,
   places: Record<string, ControlPlace>,

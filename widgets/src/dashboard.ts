@@ -18,7 +18,7 @@ import { asView, type Cleanup, type Context, type Model } from "./widget.ts";
 const TICK_MS = 500;
 
 class Dashboard {
-  /** Tells this page from another that shows the same view. */
+  /** Distinguishes this page from another that shows the same view. */
   readonly #id = Math.random().toString(36).slice(2, 10);
   readonly #model: Model;
   readonly #page: Page;
@@ -109,7 +109,7 @@ class Dashboard {
     else this.#tableStale = true; // a table that changes five times a second is not read
   }
 
-  /** Nothing can be asked where nobody answers. */
+  /** Nothing can be asked where no kernel answers. */
   #state(state: State, silentFor = 0): void {
     this.#page.setState(state, silentFor);
     this.#page.setEmpty(this.#empty && state === "live");

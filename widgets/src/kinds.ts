@@ -1,5 +1,5 @@
 // Words and colours of what a request may do in a step. Bars of waiting are thinner than those of
-// work, so that the two are told apart without their colours too.
+// work, so that the two differ without their colours too.
 
 export interface Kind {
   label: string;

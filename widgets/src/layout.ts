@@ -1,4 +1,4 @@
-// What plotly is told to draw, as plain values. Pure.
+// What plotly draws, as plain values. Pure.
 
 import type { Data, Layout } from "plotly.js-basic-dist-min";
 import { clockUnit, duration, number, timeTicks, unitOf } from "./quantities.ts";
@@ -57,7 +57,7 @@ export function traces(view: View, span: Span, columns: string[], top: number): 
         width: 1.75,
         shape: panel.step ? "hv" : "linear",
       },
-      hoverinfo: "skip", // the cursor tells the figures of all panels
+      hoverinfo: "skip", // the cursor shows the figures of all panels
     };
   });
 }

@@ -1,4 +1,4 @@
-// The elements on the page. `data-llmserve` names them and `data-*` tells their state, for tests.
+// The elements on the page. `data-llmserve` names them and `data-*` gives their state, for tests.
 
 import type { About, Panel } from "./messages.ts";
 import { button, element } from "./dom.ts";
@@ -9,7 +9,7 @@ export type State = "waiting" | "live" | "silent" | "ended";
 
 export const WINDOWS: [number, string][] = [[30, "30 s"], [120, "2 min"], [600, "10 min"]];
 
-/** What the page knows of the other end: a silent kernel may compute, or be gone; the page cannot tell. */
+/** What the page knows of the other end: a silent kernel may compute, or be gone; the page cannot know. */
 export function stateWords(state: State, silentFor: number): string {
   const asking = silentFor < 2 ? "asking the kernel …" : `asking the kernel … ${silentFor} s`;
   const silent = `no figures for ${moment(silentFor)}: the kernel is busy or gone`;

@@ -3,7 +3,7 @@
 
 import { button, element } from "./dom.ts";
 import type { RepliesMessage, ToKernel } from "./messages.ts";
-import { isEnded, loadWords, Replies, told, type Reply } from "./replies.ts";
+import { isEnded, loadWords, Replies, copyFigures, type Reply } from "./replies.ts";
 
 const COPIES = [1, 2, 4, 8, 16];
 const FIRST_TOKENS = 100;
@@ -28,7 +28,7 @@ export class Playground {
 
   constructor(say: (message: ToKernel) => void) {
     this.#say = say;
-    this.el.hidden = true; // until the kernel tells that it has one: a report has none
+    this.el.hidden = true; // until the kernel says that it has one: a report has none
     this.el.setAttribute("aria-label", "playground");
     this.#prompt.rows = 2;
     this.#prompt.placeholder = "A prompt for this model";
@@ -121,7 +121,7 @@ function show(el: HTMLElement, copy: Reply): void {
     text.textContent = copy.text;
     if (atEnd) text.scrollTop = text.scrollHeight; // follows what is written, unless one reads above
   }
-  figures.textContent = told(copy);
+  figures.textContent = copyFigures(copy);
 }
 
 function number(el: HTMLInputElement, value: number, low: number, high: number, step: string, label: string): void {

@@ -66,7 +66,7 @@ export function clockUnit(end: number): "s" | "min:s" | "h:min:s" {
   return end < 3600 ? "min:s" : "h:min:s";
 }
 
-/** Three digits that tell something, more where it is larger; `12,400`, never `1.24e+4`. */
+/** Three digits that say something, more where it is larger; `12,400`, never `1.24e+4`. */
 export function number(value: number): string {
   if (!Number.isFinite(value)) return NONE;
   const size = rounded(Math.abs(value));

@@ -28,7 +28,7 @@ export class Replies {
     if (message.fresh) {
       this.copies = Array.from({ length: message.count }, () => ({ text: "", tokens: 0, ttftMs: null, rate: null, state: "waiting" }));
     }
-    for (const copy of message.copies) this.#tell(copy);
+    for (const copy of message.copies) this.#takeCopy(copy);
     return true;
   }
 
@@ -36,7 +36,7 @@ export class Replies {
     return this.copies.some((copy) => !isEnded(copy));
   }
 
-  /** All copies in one line: how many tokens a second they made together, once there is something to tell. */
+  /** All copies in one line: how many tokens a second they made together, once there is something to say. */
   get summary(): string {
     if (this.copies.length < 2) return "";
     const ended = this.copies.filter(isEnded).length;
@@ -46,7 +46,7 @@ export class Replies {
     return `${ended} of ${this.copies.length} have ended${together}`;
   }
 
-  #tell([number, text, tokens, ttftMs, rate, state]: CopyJson): void {
+  #takeCopy([number, text, tokens, ttftMs, rate, state]: CopyJson): void {
     const copy = this.copies[number];
     if (copy) Object.assign(copy, { text: copy.text + text, tokens, ttftMs, rate, state });
   }
@@ -56,8 +56,8 @@ export function isEnded(copy: Reply): boolean {
   return copy.state !== "waiting" && copy.state !== "running";
 }
 
-/** One copy's own figures. */
-export function told(copy: Reply): string {
+/** One copy's own figures, in words. */
+export function copyFigures(copy: Reply): string {
   const parts = [`TTFT ${duration(copy.ttftMs === null ? null : copy.ttftMs / 1e3)}`];
   if (copy.rate !== null) parts.push(`${number(copy.rate)} tokens/s`);
   parts.push(`${copy.tokens} ${copy.tokens === 1 ? "token" : "tokens"}`, copy.state);

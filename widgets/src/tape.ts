@@ -64,7 +64,7 @@ export class Tape {
       return false;
     }
     this.#seq = message.seq;
-    for (const row of message.rows) this.#tell(row);
+    for (const row of message.rows) this.#takeRow(row);
     this.#takeSteps(message.first, steps);
     for (let at = 0; at < segments.byteLength; at += SEGMENT_BYTES) this.#takeSegment(segments, at);
     for (const [number] of message.rows) this.#settle(this.rows.get(number)!);
@@ -109,7 +109,7 @@ export class Tape {
     return computed ? computed + row.cached : 0;
   }
 
-  #tell(json: TapeRowJson): void {
+  #takeRow(json: TapeRowJson): void {
     const [number, id, tenant, priority, promptTokens, submitted, dispatched, first, ended, reason, tokens, preemptions, cached] = json;
     const segments = this.rows.get(number)?.segments ?? [];
     this.rows.set(number, {
@@ -145,7 +145,7 @@ export class Tape {
     const open = row.segments.at(-1);
     if (open?.first === segment.first) row.segments.pop(); // the same, as it is known now
     else if (open?.last === Infinity) {
-      if (open.first < segment.first) open.last = segment.first - 1; // its end was not told: no step
+      if (open.first < segment.first) open.last = segment.first - 1; // its end was not sent: no step
       else row.segments.pop();
       if (last !== OPEN && open.first > segment.first) {
         if (row.segments.at(-1)?.first === segment.first) row.segments.pop();
@@ -156,7 +156,7 @@ export class Tape {
     row.segments.push(segment);
   }
 
-  /** What a request did goes on to no step that began after its end; its last one may be told of
+  /** What a request did goes on to no step that began after its end; its last one may be sent
    * later, and what showed in no step never is. */
   #settle(row: Row): void {
     const open = row.segments.at(-1);
@@ -182,7 +182,7 @@ export function isStopped(row: Row): boolean {
   return row.ended !== null && row.reason !== null && STOPPED.includes(row.reason);
 }
 
-/** The place of the first segment that is not over before `ordinal`. */
+/** The index of the first segment that is not over before `ordinal`. */
 export function firstEndingAfter(segments: Segment[], ordinal: number): number {
   let low = 0;
   let high = segments.length;

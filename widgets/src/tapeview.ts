@@ -123,7 +123,7 @@ export class TapeView {
       from: Math.round(from), to: Math.round(to), rows: this.#shown.length, steps: tape.end - tape.first,
       selected: this.#selected ?? "", stopped: this.#crosses,
     });
-    this.#tell();
+    this.#showTip();
   }
 
   #prepare(width: number, theme: Theme): CanvasRenderingContext2D {
@@ -219,7 +219,7 @@ export class TapeView {
     this.#crosses++;
   }
 
-  /** Lines between the steps of one segment, where they are wide enough to be told apart. */
+  /** Lines between the steps of one segment, where they are wide enough to be seen apart. */
   #cuts(
     context: CanvasRenderingContext2D, theme: Theme, segment: Segment, y: number, height: number, from: number, to: number, scale: number,
   ): void {
@@ -241,15 +241,15 @@ export class TapeView {
   }
 
   /** The tooltip of what is under the pointer now; none where it has left, or drags. */
-  #tell(): void {
+  #showTip(): void {
     const at = this.#pointer;
     const box = this.#canvas.getBoundingClientRect();
     const over = at && !this.#drag && at.clientX >= box.left && at.clientX < box.right && at.clientY >= box.top && at.clientY < box.bottom;
     this.#tip.hidden = true;
-    if (over) this.#tellOf(at);
+    if (over) this.#describe(at);
   }
 
-  #tellOf(at: { clientX: number; clientY: number }): void {
+  #describe(at: { clientX: number; clientY: number }): void {
     const { row, ordinal, inside } = this.#at(at);
     const segment = row && inside ? this.#tape.segmentAt(row, ordinal) : undefined;
     const step = this.#tape.step(ordinal);
@@ -296,7 +296,7 @@ export class TapeView {
     canvas.addEventListener("pointercancel", () => (this.#drag = undefined));
     canvas.addEventListener("pointerleave", () => {
       this.#pointer = undefined;
-      this.#tell();
+      this.#showTip();
     });
     canvas.addEventListener("keydown", (event) => this.#key(event));
   }
@@ -316,7 +316,7 @@ export class TapeView {
   #move(event: PointerEvent): void {
     const drag = this.#drag;
     this.#pointer = event.pointerType === "touch" ? undefined : { clientX: event.clientX, clientY: event.clientY };
-    if (!drag) return this.#tell();
+    if (!drag) return this.#showTip();
     const [dx, dy] = [event.clientX - drag.x, event.clientY - drag.y];
     if (!drag.moved && Math.hypot(dx, dy) < 4) return;
     const width = this.#canvas.getBoundingClientRect().width - GUTTER;

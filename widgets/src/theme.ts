@@ -28,7 +28,7 @@ export const PRINT: Theme = {
   inks: LIGHT_INKS,
 };
 
-/** The theme at `probe`, an unseen element whose colour is changed to have the browser tell. */
+/** The theme at `probe`, an unseen element whose colour is changed to have the browser compute it. */
 export function readTheme(probe: HTMLElement): Theme {
   const resolve = (color: string) => {
     probe.style.color = color;

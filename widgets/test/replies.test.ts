@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { CopyJson, RepliesMessage } from "../src/messages.ts";
-import { isEnded, loadWords, Replies, told } from "../src/replies.ts";
+import { isEnded, loadWords, Replies, copyFigures } from "../src/replies.ts";
 
 function message(seq: number, copies: CopyJson[], more: Partial<RepliesMessage> = {}): RepliesMessage {
   return { kind: "replies", seq, whole: false, fresh: false, run: 1, count: 2, copies, words: "", load: null, ...more };
@@ -12,7 +12,7 @@ test("texts are added to, and figures replaced", () => {
   assert.ok(replies.take(message(1, [[0, "Once", 1, 20, null, "running"]], { fresh: true })));
   assert.ok(replies.take(message(2, [[0, " upon", 2, 20, 50, "running"], [1, "A", 1, 30, null, "length"]])));
   assert.deepEqual(replies.copies.map((copy) => copy.text), ["Once upon", "A"]);
-  assert.equal(told(replies.copies[0]!), "TTFT 20 ms · 50 tokens/s · 2 tokens · running");
+  assert.equal(copyFigures(replies.copies[0]!), "TTFT 20 ms · 50 tokens/s · 2 tokens · running");
   assert.ok(replies.running);
   assert.deepEqual(replies.copies.map(isEnded), [false, true]);
 });
@@ -32,7 +32,7 @@ test("a new run begins with empty copies that wait", () => {
   replies.take(message(1, [[0, "old", 1, 1, null, "stop"]], { fresh: true, count: 1 }));
   replies.take(message(2, [], { fresh: true, run: 2, count: 4 }));
   assert.deepEqual(replies.copies.map((copy) => copy.text + copy.state), Array(4).fill("waiting"));
-  assert.equal(told(replies.copies[0]!), "TTFT – · 0 tokens · waiting");
+  assert.equal(copyFigures(replies.copies[0]!), "TTFT – · 0 tokens · waiting");
 });
 
 test("the summary adds up the rates of all copies, and one copy needs none", () => {
@@ -43,7 +43,7 @@ test("the summary adds up the rates of all copies, and one copy needs none", () 
   assert.equal(replies.summary, "");
 });
 
-test("a load is told with what failed and when it ends", () => {
+test("a load is copyFigures with what failed and when it ends", () => {
   const load = { rate: 5, sent: 1200, failed: 3, under_way: 7, left_s: 61 };
   assert.equal(loadWords(load), "5 requests/s on average: 1,200 sent, 7 under way, 3 not served; ends in 2 min or when this page leaves");
 });

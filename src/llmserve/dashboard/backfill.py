@@ -1,7 +1,7 @@
 """What happened before a dashboard was opened, out of the logs that a session keeps anyway.
 
 Nothing is recorded for dashboards that nobody has opened. When the first one opens, the newest
-requests and engine steps are told to its folds as the events that they came of, and the figures
+requests and engine steps are replayed to its folds as the events that they came of, and the figures
 are worked out second by second from the samples that `LiveStats` still has.
 """
 
@@ -51,7 +51,7 @@ class TelemetryLike(Protocol):
 
 
 class EventBuffer:
-    """Keeps what is published meanwhile, until folds have been told what was before."""
+    """Keeps events published meanwhile, until folds have had the earlier ones."""
 
     def __init__(self, bus: EventBus, folds: Sequence[Fold]) -> None:
         self._bus = bus
@@ -65,11 +65,11 @@ class EventBuffer:
             if self._pending is not None:
                 self._pending.append(event)
                 return
-        for fold in self._folds:  # an event on its way while the gate was opened
+        for fold in self._folds:  # an event on its way while the buffer was opened
             fold(event)
 
     def open(self, known: Callable[[Event], bool]) -> None:
-        """Tell the folds what was kept and is not `known`, and let them listen themselves."""
+        """Send the folds what was kept and is not `known`, and attach them to the bus."""
         with self._lock:
             pending, self._pending = self._pending or [], None
             for event in pending:
@@ -82,7 +82,7 @@ class EventBuffer:
 
 
 class Backfill:
-    """Reads the logs once, when it is made."""
+    """Replays past events from the logs, which it reads once, when it is made."""
 
     def __init__(self, telemetry: TelemetryLike, now: float) -> None:
         self._stats = telemetry.stats
@@ -100,8 +100,8 @@ class Backfill:
         self.began = now if began is None else began
 
     def known(self, event: Event) -> bool:
-        """Whether `replay` has told it. Other events of a request may be told twice: the second
-        time they change nothing."""
+        """Whether `replay` sends this event. Other events of a request may be sent twice: the
+        second time they change nothing."""
         if isinstance(event, StepRecorded):
             return id(event.record) in self._known_steps
         return isinstance(event, Rejection) and event.request_id in self._refused
@@ -109,19 +109,20 @@ class Backfill:
     def replay(
         self, folds: Sequence[Fold], lose: Callable[[str, float], None] = lambda name, t: None
     ) -> Iterator[Snapshot]:
-        """Tell the folds; on the way the figures as they were at each second, of those seconds
-        whose samples are all still there. `lose`: told of a request whose end the logs have let
-        go, after the last step that it was in."""
-        journeys = RequestTimelines()
+        """Send the folds past events, and yield the figures as they were at each second.
+
+        Only seconds whose samples are all still there have figures. `lose` is called for a request
+        whose end the logs have let go, after the last step that it was in."""
+        timelines = RequestTimelines()
         last: StepRecord | None = None
         due = max(self.began, self._now - MOST_S) + EVERY_S
         for event in [*self._events, None]:
             until = self._now if event is None else event.t
             while due <= until:
-                yield from self._at(due, journeys, last)
+                yield from self._at(due, timelines, last)
                 due += EVERY_S
             if event is not None:
-                _count(journeys, event)
+                _count(timelines, event)
                 last = event.record if isinstance(event, StepRecorded) else last
                 for fold in folds:
                     fold(event)
@@ -130,14 +131,14 @@ class Backfill:
                         lose(name, event.t)
 
     def _at(
-        self, t: float, journeys: RequestTimelines, last: StepRecord | None
+        self, t: float, timelines: RequestTimelines, last: StepRecord | None
     ) -> Iterator[Snapshot]:
         snapshot = self._stats.snapshot(t, WINDOW_S)
         if snapshot.capped:
             return
         yield replace(
-            snapshot, running=journeys.running, waiting=journeys.waiting, devices=(),
-            kv_used_tokens=None if last is None else journeys.kv_in_use(last),
+            snapshot, running=timelines.running, waiting=timelines.waiting, devices=(),
+            kv_used_tokens=None if last is None else timelines.kv_in_use(last),
             kv_capacity_tokens=None if last is None else last.kv_capacity_tokens,
         )  # fmt: skip
 
@@ -153,13 +154,13 @@ def _last_rows(steps: Sequence[StepRecord], known: set[str]) -> dict[int, list[s
     return found
 
 
-def _count(journeys: RequestTimelines, event: Event) -> None:
+def _count(timelines: RequestTimelines, event: Event) -> None:
     if isinstance(event, Submitted):
-        journeys.submit(event)
+        timelines.submit(event)
     elif isinstance(event, Dispatched):
-        journeys.dispatch(event)
+        timelines.dispatch(event)
     elif isinstance(event, Finished | Rejection):
-        journeys.end(event.request_id)
+        timelines.end(event.request_id)
 
 
 def _request(row: RequestRow) -> Iterator[Event]:

@@ -69,7 +69,7 @@ class _Segment(msgspec.Struct, gc=False):
 
 
 class TapeRow(msgspec.Struct, gc=False):
-    """What the table tells of one request. Times are seconds on the session's clock."""
+    """One request's row of the table. Times are seconds on the session's clock."""
 
     number: int
     id: str
@@ -185,8 +185,8 @@ class TapeLog:
                 rows[-1].revision if rows else cursor.rows,
             )
             segments = b"".join((*closed, *(segment.pack(OPEN) for segment in opened)))
-            told = [row.as_json(self.t0) for row in rows]
-        return TapeNews(after, first, b"".join(steps), segments, told)
+            rows_sent = [row.as_json(self.t0) for row in rows]
+        return TapeNews(after, first, b"".join(steps), segments, rows_sent)
 
     def _changed_rows(self, revision: int) -> list[TapeRow]:
         changed = []

@@ -80,7 +80,7 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
                 self.playground.abandon()
 
     def end(self, why: str) -> None:
-        """Say for good that no more rows will come; a page that reloads is told so too."""
+        """Say for good that no more rows will come; a page that reloads shows that too."""
         self.playground.close()
         with self._guard:
             self._outbox.ended = why
@@ -100,7 +100,7 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
         return parts[0] if parts else None
 
     def report(self, why: str) -> list[Message]:
-        """All there is, as a page that comes when nothing more will would be told."""
+        """Return all messages of a finished session, as a page that opens late would get them."""
         outbox = self._outbox.copy()
         outbox.ended = why
         with self._guard:

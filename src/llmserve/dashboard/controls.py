@@ -28,17 +28,17 @@ from llmserve.engines.base import EngineInfo
 log = logging.getLogger(__name__)
 
 ECHO_S = GONE_S
-"""For how long a value that the page was told may come back as an echo: a page may be slow."""
+"""For how long a value that the page was sent may come back as an echo: a page may be slow."""
 _NARROW = 512
 _LAYERS: dict[Layer, str] = {
     "engine": "Engine: what one step computes",
-    "scheduler": "Scheduler: who goes next",
-    "admission": "Admission: who may wait",
+    "scheduler": "Scheduler: order of dispatch",
+    "admission": "Admission: whether a request may wait",
 }
 
 
 class Controls:
-    """`box` shows them; `status` says in one line what the last move came to."""
+    """Shows one control per knob in `box`; `status` says in one line what the last move came to."""
 
     def __init__(
         self, board: KnobBoard, info: EngineInfo, clock: Clock, set_knobs: Callable[..., Applied]
@@ -47,7 +47,7 @@ class Controls:
         self._clock = clock
         self._set = set_knobs
         self._lock = threading.Lock()
-        self._told: dict[str, list[tuple[float, KnobValue]]] = {}
+        self._sent: dict[str, list[tuple[float, KnobValue]]] = {}
         self.status = ""
         self._changed = False
         look = Styles()
@@ -67,19 +67,19 @@ class Controls:
         return {name: control.place() for name, control in self.by_name.items()}
 
     def take_changed(self) -> bool:
-        """Whether the page must be told all values again, since a control may show another."""
+        """Whether the page must be sent all values again, since a control may show another."""
         with self._lock:
             changed, self._changed = self._changed, False
         return changed
 
-    def told(self, values: Mapping[str, KnobValue]) -> None:
-        """Note what the page is told: controls that show another value will report it here."""
+    def note_sent(self, values: Mapping[str, KnobValue]) -> None:
+        """Note what the page is sent: controls that show another value will report it here."""
         now = self._clock.now()
         other = {n: v for n, v in values.items() if v != self.by_name[n].value()}
         with self._lock:
             for name, value in other.items():
-                lately = [(t, v) for t, v in self._told.get(name, ()) if t > now - ECHO_S]
-                self._told[name] = [*lately, (now, value)]
+                lately = [(t, v) for t, v in self._sent.get(name, ()) if t > now - ECHO_S]
+                self._sent[name] = [*lately, (now, value)]
 
     def end(self) -> None:
         """The session is over: what cannot be turned any more looks so, after a reload too."""
@@ -110,21 +110,21 @@ class Controls:
         """What a button came to, in the status line; the page then sets the controls."""
         try:
             applied = act(self._set)
-            told = "nothing to undo" if applied is None else str(applied)
+            outcome = "nothing to undo" if applied is None else str(applied)
         except Exception as error:  # a press must end in a sentence, whatever went wrong
             log.debug("a button's press failed", exc_info=True)
-            told = f"nothing changed: {error or type(error).__name__}"
-        self.status = f"{words}: {told}"
+            outcome = f"nothing changed: {error or type(error).__name__}"
+        self.status = f"{words}: {outcome}"
         with self._lock:
             self._changed = True
 
     def _take_echo(self, name: str, value: KnobValue) -> bool:
-        """Whether the page was told this value lately; it and older ones are then done with."""
+        """Whether the page was sent this value lately; it and older ones are then done with."""
         oldest = self._clock.now() - ECHO_S
         with self._lock:
-            told = [(t, v) for t, v in self._told.pop(name, ()) if t > oldest]
-            places = [i for i, (_, v) in enumerate(told) if v == value]
-            self._told[name] = told[places[0] + 1 :] if places else told
+            sent = [(t, v) for t, v in self._sent.pop(name, ()) if t > oldest]
+            places = [i for i, (_, v) in enumerate(sent) if v == value]
+            self._sent[name] = sent[places[0] + 1 :] if places else sent
         return bool(places)
 
     def _arrange(self, look: Styles) -> ipywidgets.Box:

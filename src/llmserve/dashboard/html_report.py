@@ -1,4 +1,4 @@
-"""A dashboard as one file: the page's own module with all that it was told, and no network.
+"""A dashboard as one file: the page's own module with all that it was sent, and no network.
 
 The page in the file is the live one; its kernel is a script that answers the first question with
 the whole recording.
@@ -34,11 +34,11 @@ const blob = new Blob([bytes(text("module"))], {{ type: "text/javascript" }});
 const {{ default: widget }} = await import(URL.createObjectURL(blob));
 const listeners = new Set();
 const model = {{
-  send(content) {{
-    if (content.kind !== "hello") return;
-    for (const [told, buffers] of messages) {{
+  send(request) {{
+    if (request.kind !== "hello") return;
+    for (const [content, buffers] of messages) {{
       const views = buffers.map((part) => new DataView(bytes(part).buffer));
-      queueMicrotask(() => listeners.forEach((listener) => listener(told, views)));
+      queueMicrotask(() => listeners.forEach((listener) => listener(content, views)));
     }}
   }},
   on: (_, listener) => listeners.add(listener),
@@ -52,12 +52,12 @@ widget.render({{ model, el: document.getElementById("place") }});
 
 def to_html(title: str, messages: Iterable[Message], module: bytes) -> str:
     """The page. What comes from outside cannot end a script element."""
-    told = [
+    recorded = [
         [content, [base64.b64encode(part).decode("ascii") for part in buffers]]
         for content, buffers in messages
     ]
     return _PAGE.format(
         title=html.escape(title),
-        messages=json.dumps(told).replace("<", "\\u003c"),
+        messages=json.dumps(recorded).replace("<", "\\u003c"),
         module=base64.b64encode(module).decode("ascii"),
     )

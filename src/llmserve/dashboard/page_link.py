@@ -12,7 +12,7 @@ from typing import Literal
 
 PATIENCE_S = 2.0
 GONE_S = 10.0
-"""Who is silent for so long does not only draw, or wait for its machine: it is gone."""
+"""A page silent for so long does not only draw, or wait for its machine: it is gone."""
 
 
 class PageLink:

@@ -1,4 +1,4 @@
-"""What one page lacks, as messages: content and buffers. It sends nothing itself.
+"""Builds the messages that one page lacks: content and buffers. It sends nothing itself.
 
 The charts, why it is slow, the tape and the playground are kinds of message apart, so that a fat
 tape never delays a chart. A saved report is the same messages, all at once.
@@ -18,7 +18,7 @@ from llmserve.dashboard.page_link import PageLink
 from llmserve.dashboard.panels import COLUMNS, WINDOW_S
 from llmserve.dashboard.playground import Playground
 from llmserve.dashboard.recorder import SeriesRecorder
-from llmserve.dashboard.replies import Told
+from llmserve.dashboard.replies import PageState
 from llmserve.dashboard.series import CAPACITY
 
 PERIOD_S = 0.2
@@ -38,7 +38,7 @@ class PageMessages:
         playground: Playground | None,
     ) -> None:
         """`playground`: of a live page; one without it has no controls either that would have to
-        hear of what it is told."""
+        know what was sent."""
         self._recorder = recorder
         self._board = board
         self._controls = controls
@@ -55,7 +55,7 @@ class PageMessages:
         self._tape_sent: Cursor | None = None
         """None: the page has nothing of the tape, or has lost some."""
         self._tape_seq = 0
-        self._replies_sent: Told | None = None
+        self._replies_sent: PageState | None = None
         self._replies_seq = 0
 
     def messages(self, whole: bool) -> Iterator[Message]:
@@ -149,7 +149,7 @@ class PageMessages:
         }
         self._state_sent = state
         if "knobs" in news and self._live:
-            self._controls.told(knobs)
+            self._controls.note_sent(knobs)
         if "panels" in news:
             news["panels"] = [asdict(panel) for panel in self._recorder.panels()]
         if marks:

@@ -55,7 +55,7 @@ class Panel:
 def panels(
     devices: tuple[DeviceSampled, ...], flow: QueueFigures, slo_ms: float = 1000.0
 ) -> tuple[Panel, ...]:
-    """Those that have something to tell here: refusals once there are some, power of a GPU."""
+    """The panels that have figures here: refusals once there are some, power of a GPU."""
     goodput = PanelLine("goodput", f"TTFT ≤ {duration(slo_ms / 1e3)}")
     made = [
         Panel("ttft", "Time to first token", "ms", _percentiles("ttft", 50, 95, 99), brief=True),
@@ -105,7 +105,7 @@ def shown_in(panel: Panel, values: NDArray[np.float32]) -> tuple[str, NDArray[np
 
 
 def row(snapshot: Snapshot, flow: Mapping[str, float]) -> list[float]:
-    """The snapshot's figures in the order of COLUMNS, NaN where there is none."""
+    """Return the snapshot's figures in the order of COLUMNS, NaN where there is none."""
     used, own, _ = _memory(snapshot.devices)
     shown = _shown(snapshot.devices)
     steps = snapshot.step_time
@@ -195,7 +195,7 @@ def _memory_panel(devices: tuple[DeviceSampled, ...]) -> Panel:
 
 
 def _device_panels(devices: tuple[DeviceSampled, ...]) -> list[Panel]:
-    """Only what this platform tells: a host has no power here, and nothing is made up."""
+    """Only figures that this platform reports: a host has no power here, nothing is made up."""
     shown = _shown(devices)
     gpu = bool(shown) and shown[0].kind == "gpu"
     title, label = ("GPU utilisation", "of the GPU") if gpu else ("Host CPU, no GPU", "all cores")

@@ -1,7 +1,7 @@
 """The playground: a prompt tried by hand, in so many copies, and a load at a chosen rate.
 
 What a page asks for runs on the serving loop like any client's requests. What comes of it is kept
-here until the outbox tells it, some times a second and never a message per token. Nothing of it
+here until the outbox sends it, some times a second and never a message per token. Nothing of it
 outlives its view: once every page that shows it has left or fallen silent, or the session ends.
 """
 
@@ -23,7 +23,7 @@ from llmserve.bench.run.driver import Bench, ServiceTarget
 from llmserve.core.types import ParamError, Request
 from llmserve.core.validation import real, whole
 from llmserve.core.validation import text as checked_text
-from llmserve.dashboard.replies import Copy, Told
+from llmserve.dashboard.replies import Copy, PageState
 from llmserve.engines.base import EngineError
 from llmserve.serving.requests import make_request, request_of
 from llmserve.serving.service import Service
@@ -155,25 +155,26 @@ class Playground:
             self._closed = True
         self.abandon()
 
-    def news(self, told: Told | None) -> tuple[dict[str, object] | None, Told]:
-        """What a page that was told so much lacks, None where that is nothing; `told` None is a
-        page that has nothing."""
+    def news(self, page: PageState | None) -> tuple[dict[str, object] | None, PageState]:
+        """Return what a page in this state lacks, None where that is nothing.
+
+        `page` None is a page that has nothing."""
         with self._lock:
             self._notice_end_of_load()
             load = None if self._load is None else self._load.as_json()
-            known = told if told is not None and told.run == self._number else None
+            known = page if page is not None and page.run == self._number else None
             copies = [
                 copy.since(i, (0, 0, "") if known is None else known.copies[i])
                 for i, copy in enumerate(self._copies)
             ]
-            now = Told(self._number, tuple(c.told for c in self._copies), self._words, load)
-        if told == now:
+            now = PageState(self._number, tuple(c.mark for c in self._copies), self._words, load)
+        if page == now:
             return None, now
         content: dict[str, object] = {
             "run": now.run, "count": len(copies), "fresh": known is None, "words": now.words,
             "load": load, "copies": [copy for copy in copies if copy is not None],
         }  # fmt: skip
-        if told is None:
+        if page is None:
             content["limits"] = LIMITS
         return content, now
 

@@ -1,4 +1,4 @@
-"""Who waits by tenant and class, who is refused and why, what meets the SLO, what a step saves.
+"""Requests waiting by tenant and class, refusals by reason, SLO attainment, tokens a step saves.
 
 A fold over the events that the standing figures do not keep apart. The first few tenants and
 classes seen have a column of their own; what comes later has none, and is in the total.

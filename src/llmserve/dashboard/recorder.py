@@ -47,13 +47,13 @@ class SeriesRecorder:
         self._flow = QueueFigures()
         self.tape = TapeLog()
         self._folds = (self._hear, self.tape, self._flow)
-        gate = EventBuffer(bus, self._folds)
+        buffer = EventBuffer(bus, self._folds)
         past = Backfill(telemetry, clock.now())
         self.t0 = self.tape.t0 = past.began
         """When the session began: times on the page count from it."""
         for snapshot in past.replay(self._folds, self.tape.lose):
             self._add(snapshot)
-        gate.open(past.known)
+        buffer.open(past.known)
 
     def close(self) -> None:
         for fold in self._folds:

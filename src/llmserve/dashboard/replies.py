@@ -1,4 +1,4 @@
-"""A reply as it grows, and what a page was told of it. Pure: times come in as arguments."""
+"""A reply as it grows, and how much of it a page has. Pure: times come in as arguments."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Mark = tuple[int, int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What one page knows."""
+class PageState:
+    """How much of a playground run one page has."""
 
     run: int
     copies: tuple[Mark, ...]
@@ -34,7 +34,7 @@ class Copy:
         self.state = WAITING
 
     @property
-    def told(self) -> Mark:
+    def mark(self) -> Mark:
         return len(self._text), self._tokens, self.state
 
     @property
@@ -58,7 +58,7 @@ class Copy:
 
     def since(self, number: int, mark: Mark) -> list[object] | None:
         """Number, text to add, tokens, TTFT in ms, tokens/s, state; None where nothing is new."""
-        if mark == self.told:
+        if mark == self.mark:
             return None
         ttft_ms = None if self._first is None else round(1e3 * self._first[0], 1)
         added = self._text[mark[0] :]

@@ -18,7 +18,7 @@ from llmserve.engines.base import EngineInfo
 
 
 class Toolbar:
-    """`apply(words, changes)` sets knobs and tells in `words` what for."""
+    """`apply(words, changes)` sets knobs and reports in `words` what for."""
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ ENDED = "This session has ended. The charts show what it did."
 
 
 def about(info: EngineInfo, url: str) -> dict[str, str | int | None]:
-    """What a page tells of the session in its head."""
+    """What a page's head says of the session."""
     place = "simulated, no model runs" if info.simulated else f"{info.engine} on {info.device}"
     return {"model": info.model_id, "place": place, "url": url, "block_size": info.block_size}
 
@@ -68,7 +68,7 @@ class SessionLike(Protocol):
 class Dashboards:
     """All dashboards of one session: one recorder and one thread, however often it is shown.
 
-    The session is held weakly, for a dashboard on the screen must not keep it from closing.
+    Its reference to the session is weak, for a dashboard on the screen must not keep it from closing.
     """
 
     def __init__(self, session: SessionLike) -> None:

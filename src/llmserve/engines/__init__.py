@@ -1,1 +1,1 @@
-"""The engines, and the seam behind which they differ (`base.py`)."""
+"""The engines, and the protocols that each satisfies (`base.py`)."""

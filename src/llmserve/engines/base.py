@@ -28,7 +28,7 @@ Deliver = Callable[[Chunk], None]
 
 
 class EngineError(RuntimeError):
-    """The engine cannot serve: it did not start, or it died. The message holds its last words."""
+    """The engine cannot serve: it did not start, or it died. The message has its last words."""
 
 
 class RequestFailed(RuntimeError):
@@ -91,7 +91,7 @@ class Engine(Protocol):
 
     @property
     def dead(self) -> bool:
-        """It ended by itself, and has to be started anew before it takes requests."""
+        """Whether it ended by itself, and must be started anew before it takes requests."""
         ...
 
     async def start(self) -> None:
@@ -122,11 +122,11 @@ class Sleeps(Protocol):
     """An engine with a sleep of its own; every other one is stopped and started instead."""
 
     async def sleep(self, level: int) -> str:
-        """Give memory back, and say in a sentence what that came to. It holds no request."""
+        """Give memory back, and say in a sentence what that came to. No request is in it then."""
         ...
 
     async def wake(self) -> None:
-        """Back to where knobs can be applied and requests served."""
+        """Return to where knobs can be applied and requests served."""
         ...
 
 
@@ -173,9 +173,9 @@ class CachesPrefixes(Protocol):
 
 @runtime_checkable
 class ChecksSchemas(Protocol):
-    """An engine that can constrain a reply to a form: a JSON schema, a regex, a choice."""
+    """An engine that can constrain a reply to a JSON schema, a regex or a choice."""
 
-    async def check_form(self, form: Structured) -> None:
+    async def check_form(self, structured: Structured) -> None:
         """ParamError with the reason where no reply can be constrained to it, as far as this shows
         before the request is taken. Also while the engine sleeps."""
         ...
@@ -187,7 +187,7 @@ class ReportsProgress(Protocol):
 
     @property
     def busy_with(self) -> str:
-        """In words, as "compiling kernels"; "" where there is nothing to report. From any
+        """What it does now, as "compiling kernels"; "" where there is nothing to report. From any
         thread."""
         ...
 
@@ -198,7 +198,7 @@ class HasApi(Protocol):
 
     @property
     def api_paths(self) -> Mapping[str, str]:
-        """Path to method; everything else is answered by our own routes."""
+        """Its paths, each with its method; everything else is answered by our own routes."""
         ...
 
     async def api(self, submit: Submit) -> ASGIApp:
@@ -234,7 +234,7 @@ class Repeatable(Protocol):
         ...
 
     def copied(self, raw: Any) -> Any:
-        """One that who reads it may change."""
+        """Return a copy that its reader may change."""
         ...
 
     def joined(self, raws: Sequence[Any]) -> Any:

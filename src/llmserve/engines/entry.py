@@ -1,4 +1,4 @@
-"""What the registry holds of one engine: its name, how it is made, its options, what it can do."""
+"""The registry entry of one engine: its name, how it is made, its options, what it can do."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class EngineEntry:
     """Whether "auto" takes it here. Asked of llmserve's own engines only, in their order."""
 
     def loaded(self) -> MakeEngine:
-        """EngineError where it does not import, with what to install."""
+        """Import the engine; EngineError where it does not import, with what to install."""
         return self._imported(self.load)
 
     def known_options(self) -> Mapping[str, EngineOption]:
-        """EngineError as `loaded`."""
+        """Return its start-up options; EngineError as `loaded`."""
         return keywords(self.loaded()) if self.options is None else self._imported(self.options)
 
     def abilities(self) -> tuple[str, ...]:
@@ -83,12 +83,12 @@ def keywords(made: Callable[..., object]) -> dict[str, EngineOption]:
 
 
 def takes_any(made: Callable[..., object]) -> bool:
-    """It takes whatever keyword comes, so it checks them itself."""
+    """Whether it takes whatever keyword comes, and so checks them itself."""
     return any(one.kind is one.VAR_KEYWORD for one in _parameters(made).values())
 
 
 def literal_words(hint: Any) -> tuple[str, ...]:
-    """Those of a Literal, alone or in a union."""
+    """Return the words of a Literal, alone or in a union."""
     return tuple(
         word
         for part in get_args(hint)

@@ -1,4 +1,4 @@
-"""What start-up options and live knobs of an engine must lie within."""
+"""Limits of an engine's start-up options and live knobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ANY_WHOLE = (-(2**63), 2**64 - 1)
 
 
 def ceiling(name: str, value: object) -> int:
-    """Of the knob of that name; ValueError where the knob could never come so far."""
+    """Return the knob's ceiling; ValueError where the knob could never come so far."""
     low, high = SPECS[name].low, SPECS[name].high
     assert low is not None  # every number has bounds
     assert high is not None
@@ -23,7 +23,7 @@ def ceiling(name: str, value: object) -> int:
 
 
 def clamp(knobs: Knobs, ceilings: Mapping[str, int]) -> tuple[Knobs, tuple[Clamp, ...]]:
-    """`knobs` with none above its ceiling, and what that changed."""
+    """Return `knobs` with none above its ceiling, and what that changed."""
     clamps = []
     for name, ceiling in ceilings.items():
         asked = getattr(knobs, name)

@@ -1,4 +1,4 @@
-"""The engines there are: ours, one entry each, and those of installed packages (`plugins.py`)."""
+"""The registry of engines: ours, one entry each, and those of installed packages (`plugins.py`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AUTO = "auto"
 
 
 def has_gpu() -> bool:
-    """NVML finds one."""
+    """Whether NVML finds a GPU."""
     import pynvml
 
     try:
@@ -55,7 +55,7 @@ def _vllm_runs_here() -> bool:
     except ImportError as error:
         warnings.warn(
             f"vLLM is installed but does not import ({error}), so the torch engine is taken; "
-            'engine="vllm" tells what to install',
+            'engine="vllm" says what to install',
             stacklevel=4,
         )
         return False
@@ -110,12 +110,12 @@ BUILT_IN: Mapping[str, EngineEntry] = {
 
 
 def names() -> tuple[str, ...]:
-    """What may be asked for, "auto" first. Nothing is imported to know them."""
+    """Return the engine names that may be asked for, "auto" first. Nothing is imported to know them."""
     return tuple(dict.fromkeys((AUTO, *BUILT_IN, *plugins.installed())))
 
 
 def find(name: str) -> EngineEntry:
-    """ValueError for an unknown name; EngineError where the package that brings it is broken."""
+    """Return an engine's entry; ValueError for an unknown name, EngineError where the package that brings it is broken."""
     if name in BUILT_IN:
         return BUILT_IN[name]
     point = plugins.installed().get(name)
@@ -144,7 +144,7 @@ def entries() -> tuple[EngineEntry, ...]:
 
 
 def default() -> str:
-    """What "auto" means here."""
+    """Return the engine that "auto" means here."""
     for entry in BUILT_IN.values():
         if entry.auto is not None and entry.auto():
             return entry.name
@@ -162,7 +162,7 @@ def default_model(name: str) -> str:
 
 
 def able_to(protocol: type) -> str:
-    """Names of our engines that can, for an error about one that cannot."""
+    """Return names of our engines that can, for an error about one that cannot."""
     found = [name for name, one in BUILT_IN.items() if isinstance(one.loaded(), protocol)]
     return " and ".join(found)
 

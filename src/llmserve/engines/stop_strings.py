@@ -8,7 +8,7 @@ from collections.abc import Sequence
 class StopStrings:
     """Ends a text before the first stop string that is completed, however the text is cut.
 
-    What may yet become a stop string is held back, so nothing has to be unsaid.
+    What may yet become a stop string is kept back, so nothing has to be unsaid.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ class StopStrings:
         return text[:certain], None
 
     def rest(self) -> str:
-        """What was held back, when the reply has ended otherwise."""
+        """Return the text kept back, when the reply has ended otherwise."""
         tail, self._tail = self._tail, ""
         return tail
 

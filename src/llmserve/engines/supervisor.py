@@ -1,7 +1,7 @@
-"""The engine's life: started, died and brought back, put to sleep and woken, stopped.
+"""The engine supervisor: starts an engine, restarts it after a death, puts it to sleep, stops it.
 
-Between two lives requests wait in front; only in state "up" are they handed over. One change of
-state at a time: whoever wants another waits for the one that is under way, and `close` cuts it
+While the engine is down requests wait in front; only in state "up" are they dispatched. One change
+of state at a time: a caller that wants another waits for the one under way, and `close` cuts it
 short.
 """
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 State = Literal["new", "up", "draining", "restarting", "asleep", "failed", "closed"]
 
 _ATTEMPTS = 3
-"""At bringing back an engine, before what waits is told that it does not come."""
+"""At bringing back an engine, before waiting requests are ended with the error."""
 
 
 _STOP_S = 15.0
@@ -30,23 +30,24 @@ _STOP_S = 15.0
 
 
 class Front(Protocol):
-    """Who hands requests to the engine."""
+    """The part that dispatches requests to the engine."""
 
     async def came_up(self) -> None:
         """The engine runs: give it the knobs and learn its limits."""
         ...
 
-    async def drain(self, seconds: float, told: Exception) -> int:
-        """Return when the engine holds no request; how many did not end in time and were ended,
-        with `told` to their clients."""
+    async def drain(self, seconds: float, error: Exception) -> int:
+        """Wait until no request is in the engine; after `seconds` end the rest with `error`.
+
+        Return how many were ended so."""
         ...
 
     def changed(self) -> None:
-        """The state is another: hand over who may go."""
+        """The state has changed: dispatch what may be dispatched."""
         ...
 
     def gave_up(self, error: EngineError) -> None:
-        """The engine does not come back: end who waits."""
+        """The engine does not come back: end the waiting requests."""
         ...
 
 
@@ -67,18 +68,18 @@ class EngineSupervisor:
 
     @property
     def holds(self) -> bool:
-        """The engine is there, and holds memory."""
+        """Whether the engine is there, with its memory."""
         stopped = self._get_up == self._engine.start
         return self.state not in ("new", "failed") and not (self.state == "asleep" and stopped)
 
     async def start(self) -> None:
-        """For the first time; EngineError where it cannot start."""
+        """Start the engine for the first time; EngineError where it cannot start."""
         await self._engine.start()
         await self._front.came_up()
         self._become("up")
 
     async def close(self) -> None:
-        """For good."""
+        """Stop the engine for good."""
         self._become("closed")
         working = self._working - {asyncio.current_task()}
         for task in working:
@@ -88,17 +89,17 @@ class EngineSupervisor:
         await self._engine.stop()
 
     def died(self) -> None:
-        """What waits goes on waiting while the engine is started anew."""
+        """Start the engine anew after its death; waiting requests go on waiting."""
         if self.state == "up":
             self._revive()
 
     def wanted(self) -> None:
-        """A request has come: one more attempt, where the last ones failed."""
+        """Try once more to start a failed engine, for a request has come."""
         if self.state == "failed":
             self._revive()
 
     async def up(self) -> None:
-        """Return when it takes requests; EngineError when it will not."""
+        """Wait until the engine takes requests; EngineError when it will not."""
         while self.state != "up":
             if self.state in ("failed", "closed"):
                 raise self._error
@@ -114,15 +115,15 @@ class EngineSupervisor:
                 return "the engine sleeps already"
             ended = await self._drain(drain_s, "the engine was put to sleep")
             try:
-                told = await self._lie_down(level)
+                done = await self._lie_down(level)
             except BaseException:
                 self._give_up(EngineError("the engine did not go to sleep"))
                 raise
             self._become("asleep")
-        return told + _cut_short(ended, drain_s)
+        return done + _cut_short(ended, drain_s)
 
     async def wake(self) -> str:
-        """EngineError where it does not come up; the next request tries again."""
+        """Wake the engine; EngineError where it does not come up, and the next request tries again."""
         async with self._change():
             if self.state == "up":
                 return "the engine is awake"
@@ -135,7 +136,7 @@ class EngineSupervisor:
                 else:
                     self._give_up(_interrupted())
                 raise
-        return "the engine is awake again, and serves who has waited"
+        return "the engine is awake again, and serves what has waited"
 
     async def restart(self, drain_s: float) -> str:
         """As `sleep` and `wake` in one, with a new engine whatever the state of this one."""
@@ -152,8 +153,8 @@ class EngineSupervisor:
         before = self.state
         self._become("draining")
         try:
-            told = EngineError(f"{why} before this request was done; send it again")
-            return await self._front.drain(seconds, told)
+            error = EngineError(f"{why} before this request was done; send it again")
+            return await self._front.drain(seconds, error)
         except asyncio.CancelledError:
             self._become(before)
             self._front.changed()
@@ -178,7 +179,7 @@ class EngineSupervisor:
         self._working.add(task)
 
     async def _back_to_life(self) -> None:
-        with suppress(EngineError):  # told to who waits
+        with suppress(EngineError):  # the waiting requests get it
             async with self._change():
                 if self.state == "restarting":
                     await self._bring_back(self._anew)
@@ -193,7 +194,7 @@ class EngineSupervisor:
             except EngineError as error:
                 self._error = error
                 continue
-            except Exception as error:  # a defect, but who waits must hear of it
+            except Exception as error:  # a defect, but waiting requests must get it
                 log.exception("the engine failed to come up")
                 self._error = EngineError(f"the engine did not come up: {error!r}")
                 continue
@@ -218,14 +219,14 @@ class EngineSupervisor:
                     raise EngineError("the server was stopped")
                 yield
         except asyncio.CancelledError:
-            if self.state == "closed":  # by `close`: an answer for who asked for the change
+            if self.state == "closed":  # by `close`: an answer for the caller of the change
                 raise EngineError("the server was stopped") from None
             raise
         finally:
             self._working.discard(task)
 
     def _give_up(self, error: EngineError) -> None:
-        """Until the next request; who waits is told."""
+        """Fail until the next request; the waiting requests get the error."""
         if self.state != "closed":
             self._error = error
             self._become("failed")

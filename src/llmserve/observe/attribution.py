@@ -40,7 +40,7 @@ class WhyFold:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._spending = CauseClock()
+        self._clock = CauseClock()
         self._firsts = Samples(2 + len(CAUSES), _SAMPLES)  # t, TTFT, its parts
         self._gaps = Samples(3 + len(CAUSES), _SAMPLES)  # t, gap, its parts, tokens behind it
         self._others = Samples(2, _SAMPLES)  # t, tokens that ended no gap
@@ -55,23 +55,23 @@ class WhyFold:
             if isinstance(event, TokensEmitted):
                 self._deliver(event, event.n)
             elif isinstance(event, StepRecorded):
-                self._spending.step(event.record)
+                self._clock.step(event.record)
             elif isinstance(event, Submitted):
-                self._spending.submit(event.request_id, event.t)
+                self._clock.submit(event.request_id, event.t)
             elif isinstance(event, WaitReasonChanged):
                 if event.step is None:  # the engine's own are in its steps, with the time of each
-                    self._spending.wait(event.request_id, event.reason, event.t)
+                    self._clock.wait(event.request_id, event.reason, event.t)
             elif isinstance(event, Dispatched):
-                self._spending.dispatch(event.request_id, event.t)
+                self._clock.dispatch(event.request_id, event.t)
             elif isinstance(event, FirstToken):
                 self._deliver(event, 0)
             elif isinstance(event, Finished | Rejection):
-                self._spending.end(event.request_id)
+                self._clock.end(event.request_id)
             elif isinstance(event, KnobsChanged):
                 self._changes.append(event)
 
     def explain(self, knobs: Knobs, now: float | None = None, window_s: float = WINDOW_S) -> Why:
-        """Of the window that ends `now` (None: at the last event)."""
+        """Explain the window that ends `now` (None: at the last event)."""
         with self._lock:
             until = self._last if now is None else now
             last = {name: c.t for c in self._changes for name in c.changed}
@@ -81,7 +81,7 @@ class WhyFold:
             others = self._others.window(after, until)
             changes = list(self._changes)
             waiting = Counter(
-                CAUSES[spent.cause] for spent in self._spending.live.values() if not spent.has_token
+                CAUSES[request.cause] for request in self._clock.live.values() if not request.has_token
             )
         measured = AttributedWaits(firsts, gaps, others, changes, knobs, until, window_s)
         return Why(
@@ -98,7 +98,7 @@ class WhyFold:
             return list(self._changes)
 
     def _deliver(self, event: FirstToken | TokensEmitted, tokens: int) -> None:
-        span = self._spending.deliver(event.request_id, event.t)
+        span = self._clock.deliver(event.request_id, event.t)
         if span is not None:
             first, length, parts = span
             if not first:

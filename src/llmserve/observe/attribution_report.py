@@ -42,7 +42,7 @@ class UnderValue(msgspec.Struct, frozen=True, kw_only=True):
     p95_s: float
     parts: tuple[CausePart, ...]
     binds: bool | None
-    """Whether what the knob rules was much of it; None where too few came to tell."""
+    """Whether what the knob rules was much of it; None where too few came to say."""
 
 
 class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,14 +138,14 @@ def sentences(why: Why) -> list[str]:
     if why.ttft is None and why.itl is None:
         words = [f"No token came in the last {why.window_s:g} s, so there is nothing to explain."]
     else:
-        words = [line for b in (why.ttft, why.itl) if b is not None for line in _told(b)]
+        words = [line for b in (why.ttft, why.itl) if b is not None for line in _described(b)]
     if why.waiting:
         kinds = ", ".join(f"{n} {LABELS[cause]}" for cause, n in why.waiting.items())
         words.append(f"Without a first token now: {kinds}.")
     return words
 
 
-def _told(b: Breakdown) -> list[str]:
+def _described(b: Breakdown) -> list[str]:
     top = b.parts[0] if b.parts else None
     line = f"{b.metric} p95 is {duration(b.p95_s)}"
     if top is not None:

@@ -1,6 +1,6 @@
-"""What the device holds: a GPU by NVML, or the host where there is no GPU, labelled as such.
+"""Samples of the device: a GPU by NVML, or the host where there is no GPU, labelled as such.
 
-Nothing is made up: what the platform does not tell is None, never zero.
+Nothing is made up: what the platform does not report is None, never zero.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ twice a second it took 4 % of the kernel's time, every five seconds still 1 %.""
 class DeviceSampler:
     """`sample` may take milliseconds (NVML, /proc): call it off the loop, one call at a time.
 
-    `pids` tells this session's processes anew at each sample; their children count too, new ones
+    `pids` names this session's processes anew at each sample; their children count too, new ones
     from some seconds on. `nvml` is the module `pynvml` or one like it; None looks for it.
     """
 

@@ -84,7 +84,7 @@ class TokenMetrics:
 class Metrics:
     """All metrics of one session in a registry of its own: two sessions in a process do not clash.
 
-    `model_name` stands on every sample and may be set late, once the engine has told it.
+    `model_name` stands on every sample and may be set late, once the engine has reported it.
     """
 
     def __init__(self, model_name: str = "") -> None:

@@ -24,7 +24,7 @@ class ProcessMemory:
     """The process's own name for itself."""
     resident: int
     device: int | None = None
-    """Bytes on GPUs; None where NVML does not tell of this process."""
+    """Bytes on GPUs; None where NVML does not report this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +72,15 @@ class MemoryScales:
     def _by_pid(self) -> dict[int, int]:
         sizes: dict[int, int] = {}
         for device in self._devices:
-            told = self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses, device)
-            for one in () if told is _NOT_KNOWN else told:
+            answer = self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses, device)
+            for one in () if answer is _NOT_KNOWN else answer:
                 if one.usedGpuMemory is not None:
                     sizes[one.pid] = sizes.get(one.pid, 0) + one.usedGpuMemory
         return sizes
 
     def _used(self) -> int | None:
-        told = [self._ask(self._nvml.nvmlDeviceGetMemoryInfo, device) for device in self._devices]
-        known = [memory.used for memory in told if memory is not _NOT_KNOWN]
+        answer = [self._ask(self._nvml.nvmlDeviceGetMemoryInfo, device) for device in self._devices]
+        known = [memory.used for memory in answer if memory is not _NOT_KNOWN]
         return sum(known) if known else None
 
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:

@@ -35,7 +35,7 @@ MAX_PRIORITIES = 16
 class PrometheusExporter:
     """Attach to an EventBus; `render` from any thread.
 
-    `model_name` may be set once the engine has told it. Label values are bounded: tenants beyond
+    `model_name` may be set once the engine has reported it. Label values are bounded: tenants beyond
     the first `max_tenants` and priorities beyond the first 16 are counted as "other".
     """
 

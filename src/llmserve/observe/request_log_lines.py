@@ -56,7 +56,7 @@ class LifecycleLog:
     def __init__(
         self, options: LogOptions, prompt_of: Callable[[str], str | None] | None = None
     ) -> None:
-        self._journeys = RequestTimelines()
+        self._timelines = RequestTimelines()
         self._prompts: dict[str, str | None] = {}
         self._prompt_of = prompt_of if options.prompts else None
         self._listener: QueueListener | None = None
@@ -76,18 +76,18 @@ class LifecycleLog:
     def __call__(self, event: Event) -> None:
         match event:
             case TokensEmitted():
-                self._journeys.emit(event)
+                self._timelines.emit(event)
             case Submitted():
-                self._journeys.submit(event)
+                self._timelines.submit(event)
                 if self._prompt_of is not None:
                     self._prompts[event.request_id] = self._prompt_of(event.request_id)
             case Dispatched():
-                self._journeys.dispatch(event)
+                self._timelines.dispatch(event)
             case FirstToken():
-                self._journeys.first_token(event)
+                self._timelines.first_token(event)
             case Finished():
                 self._write(
-                    self._journeys.end(event.request_id),
+                    self._timelines.end(event.request_id),
                     event.t,
                     {
                         "request_id": event.request_id,
@@ -99,7 +99,7 @@ class LifecycleLog:
                 )
             case Rejection():
                 self._write(
-                    self._journeys.end(event.request_id),
+                    self._timelines.end(event.request_id),
                     event.t,
                     {
                         "request_id": event.request_id,
@@ -117,22 +117,22 @@ class LifecycleLog:
                 pass  # the rest is not of one request
 
     def _write(
-        self, journey: RequestTimeline | None, now: float, fields: dict[str, object]
+        self, timeline: RequestTimeline | None, now: float, fields: dict[str, object]
     ) -> None:
-        if journey is not None:
+        if timeline is not None:
             fields |= {
-                "tenant": journey.tenant,
-                "priority": journey.priority,
-                "max_tokens": journey.max_tokens,
-                "queue_s": _rounded(journey.queue_s),
-                "ttft_s": _rounded(journey.ttft_s),
-                "e2e_s": _rounded(now - journey.submitted),
+                "tenant": timeline.tenant,
+                "priority": timeline.priority,
+                "max_tokens": timeline.max_tokens,
+                "queue_s": _rounded(timeline.queue_s),
+                "ttft_s": _rounded(timeline.ttft_s),
+                "e2e_s": _rounded(now - timeline.submitted),
             }
         prompt = self._prompts.pop(str(fields["request_id"]), None)
         if prompt is not None:
             fields["prompt"] = prompt
-        told = {name: value for name, value in fields.items() if value is not None}
-        self._logger.info("request", extra=told)
+        known = {name: value for name, value in fields.items() if value is not None}
+        self._logger.info("request", extra=known)
 
     def _file(self, path: str) -> QueueHandler:
         from pythonjsonlogger.json import JsonFormatter

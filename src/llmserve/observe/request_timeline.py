@@ -1,4 +1,4 @@
-"""What each unfinished request has done so far, by its events."""
+"""Timelines of the unfinished requests, built from their events."""
 
 from __future__ import annotations
 
@@ -66,45 +66,45 @@ class RequestTimelines:
         )
 
     def dispatch(self, event: Dispatched) -> RequestTimeline | None:
-        journey = self._live.get(event.request_id)
-        if journey is None or journey.dispatched is not None:
+        timeline = self._live.get(event.request_id)
+        if timeline is None or timeline.dispatched is not None:
             return None
-        journey.dispatched = event.t
+        timeline.dispatched = event.t
         self.running += 1
-        return journey
+        return timeline
 
     def first_token(self, event: FirstToken) -> RequestTimeline | None:
-        journey = self._live.get(event.request_id)
-        if journey is None or journey.first is not None:
+        timeline = self._live.get(event.request_id)
+        if timeline is None or timeline.first is not None:
             return None
-        journey.first = event.t
-        journey.cached_tokens = event.cached_tokens
-        return journey
+        timeline.first = event.t
+        timeline.cached_tokens = event.cached_tokens
+        return timeline
 
     def emit(self, event: TokensEmitted) -> float | None:
         """The gap since the request's tokens before these; None for its first ones.
 
         Tokens that arrive together make one gap, as in vLLM: a reader waited once for them.
         """
-        journey = self._live.get(event.request_id)
-        if journey is None:
+        timeline = self._live.get(event.request_id)
+        if timeline is None:
             return None
-        before, journey.last = journey.last, event.t
-        journey.tokens += event.n
+        before, timeline.last = timeline.last, event.t
+        timeline.tokens += event.n
         return None if before is None else event.t - before
 
     def end(self, request_id: str) -> RequestTimeline | None:
-        journey = self._live.pop(request_id, None)
-        if journey is not None and journey.dispatched is not None:
+        timeline = self._live.pop(request_id, None)
+        if timeline is not None and timeline.dispatched is not None:
             self.running -= 1
             self._ended[request_id] = None
             if len(self._ended) > _ENDED:
                 del self._ended[next(iter(self._ended))]
-        return journey
+        return timeline
 
     def kv_in_use(self, last: StepRecord) -> int:
         """KV room taken, in tokens, after the `last` step: as it left it, and none once nothing
-        runs and all who were in it have ended. No step tells of what an abort gave back."""
+        runs and all who were in it have ended. No step reports what an abort gave back."""
         idle = not self.running and bool(last.rows)
         if idle and all(row.request_id in self._ended for row in last.rows):
             return 0

@@ -86,7 +86,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     dropped: int
     """Events known to be missing from what was folded; 0 unless a replayed trace had lost some."""
     capped: bool
-    """The window held more samples than are kept: figures are of the newest."""
+    """The window had more samples than are kept: figures are of the newest."""
 
     fairness_gap: float | None = None
     """Largest difference of service between two tenants who wait, in weighted tokens, as last
@@ -128,7 +128,7 @@ class LiveStats:
     def __init__(self, window_s: float = 30.0) -> None:
         self.window_s = window_s
         self._lock = threading.Lock()
-        self._journeys = RequestTimelines()
+        self._timelines = RequestTimelines()
         self._began: float | None = None
         self._last = -math.inf
         self._deliveries = Samples(3, DELIVERIES)  # t, tokens, gap
@@ -155,22 +155,22 @@ class LiveStats:
                     self._began = event.t
             match event:
                 case TokensEmitted():
-                    gap = self._journeys.emit(event)
+                    gap = self._timelines.emit(event)
                     self._tokens += event.n
                     self._deliveries.append(event.t, event.n, _NAN if gap is None else gap)
                 case StepRecorded():
                     self._fold_step(event.t, event.record)
                 case Submitted():
-                    self._journeys.submit(event)
+                    self._timelines.submit(event)
                 case Dispatched():
-                    if (journey := self._journeys.dispatch(event)) is not None:
-                        self._queued.append(event.t, event.t - journey.submitted)
+                    if (timeline := self._timelines.dispatch(event)) is not None:
+                        self._queued.append(event.t, event.t - timeline.submitted)
                 case FirstToken():
                     self._fold_first(event)
                 case Finished():
                     self._fold_end(event)
                 case Rejection():
-                    self._journeys.end(event.request_id)
+                    self._timelines.end(event.request_id)
                     self._refused[event.reason] += 1
                 case DeviceSampled():
                     self._devices[event.kind, event.name] = event
@@ -204,18 +204,18 @@ class LiveStats:
         self._steps.append(t, record.duration_s, tokens, budget, len(record.rows), cap)
 
     def _fold_first(self, event: FirstToken) -> None:
-        if (journey := self._journeys.first_token(event)) is not None:
-            self._firsts.append(event.t, event.t - journey.submitted, journey.prompt_tokens)
-            self._prompt_tokens += journey.prompt_tokens
+        if (timeline := self._timelines.first_token(event)) is not None:
+            self._firsts.append(event.t, event.t - timeline.submitted, timeline.prompt_tokens)
+            self._prompt_tokens += timeline.prompt_tokens
             self._cached_tokens += event.cached_tokens
 
     def _fold_end(self, event: Finished) -> None:
-        journey = self._journeys.end(event.request_id)
+        timeline = self._timelines.end(event.request_id)
         self._finished[event.reason] += 1
         e2e = tpot = None
-        if journey is not None and event.reason in ("stop", "length"):
-            e2e = event.t - journey.submitted
-            tpot = journey.tpot_s(event.t, event.completion_tokens)
+        if timeline is not None and event.reason in ("stop", "length"):
+            e2e = event.t - timeline.submitted
+            tpot = timeline.tpot_s(event.t, event.completion_tokens)
         self._ends.append(event.t, _NAN if e2e is None else e2e, _NAN if tpot is None else tpot)
 
     def snapshot(self, now: float | None = None, window_s: float | None = None) -> Snapshot:
@@ -230,10 +230,10 @@ class LiveStats:
             cuts = [s.oldest() for s in kept]
             span = 0.0 if self._began is None else min(window, until - began)
             record = self._record
-            kv_used = None if record is None else self._journeys.kv_in_use(record)
+            kv_used = None if record is None else self._timelines.kv_in_use(record)
             totals = {
-                "running": self._journeys.running,
-                "waiting": self._journeys.waiting,
+                "running": self._timelines.running,
+                "waiting": self._timelines.waiting,
                 "prompt_tokens_total": self._prompt_tokens,
                 "cached_tokens_total": self._cached_tokens,
                 "generated_tokens_total": self._tokens,

@@ -64,29 +64,29 @@ class CauseClock:
         self.live[request_id] = TimeByCause(t, t, _NOTHING.copy())
 
     def wait(self, request_id: str, reason: WaitReason, t: float) -> None:
-        """The front scheduler's word. Its token budget is of requests in flight, not of a step."""
-        if (spent := self.live.get(request_id)) is not None:
-            spent.until(t)
-            spent.cause = _AT["in_flight" if reason == "token_budget" else reason]
+        """Note the front scheduler's wait reason. Its token budget is of requests in flight, not of a step."""
+        if (request := self.live.get(request_id)) is not None:
+            request.until(t)
+            request.cause = _AT["in_flight" if reason == "token_budget" else reason]
 
     def dispatch(self, request_id: str, t: float) -> None:
-        if (spent := self.live.get(request_id)) is not None:
-            spent.until(t)
-            spent.cause = _OTHER
+        if (request := self.live.get(request_id)) is not None:
+            request.until(t)
+            request.cause = _OTHER
 
     def deliver(self, request_id: str, t: float) -> tuple[bool, float, list[float]] | None:
         """Whether it was the first token, the span that ended and its parts; None for tokens
         that came together with those before."""
-        spent = self.live.get(request_id)
-        if spent is None or (spent.has_token and t <= spent.began):
+        request = self.live.get(request_id)
+        if request is None or (request.has_token and t <= request.began):
             return None
-        first, spent.has_token = not spent.has_token, True
-        parts, since = spent.parts, spent.since  # written out here, once for each token
+        first, request.has_token = not request.has_token, True
+        parts, since = request.parts, request.since  # written out here, once for each token
         if t > since:
-            parts[spent.cause] += t - since
-            spent.since = since = t
-        length = since - spent.began
-        spent.began, spent.parts = since, _NOTHING.copy()  # the next span begins there
+            parts[request.cause] += t - since
+            request.since = since = t
+        length = since - request.began
+        request.began, request.parts = since, _NOTHING.copy()  # the next span begins there
         return first, length, parts
 
     def end(self, request_id: str) -> None:
@@ -95,14 +95,14 @@ class CauseClock:
     def step(self, record: StepRecord) -> None:
         start = record.start_s
         for request_id, reason in record.wait_reasons:
-            spent = self.live.get(request_id)
-            if spent is not None and spent.cause != _PREEMPTION:
-                spent.until(start)
-                spent.cause = _AT[reason]
+            request = self.live.get(request_id)
+            if request is not None and request.cause != _PREEMPTION:
+                request.until(start)
+                request.cause = _AT[reason]
         for request_id in record.preempted:
-            if (spent := self.live.get(request_id)) is not None:
-                spent.until(start)
-                spent.cause, spent.lost, spent.computed = _PREEMPTION, spent.computed, 0
+            if (request := self.live.get(request_id)) is not None:
+                request.until(start)
+                request.cause, request.lost, request.computed = _PREEMPTION, request.computed, 0
         self._rows(record)
 
     def _rows(self, record: StepRecord) -> None:
@@ -112,26 +112,26 @@ class CauseClock:
         prefill = record.prefill_tokens
         extra = self._prefill_part(record, prefill)
         for row in record.rows:
-            spent = live.get(row.request_id)
-            if spent is None:
+            request = live.get(row.request_id)
+            if request is None:
                 continue
-            since = spent.since
+            since = request.since
             if start > since:
-                cause = spent.cause
-                if cause == _OTHER and spent.step is not None and index > spent.step + 1:
+                cause = request.cause
+                if cause == _OTHER and request.step is not None and index > request.step + 1:
                     cause = _BUDGET
-                spent.parts[cause] += start - since
-                spent.since = since = start
-            if prefill or spent.lost:
+                request.parts[cause] += start - since
+                request.since = since = start
+            if prefill or request.lost:
                 own = row.tokens if row.kind == "prefill" else 0
                 others = extra * (prefill - own) / prefill if prefill else 0.0
-                _compute(spent, row.kind, row.tokens, start, end, others)
+                _compute(request, row.kind, row.tokens, start, end, others)
             else:
-                spent.computed += row.tokens
+                request.computed += row.tokens
                 if end > since:
-                    spent.parts[_DECODE] += end - since
-                    spent.since = end
-            spent.step, spent.cause = index, _OTHER
+                    request.parts[_DECODE] += end - since
+                    request.since = end
+            request.step, request.cause = index, _OTHER
 
     def _prefill_part(self, record: StepRecord, prefill: int) -> float:
         """Seconds of the step that its prefills added to its decodes."""
@@ -147,18 +147,18 @@ class CauseClock:
 
 
 def _compute(
-    spent: TimeByCause, kind: RowKind, tokens: int, start: float, end: float, others: float
+    request: TimeByCause, kind: RowKind, tokens: int, start: float, end: float, others: float
 ) -> None:
     """Put a step with a row of this request under its causes; the part before `since` is past."""
-    again = kind == "prefill" and (spent.lost > 0 or spent.has_token)
-    spent.computed += tokens
-    spent.lost = max(0, spent.lost - tokens)
+    again = kind == "prefill" and (request.lost > 0 or request.has_token)
+    request.computed += tokens
+    request.lost = max(0, request.lost - tokens)
     if again:
-        spent.until(end, _PREEMPTION)
+        request.until(end, _PREEMPTION)
         return
     own = _PREFILL if kind == "prefill" else _DECODE
-    left = max(0.0, end - max(spent.since, start))
+    left = max(0.0, end - max(request.since, start))
     share = min(1.0, others / (end - start)) if end > start else 0.0
-    spent.parts[_INTERFERENCE] += left * share
-    spent.parts[own] += left * (1.0 - share)
-    spent.since = max(spent.since, end)
+    request.parts[_INTERFERENCE] += left * share
+    request.parts[own] += left * (1.0 - share)
+    request.since = max(request.since, end)

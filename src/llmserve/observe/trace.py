@@ -136,7 +136,7 @@ class TraceWriter:
 
 
 class Trace:
-    """A trace file. Iterate for its events, as often as wanted; nothing is held in memory.
+    """A trace file. Iterate for its events, as often as wanted; nothing stays in memory.
 
     `dropped`, `damaged` and `warning` are those of the last complete iteration.
     """
@@ -201,7 +201,7 @@ def read_trace(path: str | Path) -> Trace:
 
 
 def replay(events: Iterable[Event], *folds: Callable[[Event], None]) -> None:
-    """Give every event to every fold, in order; tell of losses those folds that take note."""
+    """Give every event to every fold, in order; report losses to the folds that note them."""
     for event in events:
         for fold in folds:
             fold(event)

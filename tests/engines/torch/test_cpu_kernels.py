@@ -292,7 +292,7 @@ def test_a_stop_in_the_middle_of_a_step_ends_it(drive: Callable[..., Drive]) -> 
     def stop() -> None:
         begun.wait()
         driven.rows._abandon()  # what `stop` does first; all of it would wait for this thread
-        driven.rows._crew._stopped = True
+        driven.rows._pool._stopped = True
 
     driven.rows._run = late
     stopping = threading.Thread(target=stop)
@@ -300,6 +300,6 @@ def test_a_stop_in_the_middle_of_a_step_ends_it(drive: Callable[..., Drive]) -> 
     with pytest.raises(RuntimeError, match="stopped"):
         driven.step(("it", 0, 4))
     driven.rows.stop()
-    assert not any(thread.is_alive() for thread in driven.rows._crew._threads)
+    assert not any(thread.is_alive() for thread in driven.rows._pool._threads)
     with pytest.raises(RuntimeError, match="stopped"):
         driven.step(("it", 0, 4))

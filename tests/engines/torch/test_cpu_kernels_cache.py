@@ -144,7 +144,7 @@ def test_damaged_files_are_compiled_anew(damage: bytes, base: Path) -> None:
 
 
 @pytest.fixture
-def crew() -> Iterator[Callable[..., ThreadPool]]:
+def pool() -> Iterator[Callable[..., ThreadPool]]:
     made: list[ThreadPool] = []
 
     def make(
@@ -158,27 +158,27 @@ def crew() -> Iterator[Callable[..., ThreadPool]]:
         one.stop()
 
 
-def test_all_threads_do_their_part_each_time(crew: Callable[..., ThreadPool]) -> None:
+def test_all_threads_do_their_part_each_time(pool: Callable[..., ThreadPool]) -> None:
     did: list[int] = []
 
     def work(thread: int) -> int:
         did.append(thread)
         return 0
 
-    many = crew(4, work)
+    many = pool(4, work)
     for _ in range(50):
         many.run()
         assert sorted(did) == [0, 1, 2, 3]
         did.clear()
 
 
-def test_the_first_failure_is_told_and_told_again(crew: Callable[..., ThreadPool]) -> None:
+def test_the_first_failure_is_told_and_told_again(pool: Callable[..., ThreadPool]) -> None:
     def work(thread: int) -> int:
         if thread == 2:
             raise MemoryError("no room")
         return 0
 
-    broken = crew(3, work)
+    broken = pool(3, work)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no room") as caught:
             broken.run()
@@ -186,23 +186,23 @@ def test_the_first_failure_is_told_and_told_again(crew: Callable[..., ThreadPool
 
 
 def test_an_interrupt_reaches_the_caller_and_breaks_the_crew(
-    crew: Callable[..., ThreadPool],
+    pool: Callable[..., ThreadPool],
 ) -> None:
     def work(thread: int) -> int:
         if thread == 0:
             raise KeyboardInterrupt
         return 0
 
-    broken = crew(2, work)
+    broken = pool(2, work)
     with pytest.raises(KeyboardInterrupt):
         broken.run()
     with pytest.raises(RuntimeError):
         broken.run()
 
 
-def test_a_thread_that_does_not_come_back_is_given_up(crew: Callable[..., ThreadPool]) -> None:
+def test_a_thread_that_does_not_come_back_is_given_up(pool: Callable[..., ThreadPool]) -> None:
     release = threading.Event()
-    stuck = crew(2, lambda thread: 0 if thread == 0 or release.wait() else 1, 0.05)
+    stuck = pool(2, lambda thread: 0 if thread == 0 or release.wait() else 1, 0.05)
     with pytest.raises(RuntimeError, match="does not come back"):
         stuck.run()
     release.set()
@@ -222,8 +222,8 @@ def test_a_crew_that_cannot_be_complete_leaves_no_thread(monkeypatch: pytest.Mon
     assert {*threading.enumerate()} <= before
 
 
-def test_a_stopped_crew_has_no_threads_and_runs_no_more(crew: Callable[..., ThreadPool]) -> None:
-    done = crew(3, lambda thread: 0)
+def test_a_stopped_crew_has_no_threads_and_runs_no_more(pool: Callable[..., ThreadPool]) -> None:
+    done = pool(3, lambda thread: 0)
     done.run()
     done.stop()
     assert not any(thread.is_alive() for thread in done._threads)

@@ -134,7 +134,7 @@ def test_a_form_that_is_lost_on_the_way_fails_alone(
     driven.submit("good", PROMPT, max_tokens=14, temperature=0)
     driven.finish()
     assert driven.end("lost").finish_reason == "error"
-    assert "form cannot be kept to" in str(driven.end("lost").error)
+    assert "schema cannot be kept to" in str(driven.end("lost").error)
     assert "\n" not in str(driven.end("lost").error)
     assert driven.tokens("good") == generate(reference(llama), PROMPT, 14)
 

@@ -1,4 +1,4 @@
-"""When a lowered cap is kept."""
+"""Watches when all that runs first keeps a lowered cap."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
 A full block's key is a hash over its tokens and the key before it, so equal keys mean equal
 tokens from the very start. A block's KV exists with the running sequences that have computed it
-and, once those are gone, on the pool's shelf. Nothing is shared in place: who is admitted gets a
+and, once those are gone, on the pool's shelf. Nothing is shared in place: one admitted gets a
 copy in blocks of its own, so a block in use is never taken from anyone.
 
-`moves` tells the one who owns the memory what to copy and forget, in order, before the slots of
+`moves` says to the owner of the memory what to copy and forget, in order, before the slots of
 leavers are freed. Rules only: nothing here knows where KV lies.
 
 Invariant (`check` asserts it): the holders of a key are the running sequences with this block.
@@ -72,7 +72,7 @@ class PrefixCache:
         self._holders: dict[bytes, dict[str, Sequence]] = {}
 
     def match(self, seq: Sequence) -> Match:
-        """What of a waiting sequence's tokens is there. The last one must be computed anyhow, for
+        """Find the cached blocks of a waiting sequence. The last one must be computed anyhow, for
         its logits are what is wanted."""
         if not self.enabled:
             return NOTHING
@@ -92,7 +92,7 @@ class PrefixCache:
         return Match(tuple(sources), 2 * (coming - len(sources)) * size >= rest)
 
     def enter(self, seq: Sequence, match: Match) -> None:
-        """A sequence was admitted and starts with what was found."""
+        """Note that a sequence was admitted and starts with the blocks found."""
         if not self.enabled:
             return
         if match.sources:
@@ -107,7 +107,7 @@ class PrefixCache:
             self._holders.setdefault(key, {})[seq.id] = seq
 
     def grow(self, seq: Sequence) -> None:
-        """A running sequence has computed more."""
+        """Note that a running sequence has computed more."""
         known, full = len(seq.keys), seq.computed // self._pool.block_size
         if full <= known or not self.enabled:
             return
@@ -143,11 +143,11 @@ class PrefixCache:
 
     def check(self, running: Iterable[Sequence]) -> None:
         """Assert the invariant."""
-        held: dict[bytes, set[str]] = {}
+        expected: dict[bytes, set[str]] = {}
         for seq in running if self.enabled else ():
             for key in seq.keys:
-                held.setdefault(key, set()).add(seq.id)
-        assert {key: set(holders) for key, holders in self._holders.items()} == held
+                expected.setdefault(key, set()).add(seq.id)
+        assert {key: set(holders) for key, holders in self._holders.items()} == expected
 
     def _source(self, key: bytes, index: int) -> str | bytes | None:
         """A running sequence before the shelf: its KV lies in one piece."""

@@ -1,4 +1,4 @@
-"""Which tokens now: iteration-level continuous batching as a pure state machine.
+"""The step planner: iteration-level continuous batching as a pure state machine.
 
     planner.add(request, now)               # whenever a request comes
     plan = planner.plan(knobs, now)         # before each step
@@ -78,7 +78,7 @@ class StepPlanner:
 
     @property
     def room(self) -> int:
-        """Prompt and reply of one request together may have so many tokens.
+        """The most tokens that prompt and reply of one request may have together.
 
         The last token of a reply is never read, so its KV is never stored: hence the 1.
         """
@@ -116,7 +116,7 @@ class StepPlanner:
         return seq
 
     def take_moves(self) -> list[Move]:
-        """What must be done to stored KV, in order: ask after each plan and removal, and do it
+        """Return what must be done to stored KV, in order: ask after each plan and removal, and do it
         before slots are freed or rows run."""
         moves, self._cache.moves = self._cache.moves, []
         return moves

@@ -57,7 +57,7 @@ class Frames:
 
 
 class Owner(Protocol):
-    """Who hears of a child; called on the loop."""
+    """Receives a child's messages and its end; called on the loop."""
 
     def child_said(self, frame: bytes) -> None: ...
 
@@ -67,7 +67,7 @@ class Owner(Protocol):
 
 
 class Child(asyncio.Protocol):
-    """The kernel's end. `start` and `stop` belong to one loop."""
+    """The kernel's end of a child process. `start` and `stop` belong to one loop."""
 
     def __init__(self, module: str, environment: Mapping[str, str], owner: Owner) -> None:
         self._command = [sys.executable, "-P", "-m", module]
@@ -99,7 +99,7 @@ class Child(asyncio.Protocol):
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
 
     def send(self, frame: bytes) -> None:
-        """Never blocks; silently nothing once the child has ended, as `child_ended` tells."""
+        """Never blocks; silently nothing once the child has ended, as `child_ended` reports."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(HEADER.pack(len(frame)) + frame)
 
@@ -112,13 +112,13 @@ class Child(asyncio.Protocol):
         self._output.close()
 
     async def exit_status(self) -> int:
-        """The dead child's, reaping it."""
+        """Return the dead child's exit status, reaping it."""
         await self._ended.wait()
         assert self._process is not None
         return await in_own_thread(partial(_reap, self._process, 5.0))
 
     def last_lines(self) -> str:
-        """The end of what it wrote to its output and error streams."""
+        """Return the last lines that it wrote to its output and error streams."""
         if self._output.closed:
             return ""
         fd = self._output.fileno()
@@ -158,7 +158,7 @@ def import_path() -> dict[str, str]:
 
 
 class ParentLink:
-    """The child's end. Frames come in by `inbox`; `send` takes any thread and never blocks."""
+    """The child process's end of the link. Frames come in by `inbox`; `send` takes any thread and never blocks."""
 
     def __init__(self, fd: int, decode: Callable[[bytes], object]) -> None:
         self._socket = socket.socket(fileno=fd)

@@ -1,4 +1,4 @@
-"""From an engine's messages to a request's `deliver`, without a task to wake for each token.
+"""Delivers an engine's messages to a request's `deliver`, waking no task for each token.
 
 Invariant: once a request has had its end, nothing is delivered to it and nothing raised in it.
 """
@@ -16,7 +16,7 @@ class Delivery:
     """What an engine's `generate` waits for: await `over`.
 
     It ends with the last chunk, with a failure, with what `deliver` raised (so that it reaches
-    nobody else's request), or with the task that waits for it.
+    no other request), or with the task that waits for it.
     """
 
     def __init__(self, deliver: Deliver) -> None:
@@ -40,7 +40,7 @@ class Delivery:
 
 
 class LoopTurn:
-    """Who has news in this turn of the loop: all are told in one go when it is over.
+    """Calls all that have news in this turn of the loop, in one go when it is over.
 
     What several steps brought a request in one turn, because the loop was busy, is one chunk then.
     """

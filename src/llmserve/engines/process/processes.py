@@ -1,4 +1,4 @@
-"""Engine processes from outside: whose they are, who they are, and their end.
+"""Engine processes seen from outside: which kernel they serve, and how they are ended.
 
 Every engine process carries a mark in its environment that names the kernel it serves, by pid,
 birth and pid namespace. Engines end themselves when their kernel is gone; where that failed, the
@@ -30,7 +30,7 @@ class Stale(NamedTuple):
 
 
 def mark() -> str:
-    """This process, as those that it starts name it."""
+    """Return the mark that names this process to those it starts."""
     return f"{os.getpid()}/{_birth(os.getpid())}/{_namespace()}"
 
 
@@ -44,7 +44,7 @@ def is_gone(written: str) -> bool:
 
 
 def stale() -> list[Stale]:
-    """Of this user; looks at every process there is."""
+    """Find this user's stale engine processes; looks at every process there is."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -56,7 +56,7 @@ def stale() -> list[Stale]:
 
 
 def with_descendants(pids: Iterable[int]) -> list[psutil.Process]:
-    """The processes and all that came of them, of those that still are."""
+    """Return the processes and all their descendants that are still alive."""
     found: dict[int, psutil.Process] = {}
     for pid in pids:
         with contextlib.suppress(psutil.Error):
@@ -100,7 +100,7 @@ def is_over(pid: int) -> bool:
 
 
 def _birth(pid: int) -> str:
-    """When the process was started, in a form that a change of the wall clock leaves alone."""
+    """When the process was started, such that a change of the wall clock leaves it alone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
         return stat.rpartition(")")[2].split()[19]  # starttime, in ticks since boot

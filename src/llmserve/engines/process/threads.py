@@ -39,7 +39,7 @@ async def in_own_thread(work: Callable[[], T]) -> T:
 
 
 def waited_for(work: Callable[[], T]) -> T:
-    """As above, for who may block. An interrupt ends the waiting; the work goes on to its end."""
+    """As above, for a caller that may block. An interrupt ends the waiting; the work goes on to its end."""
     done: list[T] = []
     failed: list[BaseException] = []
 

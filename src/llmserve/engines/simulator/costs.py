@@ -13,7 +13,7 @@ MOST_MS = 1e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCost:
-    """A part for any prefill, a part for any decode, and so much per token."""
+    """The cost of a step: a part for any prefill, one for any decode, and so much per token."""
 
     prefill_ms: float = 25.0
     decode_ms: float = 10.0

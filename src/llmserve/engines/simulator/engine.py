@@ -1,4 +1,4 @@
-"""An engine without a model: the planner of the real one over what a step would cost.
+"""The simulator engine: the real step planner over modelled step times, without a model.
 
 On a VirtualClock its times are exact. In real time each step ends at an absolute deadline, so
 that late wake-ups do not add up: within 3 % over any stretch of continuous work.
@@ -199,7 +199,7 @@ class SimulatorEngine:
     async def _settle(self, moment: float) -> None:
         """Let everything happen that belongs to this moment, before the next step is planned.
 
-        A reply's end frees a place in front, which sends the next request here: it shall be in
+        A reply's end frees a slot in front, which sends the next request here: it shall be in
         the very next step. Virtual time passes only when everything waits, so there a moment is
         over when its timer fires; in real time a few turns of the loop must do.
         """
@@ -233,7 +233,7 @@ class SimulatorEngine:
         self._wake.set()
 
     def _finish(self, plan: Plan, start: float, duration: float) -> None:
-        """Draw the step's tokens, end who is done, tell the step, and only then the chunks."""
+        """Draw the step's tokens, end what is done, report the step, and then send the chunks."""
         replies = [
             reply
             for row in plan.rows
@@ -285,7 +285,7 @@ class _Reply:
         return word(self._voice, self.seq.generated)
 
     def chunk(self, token: int) -> Chunk:
-        """What the client is told of the token just committed."""
+        """The chunk that the client gets for the token just committed."""
         sampling = self.seq.request.sampling
         stop_reason: str | int | None = None
         text = ""

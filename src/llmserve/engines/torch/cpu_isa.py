@@ -1,7 +1,7 @@
 """The CPU's instruction sets that the torch engine may use: all there are, or fewer on request.
 
 `LLMSERVE_CPU_ISA=avx2` has an engine's process compute as on a CPU that knows no more. It lowers
-and never raises: oneDNN, ATen, MKL and numba are held to it by variables of their own, which they
+and never raises: oneDNN, ATen, MKL and numba are limited to it by variables of their own, which they
 read when they are loaded, and what the engine decides by itself asks `allows`.
 """
 
@@ -51,14 +51,14 @@ def allows(level: str) -> bool:
 
 
 def environment(level: str | None) -> dict[str, str]:
-    """Variables that hold the libraries of a new process to this level."""
+    """Return variables that limit the libraries of a new process to this level."""
     if level is None:
         return {}
-    held = {VARIABLE: level, "ONEDNN_MAX_CPU_ISA": ONEDNN[level]}
+    limited = {VARIABLE: level, "ONEDNN_MAX_CPU_ISA": ONEDNN[level]}
     if LEVELS.index(level) >= FIRST_AVX512:
-        return held
+        return limited
     avx2 = level != "sse41"
-    return held | {
+    return limited | {
         "ATEN_CPU_CAPABILITY": "avx2" if avx2 else "default",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2" if avx2 else "SSE4_2",
         "NUMBA_CPU_NAME": "x86-64-v3" if avx2 else "x86-64-v2",

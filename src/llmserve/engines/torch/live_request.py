@@ -11,7 +11,7 @@ from llmserve.engines.torch.text.detokenize import TextStream
 
 
 class LiveRequest:
-    """Turns drawn tokens into what the client is told."""
+    """Turns drawn tokens into the deltas that the client gets."""
 
     def __init__(self, seq: Sequence, draws: Draws, stream: TextStream) -> None:
         self.seq = seq
@@ -21,12 +21,12 @@ class LiveRequest:
 
     @property
     def _complete(self) -> bool:
-        """The reply has the form that was asked for, and nothing may follow."""
+        """Whether the structured output is complete, and nothing may follow."""
         return self.draws.matcher is not None and self.draws.matcher.complete
 
     def push(self, token: int, logprob: TokenLogprob | None, eos_ids: frozenset[int]) -> Delta:
-        """The step's news; the token is already in the sequence. The text of a token that ends
-        the reply is not told, nor what a stop string would have come from."""
+        """Return the step's delta; the token is already in the sequence. The text of a token that
+        ends the reply is not sent, nor what a stop string would have come from."""
         sampling = self.seq.request.sampling
         finish: FinishReason | None = None
         stop_reason: str | int | None = None

@@ -105,7 +105,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     error: str | None = None
     """Why this request failed, where finish_reason is "error"."""
     cached_tokens: int = 0
-    """Told once, with the first token."""
+    """Sent once, with the first token."""
 
 
 class Stepped(msgspec.Struct, frozen=True, tag=True):

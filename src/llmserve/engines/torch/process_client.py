@@ -1,4 +1,4 @@
-"""One life of the engine's process, as the kernel knows it: who waits for what, and its end."""
+"""The kernel's client of one engine process: its pending answers, its requests, and its end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WORKER = "llmserve.engines.torch.worker"
 
 
 class Inbox:
-    """What came for one request in this turn of the loop; handed on as one chunk."""
+    """Collects what came for one request in this turn of the loop, to send it as one chunk."""
 
     def __init__(self, turn: LoopTurn, deliver: Deliver) -> None:
         self.delivery = Delivery(deliver)
@@ -51,7 +51,7 @@ class Inbox:
         self._deltas.append(delta)
 
     def fail(self, failure: Exception) -> None:
-        """What came before is still told first."""
+        """What came before is still answer first."""
         self.finished = True
         self._hand_on()
         self.delivery.fail(failure)
@@ -73,9 +73,9 @@ def _joined(deltas: list[Delta]) -> Chunk:
     else:
         text = "".join(delta.text for delta in deltas)
         token_ids = tuple(token for delta in deltas for token in delta.token_ids)
-        told = last.logprobs is not None
+        asked = last.logprobs is not None
         every = (one for delta in deltas for one in delta.logprobs or ())
-        logprobs = tuple(every) if told else None
+        logprobs = tuple(every) if asked else None
     return Chunk(
         text=text,
         token_ids=token_ids,
@@ -87,7 +87,7 @@ def _joined(deltas: list[Delta]) -> Chunk:
 
 
 class ProcessClient:
-    """One life of the child process, and all who wait for it."""
+    """One child process, from start to end, and all that wait for it."""
 
     def __init__(
         self,
@@ -170,17 +170,17 @@ class ProcessClient:
             case Failed():
                 self._end(EngineError(message.message))
 
-    def _answer(self, number: int, told: int) -> None:
+    def _answer(self, number: int, answer: int) -> None:
         asked = self._asked.get(number)
         if asked is not None and not asked.done():
-            asked.set_result(told)
+            asked.set_result(answer)
 
     def child_ended(self) -> None:
         if not self.over:
             self._burial = asyncio.get_running_loop().create_task(self._bury())
 
     async def _bury(self) -> None:
-        """Tell everyone how it ended, in its own last words."""
+        """Report to all that wait how it ended, in its own last words."""
         status = await self.child.exit_status()
         how = f"exit status {status}"
         if status < 0:

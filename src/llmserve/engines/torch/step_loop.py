@@ -1,6 +1,6 @@
 """The engine without its process: messages in, one `Stepped` per step out.
 
-Invariants: a request has a place in the KV store only while the planner has it running, and what
+Invariants: a request has a slot in the KV store only while the planner has it running, and what
 the planner's pool has shelved is on the store's shelf.
 """
 
@@ -166,12 +166,12 @@ class StepLoop:
         self._live[message.id] = LiveRequest(seq, draws, self._detokenizer.open(message.prompt_ids))
         return None
 
-    def _matcher(self, form: Structured | None) -> Matcher | None:
-        if form is None:
+    def _matcher(self, structured: Structured | None) -> Matcher | None:
+        if structured is None:
             return None
         if self._grammars is None:
             raise ValueError("this model's tokenizer allows no structured outputs")
-        return self._grammars.open(form)
+        return self._grammars.open(structured)
 
     def _try(self, plan: Plan) -> tuple[list[Drawn], str | None]:
         """Run what there is memory for of a plan; what was drawn, or why all of it must end."""
@@ -245,7 +245,7 @@ class StepLoop:
         try:
             live.draws.see(token)
             delta = live.push(token, logprob, self._model.eos_ids)
-        except Exception as error:  # of its form or its text: nobody else's
+        except Exception as error:  # of its schema or its text, and of no other request
             traceback.print_exc()
             delta = _failed(live.seq.id, f"the engine failed on this reply: {error}")
         if delta.finish_reason is not None:

@@ -1,8 +1,8 @@
-"""vLLM's own OpenAI application, with every request going through somebody else's door.
+"""vLLM's own OpenAI application, with every request going through our admission control.
 
-The application sees an EngineClient. Its `generate` hands each sequence to `submit`, so that who
-goes next, and who is refused, is decided where all other requests are decided; the engine later
-gets vLLM's own objects back out of the request's payload. All else goes to the AsyncLLM.
+The application sees an EngineClient. Its `generate` passes each sequence to `submit`, so that
+its order and its refusal are decided where all other requests are decided; the engine later gets
+vLLM's own objects back out of the request's payload. All else goes to the AsyncLLM.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ API_PATHS = {
 
 
 def build_api(llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any]) -> Any:
-    """The FastAPI application, not yet told of an engine. Imports for a second: in a thread."""
-    # torch would tell whatever cell is running that there is no triton
+    """The FastAPI application, not yet options of an engine. Imports for a second: in a thread."""
+    # torch would warn in whatever cell is running that there is no triton
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     from vllm.entrypoints.launchers.app import build_app
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     args = imported(ARG_PARSER)(FlexibleArgumentParser()).parse_args([])
     config = llm.vllm_config
-    told = {
+    options = {
         "enable_prompt_tokens_details": True,
         "tool_strict_level": "parameter",  # a tool's arguments fit its schema, asked for or not
         **engine_args,
@@ -55,7 +55,7 @@ def build_api(llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any]) -
         "structured_outputs_config": config.structured_outputs_config,
         "disable_fastapi_docs": True,
     }
-    for name, value in told.items():
+    for name, value in options.items():
         setattr(args, name, value)
     app = build_app(args, ("generate",), config.model_config)
     # its own metrics are not served here, and would look at each piece of each reply
@@ -81,11 +81,11 @@ def make_client(llm: Any, submit: Submit) -> Any:
         for name in vars(EngineClient)
         if not name.startswith("_") and name not in ours and name not in forwarded
     }
-    return type("GateClient", (ApiServer, EngineClient), {**inherited, **forwarded})(llm, submit)
+    return type("ApiServerClient", (ApiServer, EngineClient), {**inherited, **forwarded})(llm, submit)
 
 
 def _forward(name: str) -> property:
-    return property(lambda gate: getattr(gate.llm, name))
+    return property(lambda server: getattr(server.llm, name))
 
 
 class ApiServer:
@@ -95,7 +95,7 @@ class ApiServer:
         self._open: dict[str, list[Submission]] = {}
 
     errored, is_running = False, True
-    """So it says of an engine that has just died, too: a request goes to our door all the same,
+    """So it says of an engine that has just died, too: a request goes to our queue all the same,
     and waits there for the next one."""
 
     def __getattr__(self, name: str) -> Any:
@@ -163,7 +163,7 @@ class Merge:
         self._whole: Any = None
 
     def take(self, index: int, output: Any) -> Any:
-        """What to tell now, if anything."""
+        """Return what to send now, if anything."""
         output.request_id = self._request_id
         for part in output.outputs:
             part.index = index

@@ -98,8 +98,8 @@ def title(name: Name) -> str:
 def verdict(findings: Sequence[Finding], tree: SourceTree, version: str) -> list[str]:
     """What the table comes to, and for each missing name its use and its cure."""
     counts = Counter(map(state, findings))
-    told = ", ".join(f"{counts[word]} {word}" for word in ("yes", "elsewhere", "moved", "NO"))
-    lines = [f"{len(findings)} names: {told}"]
+    counted = ", ".join(f"{counts[word]} {word}" for word in ("yes", "elsewhere", "moved", "NO"))
+    lines = [f"{len(findings)} names: {counted}"]
     for one in findings:
         if one.lack:
             lines.append(f"{title(one.name)}\n    is for: {one.name.why}\n    {cure(one, tree)}")

@@ -33,9 +33,9 @@ class Payload(NamedTuple):
         certain = self.params.temperature == 0 or self.params.seed is not None
         if not certain or set(self.prompt) - _PLAIN or self.options.get("lora_request") is not None:
             return None
-        # some of vLLM's parameters are lists and objects: their reprs tell all of them
-        told = repr(msgspec.structs.asdict(self.params))
-        return (*self.prompt["prompt_token_ids"], told)
+        # some of vLLM's parameters are lists and objects: their reprs show all of them
+        found = repr(msgspec.structs.asdict(self.params))
+        return (*self.prompt["prompt_token_ids"], found)
 
     def copied(self, raw: Any) -> Any:
         """A RequestOutput with lists of its own, as `RequestOutput.add` extends them in place."""
@@ -110,7 +110,7 @@ def _form(asked: Structured | None) -> Any:
 
 
 def to_chunk(output: Any, *, first: bool, raw: bool) -> Chunk:
-    """From a vllm RequestOutput of one sequence; `raw` hands that on, for vLLM's own endpoint."""
+    """From a vllm RequestOutput of one sequence; `raw` passes that on, for vLLM's own endpoint."""
     part = output.outputs[0]
     ids = tuple(part.token_ids)
     return Chunk(
@@ -124,8 +124,8 @@ def to_chunk(output: Any, *, first: bool, raw: bool) -> Chunk:
     )
 
 
-def _logprobs(ids: tuple[int, ...], told: Any) -> tuple[TokenLogprob, ...]:
-    """vLLM tells the chosen token beside the likeliest, once where it is one of them."""
+def _logprobs(ids: tuple[int, ...], found: Any) -> tuple[TokenLogprob, ...]:
+    """vLLM reports the chosen token beside the likeliest, once where it is one of them."""
     return tuple(
         TokenLogprob(
             token,
@@ -135,5 +135,5 @@ def _logprobs(ids: tuple[int, ...], told: Any) -> tuple[TokenLogprob, ...]:
                 for other, one in sorted(among.items(), key=lambda item: -item[1].logprob)
             ),
         )
-        for token, among in zip(ids, told, strict=True)
+        for token, among in zip(ids, found, strict=True)
     )

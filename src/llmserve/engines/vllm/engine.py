@@ -105,7 +105,7 @@ class VllmEngine:
         if self._launch is not None:
             self._ending = asyncio.ensure_future(self._end(self._llm, self._launch))
             self._llm = self._launch = self._api = None
-        if self._ending is not None:  # who is cancelled over it leaves it to who stops next
+        if self._ending is not None:  # a caller cancelled over it leaves it to the next one that stops
             await asyncio.shield(self._ending)
 
     async def _end(self, llm: Any, launch: Launch) -> None:
@@ -189,14 +189,14 @@ class VllmEngine:
             self._weights_dropped = False
         await self._while_alive(llm.wake_up(["kv_cache"]))
 
-    async def check_form(self, form: Structured) -> None:
-        """vLLM reads a form as it takes the request, and no earlier."""
+    async def check_form(self, structured: Structured) -> None:
+        """Check nothing: vLLM reads a schema as it takes the request, and no earlier."""
 
     async def device_bytes(self) -> int | None:
         if self.info.device != "cuda":
             return None
-        told: int = await self._call("llmserve_device_bytes")
-        return told
+        answer: int = await self._call("llmserve_device_bytes")
+        return answer
 
     async def generate(self, request: Request, deliver: Deliver) -> None:
         from vllm.exceptions import VLLMClientError
@@ -284,14 +284,14 @@ class VllmEngine:
         self._by_priority = config.scheduler_config.policy == "priority"
         template = load_chat_template(self._options.api_args.get("chat_template"))
         self._tokenizer = VllmTokenizer(llm.get_tokenizer(), template)
-        told: dict[str, int] = await self._call("llmserve_describe")
-        self._fewest_tokens = told.pop("fewest_tokens")
+        answer: dict[str, int] = await self._call("llmserve_describe")
+        self._fewest_tokens = answer.pop("fewest_tokens")
         self._info = describe(
-            self._options, config, told, self._family, chat=self._tokenizer.has_chat
+            self._options, config, answer, self._family, chat=self._tokenizer.has_chat
         )
 
     def _listen(self, core: Any) -> None:
-        """Tell each step before vLLM looks at its outputs, thus before its chunks are delivered."""
+        """Report each step before vLLM looks at its outputs, thus before its chunks are delivered."""
         fetch, sink = core.get_output_async, self._sink
         capacity = core.vllm_config.cache_config.kv_cache_size_tokens or 0
 

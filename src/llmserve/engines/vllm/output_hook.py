@@ -1,9 +1,9 @@
-"""Where one request's outputs leave vLLM for our delivery.
+"""The output hook: takes one request's outputs from vLLM to our delivery.
 
 vLLM keeps what came for a request in a RequestOutputCollector, joins there what nobody has taken
-yet, and sets an event for the task that waits. A Tap takes that event's place: it notes the request
-for the end of this turn of the loop instead. vLLM's own loop thus meets no code of ours that could
-raise, and no task is woken for a token.
+yet, and sets an event for the task that waits. The hook stands in for that event: it notes the
+request for the end of this turn of the loop instead. vLLM's own loop thus meets no code of ours
+that could raise, and no task is woken for a token.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class OutputHook:
         """vLLM's collector has been emptied."""
 
     def _hand_on(self) -> None:
-        if self._collector is None:  # who waited for it is gone
+        if self._collector is None:  # the task that waited for it is gone
             return
         try:
             output = self._collector.get_nowait()

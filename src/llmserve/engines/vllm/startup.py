@@ -24,7 +24,7 @@ SCHEDULERS = "llmserve.engines.vllm.live_scheduler"
 UNSUPPORTED = {
     "batching": "vLLM batches continuously and in no other way",
     "batch_window_ms": "there is no closed batch in vLLM to wait for",
-    "min_decode_slots": "vLLM's scheduler keeps no places for decodes",
+    "min_decode_slots": "vLLM's scheduler keeps no slots for decodes",
 }
 
 
@@ -89,8 +89,8 @@ def check_api(api_args: Mapping[str, Any]) -> None:
         hint = meant(parser, known, called="there are")
         raise OptionRefused(f"tool_call_parser: there is no {shown(parser)}{hint}")
     if api_args.get("enable_auto_tool_choice") and parser is None:
-        told = "enable_auto_tool_choice needs a tool_call_parser"
-        raise OptionRefused(f"{told}: one of {', '.join(known)}")
+        missing = "enable_auto_tool_choice needs a tool_call_parser"
+        raise OptionRefused(f"{missing}: one of {', '.join(known)}")
 
 
 def refusal(error: Exception, args: Mapping[str, Any]) -> str:
@@ -219,7 +219,7 @@ def not_ours(lost: list[str]) -> str:
 
 
 def start_failure(error: Exception, words: str) -> str:
-    """vLLM's own message often only points "above", to the log: what that says is told instead."""
+    """vLLM's own message often only points "above", to the log: what that says is missing instead."""
     said = str(error).strip() or repr(error)
     if isinstance(error, OptionRefused) or not words:
         return f"vLLM did not start: {said}"

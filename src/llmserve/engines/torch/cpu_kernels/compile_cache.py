@@ -69,7 +69,7 @@ def kernel_folder() -> Path | None:
 def state() -> str:
     """All that the compiled code depends on, in a name."""
     files = sorted(Path(__file__).parent.glob("*.py"))
-    told: list[str | bytes] = [
+    parts: list[str | bytes] = [
         llmserve.__version__, numba.__version__, llvmlite.__version__,
         sys.implementation.cache_tag or "", binding.get_host_cpu_name(),
         binding.get_host_cpu_features().flatten(),
@@ -77,7 +77,7 @@ def state() -> str:
         *(part for file in files for part in (file.name, file.read_bytes())),
     ]  # fmt: skip
     whole = hashlib.sha256()
-    for one in told:
+    for one in parts:
         whole.update(hashlib.sha256(one if isinstance(one, bytes) else one.encode()).digest())
     return whole.hexdigest()[:40]
 

@@ -43,7 +43,7 @@ class FusedRows:
         self._run: Callable[[Any, int], int] = compiled_in(
             folder, step.run, types.int64(types.int64[::1], types.int64)
         )
-        self._crew = ThreadPool(threads, self._work, self._abandon, 2 * barrier.PATIENCE_S)
+        self._pool = ThreadPool(threads, self._work, self._abandon, 2 * barrier.PATIENCE_S)
 
     def __call__(
         self, ids: list[int], positions: list[int], places: list[Place], wanted: list[int]
@@ -58,7 +58,7 @@ class FusedRows:
         slabs = {id(place.slab): place.slab for place in places}
         at = {key: self._addresses(slab) for key, slab in slabs.items()}
         slots = [(*at[id(place.slab)], place.slot) for place in places]
-        told = np.array(
+        facts = np.array(
             [
                 ids, positions,
                 [keys + slot * size for keys, _, size, _, _, slot in slots],
@@ -68,16 +68,16 @@ class FusedRows:
             np.int64,
         )  # fmt: skip
         which = np.array(wanted, np.int64)
-        self._plan[plan.IDS : plan.LENGTHS + 1] = [line.ctypes.data for line in told]
+        self._plan[plan.IDS : plan.LENGTHS + 1] = [line.ctypes.data for line in facts]
         self._plan[plan.WANTED] = which.ctypes.data
         self._plan[plan.ROWS], self._plan[plan.WANTED_ROWS] = len(ids), len(wanted)
         self._counters.zero_()
-        self._crew.run()
+        self._pool.run()
         return self._logits[: len(wanted)]
 
     def stop(self) -> None:
-        """From any thread: a step under way is given up, with an error for who called it."""
-        self._crew.stop()
+        """From any thread: a step under way is given up, with an error for its caller."""
+        self._pool.stop()
 
     def _work(self, thread: int) -> int:
         return self._run(self._plan, thread)

@@ -1,7 +1,7 @@
-"""Threads that do one piece of work together, again and again, and are parked in between.
+"""A pool of threads that do one piece of work together, again and again, and are parked in between.
 
-Nobody waits for ever: when one fails, `abandon` tells the others to give up, and the crew is broken
-from then on, for nobody knows what they were at.
+No thread waits for ever: when one fails, `abandon` has the others give up, and the pool is broken
+from then on, for nothing says how far they were.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class ThreadPool:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """The first failure is what is told: the others follow from it."""
+        """The first failure is the one reported: the others follow from it."""
         if self._failure is None:
             self._failure = error
         self._abandon()

@@ -96,7 +96,7 @@ def totals(b: Any, many: list[Any]) -> Any:
 
 
 def exp(b: Any, x: Any) -> Any:
-    """To about 2e-7, as 2^n p(r) with Cephes' polynomial (expf), held within ±88."""
+    """To about 2e-7, as 2^n p(r) with Cephes' polynomial (expf), clamped to ±88."""
     x = math(b, "maxnum", math(b, "minnum", x, constant(88.0)), constant(-87.0))
     n = math(b, "rint", b.fmul(x, constant(1.4426950408889634)))
     r = math(b, "fma", n, constant(-0.693359375), x)
@@ -235,7 +235,7 @@ def silu_mul(typing: Any, gate: Any, up: Any, out: Any) -> Any:
 @intrinsic
 def softmax_row(typing: Any, at: Any, steps: Any) -> Any:
     """exp(x - max) in place over steps * 16 floats; gives 1 / their sum. -inf, which pads, becomes
-    0, whatever `exp` is held within."""
+    0, whatever `exp` is clamped to."""
 
     def build(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         at, steps = arguments

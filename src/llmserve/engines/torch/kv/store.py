@@ -16,7 +16,7 @@ Invariants (`check` asserts them):
   slab's first slots, without a gap;
 - a slab with no sequence does not exist.
 
-The planner accounts for blocks and decides who may have KV; this only stores it.
+The planner accounts for blocks and decides which sequences may have KV; this only stores it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHORTEST = 256
 SMALLEST = 16
 FEWEST_SLOTS = 4
 AMPLE = 4
-"""A slot is SHORTEST though less is needed while all that is held is one part in so many of the
+"""A slot is SHORTEST though less is needed while all slabs are one part in so many of the
 budget.
 """
 
@@ -108,7 +108,7 @@ class NoRoom(MemoryError):
 
 
 class KvStore:
-    """The slabs of one engine and who lies where."""
+    """Stores the slabs of one engine, and which sequence lies where."""
 
     def __init__(
         self, geometry: Geometry, *, budget: int | None = None, zeros: Allocate = torch.zeros
@@ -226,8 +226,8 @@ class KvStore:
             for slab in slabs
             for slot, owner in enumerate(slab.owners)
         }
-        told = {owner: (id(p.slab), p.slot) for owner, p in self._places.items()}
-        assert found == told, "a sequence's slot is not where it is said to be"
+        recorded = {owner: (id(p.slab), p.slot) for owner, p in self._places.items()}
+        assert found == recorded, "a sequence's slot is not where it is said to be"
         for length, slabs in self._slabs.items():
             assert all(slab.length == length for slab in slabs)
             assert all(slab.full for slab in slabs[:-1])

@@ -138,9 +138,9 @@ def layout(batch: Batch) -> Step:
     step, first = Step(), 0
     placed = zip(batch.order, batch.places, strict=True)
     for _, group in groupby(placed, key=lambda one: one[1].slab.number):
-        held = list(group)
-        slab = held[0][1].slab
-        members = [(part, place.slot) for part, place in held]
+        pairs = list(group)
+        slab = pairs[0][1].slab
+        members = [(part, place.slot) for part, place in pairs]
         singles = [(part, slot) for part, slot in members if part.tokens == 1]
         step.writes.append(_write(slab, members, first))
         if singles:

@@ -1,4 +1,4 @@
-"""A causal language model run flat: all rows of a step in one sequence, each with its place in the
+"""A causal language model run flat: all rows of a step in one sequence, each with its slot in the
 KV store. `loading.py` reads it."""
 
 from __future__ import annotations

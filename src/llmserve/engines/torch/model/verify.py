@@ -60,7 +60,7 @@ def check_against(
     found = [after(model, kv, last), *(after(model, kv, [one]) for one in last)]
     ends = torch.stack([logits[-1] for logits in expected])
     near = TOLERANCE[model.geometry.dtype] if quantization is None else TOLERANCE_INT8
-    return held(difference(torch.cat(found), torch.cat([ends, ends])), near)
+    return within(difference(torch.cat(found), torch.cat([ends, ends])), near)
 
 
 def check_few(model: FlatModel, expected: list[Tensor]) -> float:
@@ -75,7 +75,7 @@ def check_few(model: FlatModel, expected: list[Tensor]) -> float:
     found = [after(model, kv, step) for step in (nine, nine[3:6], [*nine[6:], prompt])]
     rows = long[-len(ends) :]
     its = torch.cat([rows, rows[3:6], rows[6:], short[-1:]])
-    return held(difference(torch.cat(found), its), TOLERANCE[model.geometry.dtype])
+    return within(difference(torch.cat(found), its), TOLERANCE[model.geometry.dtype])
 
 
 def after(model: FlatModel, kv: KvStore, stretches: list[Stretch]) -> Tensor:
@@ -94,7 +94,7 @@ def after(model: FlatModel, kv: KvStore, stretches: list[Stretch]) -> Tensor:
     return model.forward(batch, tokens, [ends[one.owner] for one in stretches]).clone()
 
 
-def held(off: float, near: float) -> float:
+def within(off: float, near: float) -> float:
     if not off <= near:
         raise UnsupportedModel(f"its logits come out {off:.1%} off")
     return off

@@ -1,7 +1,7 @@
 """What a Llama-like network consists of, taken out of transformers' modules.
 
 Query, key and value are joined, and so are gate and up: the same tensors serve torch's products
-(`compact.py`) and kernels of our own (`fused`), so that no weight is held twice.
+(`compact.py`) and kernels of our own (`fused`), so that no weight is in memory twice.
 """
 
 from __future__ import annotations

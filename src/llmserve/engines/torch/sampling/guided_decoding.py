@@ -1,7 +1,7 @@
-"""Replies of a given form: what may come next, token by token, by llguidance.
+"""Guided decoding: which tokens may come next in a structured output, by llguidance.
 
-A reply ends where its form is complete and allows nothing more, so whatever the model, what was
-said to the end is of the form; one cut short by max_tokens is a beginning of it.
+A reply ends where its grammar is complete and allows nothing more, so whatever the model, a reply
+that ended by itself fits its schema; one cut short by max_tokens is a beginning of such a reply.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Grammars:
         from llguidance import LLTokenizer
 
         if not hasattr(backend, "to_str"):
-            raise ValueError("a slow tokenizer does not tell its tokens' bytes")
+            raise ValueError("a slow tokenizer does not give its tokens' bytes")
         self._tokenizer = LLTokenizer(
             backend.to_str(),
             n_vocab=max(vocab_size, backend.get_vocab_size()),
@@ -33,13 +33,13 @@ class Grammars:
         )
         self._vocab_size = vocab_size
 
-    def open(self, form: Structured) -> Matcher:
-        """ValueError where the form cannot be followed."""
-        return Matcher(matcher(form, self._tokenizer), self._vocab_size)
+    def open(self, structured: Structured) -> Matcher:
+        """Return a matcher for one reply; ValueError where its schema cannot be followed."""
+        return Matcher(matcher(structured, self._tokenizer), self._vocab_size)
 
 
 class Matcher:
-    """How far one reply has followed its form."""
+    """Tracks how far one reply has followed its schema."""
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher
@@ -51,16 +51,16 @@ class Matcher:
         return found
 
     def push(self, token: int) -> None:
-        """RuntimeError where the form cannot be followed any more: of some that could be read it
-        shows only here, as of a schema whose alternatives are too many at once."""
+        """Take a token; RuntimeError where the schema cannot be followed any more. Of some it
+        shows only here, as of one whose alternatives are too many at once."""
         taken = self._matcher.consume_token(token)
         if not taken or self._matcher.is_error():
             reason = self._matcher.get_error().splitlines()[:1]
-            raise RuntimeError(f"its form cannot be kept to: {''.join(reason)}")
+            raise RuntimeError(f"its schema cannot be kept to: {''.join(reason)}")
 
     @property
     def complete(self) -> bool:
-        """Nothing may follow."""
+        """Whether nothing may follow."""
         return bool(self._matcher.is_stopped())
 
 

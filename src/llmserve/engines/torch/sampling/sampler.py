@@ -27,7 +27,7 @@ FEW = 256
 
 
 class Draws:
-    """One request's sampling state: its generator, its tokens as penalties see them, its form."""
+    """One request's sampling state: its generator, its tokens as penalties see them, its matcher."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Draws:
         self._drawn = 0
         tally = TokenCounts(params, prompt)
         self.tally = tally if tally.penalised or params.logit_bias else None
-        # a form says itself when it ends
+        # a grammar says itself when it ends
         self._min_tokens = 0 if matcher is not None else params.min_tokens
         self.ends = np.array(sorted({*ends, *params.stop_token_ids}), dtype=np.int64)
         self.plain = (
@@ -57,7 +57,7 @@ class Draws:
 
     @property
     def must_go_on(self) -> bool:
-        """No end token may be drawn yet."""
+        """Whether no end token may be drawn yet."""
         return self._drawn < self._min_tokens
 
     def see(self, token: int) -> None:
@@ -90,14 +90,14 @@ class Drawn:
 def draw(logits: Tensor, rows: Sequence[Draws]) -> tuple[list[int], list[TokenLogprob | None]]:
     """The next token of each row of `logits` (float32), and its log-probability where asked."""
     drawn = pick(logits, rows)
-    told: list[TokenLogprob | None] = [None] * len(rows)
+    logprobs: list[TokenLogprob | None] = [None] * len(rows)
     tokens, *asked = fetch(drawn.tokens, *drawn.logprobs)
     if asked:
         for i, logprob, values, ids in zip(drawn.asking, *asked, strict=True):
             count = rows[i].params.logprobs or 0
             top = tuple(zip(ids[:count], values[:count], strict=True))
-            told[i] = TokenLogprob(tokens[i], logprob, top)
-    return tokens, told
+            logprobs[i] = TokenLogprob(tokens[i], logprob, top)
+    return tokens, logprobs
 
 
 def pick(logits: Tensor, rows: Sequence[Draws]) -> Drawn:
@@ -123,7 +123,7 @@ def pick(logits: Tensor, rows: Sequence[Draws]) -> Drawn:
 
 
 def _shape(logits: Tensor, rows: Sequence[Draws]) -> Tensor:
-    """The logits as penalties, biases and forms make them; the given ones stay as they are."""
+    """The logits as penalties, biases and grammars make them; the given ones stay as they are."""
     tallies = {i: row.tally for i, row in enumerate(rows) if row.tally is not None}
     ends = {i: row.ends for i, row in enumerate(rows) if row.must_go_on}
     matchers = {i: row.matcher for i, row in enumerate(rows) if row.matcher is not None}
@@ -136,8 +136,8 @@ def _shape(logits: Tensor, rows: Sequence[Draws]) -> Tensor:
         forbid(shaped, ends)
     if matchers:
         never = upload(forbidden([*matchers.values()], logits.shape[-1]), logits.device)
-        held = upload([*matchers], logits.device)
-        shaped[held] = shaped[held].masked_fill_(never, -math.inf)
+        constrained = upload([*matchers], logits.device)
+        shaped[constrained] = shaped[constrained].masked_fill_(never, -math.inf)
     return shaped
 
 

@@ -1,4 +1,4 @@
-"""Forms of replies as llguidance reads them. Without torch, for the kernel checks them too."""
+"""Structured outputs as llguidance reads them. Without torch: the kernel checks them too."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separat
 """As json.dumps writes: where whitespace is free, a weak model writes nothing else."""
 
 MOST_SYMBOLS = 25_000
-"""Of a grammar: some 6,000 required properties, or 3,000 optional ones. The engine compiles a form
+"""Of a grammar: some 6,000 required properties, or 3,000 optional ones. The engine compiles one
 between two steps, and with more it took seconds."""
 
 
-def grammar_of(form: Structured) -> str:
-    """The form as llguidance reads it. ValueError where it cannot."""
+def grammar_of(structured: Structured) -> str:
+    """Return the grammar that llguidance reads. ValueError where there is none."""
     from llguidance import LLMatcher
 
-    if form.kind == "json":
+    if structured.kind == "json":
         style: Any = JSON_STYLE
-        return str(LLMatcher.grammar_from_json_schema(form.text, defaults=style))
-    if form.kind == "regex":
-        return str(LLMatcher.grammar_from_regex(form.text))
+        return str(LLMatcher.grammar_from_json_schema(structured.text, defaults=style))
+    if structured.kind == "regex":
+        return str(LLMatcher.grammar_from_regex(structured.text))
     # one regex: as alternatives of a grammar, 50,000 choices took five seconds, and four times that
     # with each doubling
-    choices = "|".join(map(_literally, json.loads(form.text)))
+    choices = "|".join(map(_literally, json.loads(structured.text)))
     return str(LLMatcher.grammar_from_regex(choices))
 
 
@@ -35,21 +35,21 @@ def _literally(text: str) -> str:
     return "".join(f"\\x{{{ord(char):x}}}" for char in text)
 
 
-def matcher(form: Structured, tokenizer: Any) -> Any:
-    """What follows the form on a tokenizer of llguidance's. ValueError where none can."""
+def matcher(structured: Structured, tokenizer: Any) -> Any:
+    """Return a matcher on a tokenizer of llguidance's. ValueError where none can be made."""
     from llguidance import LLMatcher, LLParserLimits
 
     # its log goes to the error stream, which is kept for the engine's last words
     limits = LLParserLimits(max_grammar_size=MOST_SYMBOLS)
-    found = LLMatcher(tokenizer, grammar_of(form), log_level=0, limits=limits)
+    found = LLMatcher(tokenizer, grammar_of(structured), log_level=0, limits=limits)
     if found.is_error():
         raise ValueError(found.get_error().splitlines()[0])
     return found
 
 
-def check(form: Structured) -> None:
-    """ValueError with the reason where no reply can be held to the form."""
+def check(structured: Structured) -> None:
+    """Raise ValueError with the reason where no reply can be constrained so."""
     from llguidance import LLTokenizer
 
     # not `validate_grammar`, which builds less: what it had let through failed in the engine
-    matcher(form, LLTokenizer("byte"))
+    matcher(structured, LLTokenizer("byte"))

@@ -65,9 +65,9 @@ class ByteStream:
 
 
 class WindowStream:
-    """For any tokenizer: decodes the newest tokens together and tells what that adds.
+    """For any tokenizer: decodes the newest tokens together and returns what that adds.
 
-    A replacement character at the end may be one whose other bytes follow: it is held until more
+    A replacement character at the end may be one whose other bytes follow: it is kept until more
     text does.
     """
 
@@ -76,7 +76,7 @@ class WindowStream:
     ) -> None:
         self._decode = decode
         self._ids = list(prompt_ids[-CONTEXT:])
-        self._told = self._decode(self._ids)
+        self._sent = self._decode(self._ids)
         self._new = 0
 
     def push(self, token: int) -> str:
@@ -84,15 +84,15 @@ class WindowStream:
         self._new += 1
         text = self._decode(self._ids)
         certain = text.rstrip(REPLACEMENT)
-        if len(certain) <= len(self._told):
+        if len(certain) <= len(self._sent):
             return ""
-        added = certain[len(self._told) :]
+        added = certain[len(self._sent) :]
         if certain == text:
             self._ids = self._ids[-self._new :]  # these, decoded alone, are the next ones' context
             self._new = 0
-            self._told = self._decode(self._ids)
+            self._sent = self._decode(self._ids)
         else:
-            self._told = certain
+            self._sent = certain
         return added
 
 
