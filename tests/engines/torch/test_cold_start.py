@@ -173,6 +173,7 @@ PREPARE = """
 """
 
 
+@pytest.mark.timeout(400)  # three real starts
 def test_two_first_starts_at_once_and_then_one_without_transformers(cache: Path) -> None:
     """Of the bundled model, by the engine's process."""
     both = [in_a_fresh_process(PREPARE) for _ in range(2)]
