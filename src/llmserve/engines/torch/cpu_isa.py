@@ -11,7 +11,7 @@ import os
 import platform
 from collections.abc import Mapping
 
-from llmserve.core.validation import shown
+from llmserve.core.validation import one_of
 
 VARIABLE = "LLMSERVE_CPU_ISA"
 ONEDNN = {
@@ -35,8 +35,7 @@ def limit(environment: Mapping[str, str] = os.environ) -> str | None:
     level = environment.get(VARIABLE) or None
     if level is None:
         return None
-    if level not in LEVELS:
-        raise ValueError(f"{VARIABLE} is one of {', '.join(LEVELS)}, not {shown(level)}")
+    one_of(VARIABLE, level, LEVELS)
     if platform.machine() not in X86:
         raise ValueError(
             f"{VARIABLE}={level} is for x86 CPUs, and this one is {platform.machine()}: unset it"
