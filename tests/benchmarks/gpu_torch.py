@@ -48,7 +48,7 @@ def driven(
 def graphs_of(one: Driven) -> int:
     """How many graphs it has recorded."""
     compute = one.runner._model.compute
-    return compute.held if isinstance(compute, Graphs) else 0
+    return compute.recorded if isinstance(compute, Graphs) else 0
 
 
 def decode_s(one: Driven, rows: int, new: int, name: str = "0") -> float:

@@ -18,7 +18,7 @@ def serve(desk: Desk, seconds: float) -> None:
 
 def sizes(desk: Desk) -> dict[str, int]:
     tape, flow = desk.recorder.tape, desk.recorder._flow
-    spending = desk.parts.telemetry.why._spending
+    spending = desk.parts.telemetry.why._clock
     return {
         "steps": len(tape._steps), "rows": len(tape._rows), "open": len(tape._open),
         "running": len(tape._running), "waiting": len(flow._waiting), "born": len(flow._born),

@@ -168,7 +168,7 @@ def test_a_page_that_reports_nothing_leaves_nothing_behind(
     for value in range(1, 200):
         controls.note_sent({"max_num_seqs": value})
         parts.clock.advance(ECHO_S / 4)
-    assert len(controls._told["max_num_seqs"]) <= 4
+    assert len(controls._sent["max_num_seqs"]) <= 4
 
 
 def test_a_log_slider_gives_round_figures(parts: Parts, controls: Controls) -> None:

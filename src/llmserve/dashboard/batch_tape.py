@@ -98,7 +98,7 @@ class TapeRow(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """What a reader has."""
+    """How much of the tape a reader has."""
 
     steps: int = 0
     closed: int = 0
@@ -158,7 +158,7 @@ class TapeLog:
                 self._end(event.request_id, event.t, event.reason, 0)
 
     def lose(self, request_id: str, t: float) -> None:
-        """It had ended by then, and nobody knows how: the logs have let it go."""
+        """Note that a request had ended by then; how is unknown, for the logs have let it go."""
         with self._lock:
             self._end(request_id, t, None, None)
 

@@ -130,7 +130,7 @@ class Charts(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no stu
             case "play":
                 with self._guard:
                     if not self._link.listening(now):
-                        self._link.hello(now, page)  # who asks for something is there
+                        self._link.hello(now, page)  # a page that asks is there
                     self.playground.hear(content)
                     self.push()
             case "replies":

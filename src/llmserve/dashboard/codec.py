@@ -32,7 +32,7 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(data: bytes) -> Frame:
-    """What `encode` was given; ValueError for anything else."""
+    """Return what `encode` was given; ValueError for anything else."""
     if len(data) < _HEADER.size:
         raise ValueError("a frame has at least a header of 16 bytes")
     magic, seq, rows, columns = _HEADER.unpack_from(data)

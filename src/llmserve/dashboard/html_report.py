@@ -51,7 +51,7 @@ widget.render({{ model, el: document.getElementById("place") }});
 
 
 def to_html(title: str, messages: Iterable[Message], module: bytes) -> str:
-    """The page. What comes from outside cannot end a script element."""
+    """Render the page. What comes from outside cannot end a script element."""
     recorded = [
         [content, [base64.b64encode(part).decode("ascii") for part in buffers]]
         for content, buffers in messages

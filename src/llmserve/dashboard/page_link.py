@@ -35,7 +35,7 @@ class PageLink:
         self._heard.pop(page, None)
 
     def listening(self, now: float) -> bool:
-        """Whether any page does."""
+        """Whether any page listens."""
         return any(now - t <= PATIENCE_S for t in self._here(now).values())
 
     def gone(self, now: float) -> bool:
@@ -47,7 +47,7 @@ class PageLink:
         return self._heard
 
     def due(self, oldest: int, now: float) -> Literal["snapshot", "delta", "nothing"]:
-        """What to send now; `oldest` is the position of the first row still kept."""
+        """Return what to send now; `oldest` is the position of the first row still kept."""
         if not self.listening(now):
             return "nothing"
         return "snapshot" if self._wants_all or self.position < oldest else "delta"

@@ -60,7 +60,7 @@ class _Load:
 
 
 class Playground:
-    """Of one view. All methods may be called from any thread."""
+    """The playground of one view. All methods may be called from any thread."""
 
     def __init__(self, service: Service, runtime: RuntimeLike) -> None:
         self._service = service
@@ -74,7 +74,7 @@ class Playground:
         self._words = ""
 
     def hear(self, content: Mapping[str, Any]) -> None:
-        """What the page asks for; whatever is wrong with it ends in a sentence on the page."""
+        """Take what the page asks for; whatever is wrong with it ends in a sentence on the page."""
         try:
             match content.get("act"):
                 case "send":
@@ -150,7 +150,7 @@ class Playground:
             self.stop_load()
 
     def close(self) -> None:
-        """For good; what is asked for later is answered by a sentence."""
+        """End it for good; what is asked for later is answered by a sentence."""
         with self._lock:
             self._closed = True
         self.abandon()

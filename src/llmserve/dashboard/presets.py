@@ -29,7 +29,7 @@ _STEPS = 100
 
 
 def preset(name: str, info: EngineInfo) -> dict[str, KnobValue]:
-    """Its values, of the knobs that this engine has, none above its ceilings."""
+    """Return a preset's values, of the knobs that this engine has, none above its ceilings."""
     return {
         knob: min(value, info.ceilings.get(knob, value)) if isinstance(value, int) else value
         for knob, value in PRESETS[name].items()
@@ -38,7 +38,7 @@ def preset(name: str, info: EngineInfo) -> dict[str, KnobValue]:
 
 
 def defaults(info: EngineInfo) -> dict[str, KnobValue]:
-    """Every knob that this engine has as it is where nobody says otherwise."""
+    """Return the default of every knob that this engine has."""
     return {
         name: min(spec.default, info.ceilings[name])
         if isinstance(spec.default, int) and name in info.ceilings
@@ -49,7 +49,7 @@ def defaults(info: EngineInfo) -> dict[str, KnobValue]:
 
 
 class History:
-    """Changes of the knobs by anyone, and how to take the last one back. Any thread."""
+    """Records changes of the knobs by anyone, and takes the last one back. Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -68,7 +68,7 @@ class SessionLike(Protocol):
 class Dashboards:
     """All dashboards of one session: one recorder and one thread, however often it is shown.
 
-    Its reference to the session is weak, for a dashboard on the screen must not keep it from closing.
+    The reference to the session is weak: a dashboard on the screen must not keep it open.
     """
 
     def __init__(self, session: SessionLike) -> None:

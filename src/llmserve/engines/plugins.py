@@ -16,13 +16,15 @@ GROUP = "llmserve.engines"
 
 
 def installed() -> dict[str, EntryPoint]:
-    """Return the installed entries, looked up anew at each call, for a package may be installed into a running kernel."""
+    """Return the installed entry points by name.
+
+    Looked up anew at each call, for a package may be installed into a running kernel."""
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
 @cache
 def read(point: EntryPoint) -> EngineEntry | EngineError:
-    """Return the entry that it points to, or what is wrong with it: loaded once, and never raised."""
+    """Return the entry it points to, or what is wrong with it: loaded once, never raised."""
     try:
         entry = point.load()
     except Exception as error:  # of a package of anybody's

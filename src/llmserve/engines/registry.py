@@ -110,12 +110,14 @@ BUILT_IN: Mapping[str, EngineEntry] = {
 
 
 def names() -> tuple[str, ...]:
-    """Return the engine names that may be asked for, "auto" first. Nothing is imported to know them."""
+    """Return the engine names that may be asked for, "auto" first. Nothing is imported."""
     return tuple(dict.fromkeys((AUTO, *BUILT_IN, *plugins.installed())))
 
 
 def find(name: str) -> EngineEntry:
-    """Return an engine's entry; ValueError for an unknown name, EngineError where the package that brings it is broken."""
+    """Return an engine's entry.
+
+    ValueError for an unknown name; EngineError where the package that brings it is broken."""
     if name in BUILT_IN:
         return BUILT_IN[name]
     point = plugins.installed().get(name)

@@ -123,7 +123,7 @@ class EngineSupervisor:
         return done + _cut_short(ended, drain_s)
 
     async def wake(self) -> str:
-        """Wake the engine; EngineError where it does not come up, and the next request tries again."""
+        """Wake the engine; EngineError where it stays down, and the next request tries again."""
         async with self._change():
             if self.state == "up":
                 return "the engine is awake"

@@ -81,7 +81,9 @@ class WhyFold:
             others = self._others.window(after, until)
             changes = list(self._changes)
             waiting = Counter(
-                CAUSES[request.cause] for request in self._clock.live.values() if not request.has_token
+                CAUSES[request.cause]
+                for request in self._clock.live.values()
+                if not request.has_token
             )
         measured = AttributedWaits(firsts, gaps, others, changes, knobs, until, window_s)
         return Why(

@@ -48,7 +48,7 @@ class DeviceSampler:
         self._looked = -math.inf
 
     def sample(self) -> list[DeviceSampled]:
-        """One per GPU; without a GPU, one of the host."""
+        """Take one sample per GPU; without a GPU, one of the host."""
         self._look()
         pids = {process.pid for process in self._family}
         samples = [s for h in self._gpus() if (s := self._gpu(h, pids)) is not None]

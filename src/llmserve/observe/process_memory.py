@@ -55,7 +55,7 @@ class MemoryScales:
             self._devices = [device for device in found if device is not _NOT_KNOWN]
 
     def weigh(self, processes: Iterable[psutil.Process]) -> MemoryReadings:
-        """Those that still are, and this process. Takes milliseconds."""
+        """Weigh the processes that still live, and this one. Takes milliseconds."""
         by_pid = self._by_pid()
         weighed = (_weigh(process, by_pid) for process in processes)
         kernel = _weigh(psutil.Process(os.getpid()), by_pid)

@@ -35,7 +35,7 @@ MAX_PRIORITIES = 16
 class PrometheusExporter:
     """Attach to an EventBus; `render` from any thread.
 
-    `model_name` may be set once the engine has reported it. Label values are bounded: tenants beyond
+    `model_name` may be set once the engine reports it. Label values are bounded: tenants beyond
     the first `max_tenants` and priorities beyond the first 16 are counted as "other".
     """
 
@@ -154,7 +154,7 @@ class PrometheusExporter:
 
     @property
     def registry(self) -> CollectorRegistry:
-        """For tools that want one."""
+        """The registry, for tools that want one."""
         return self._metrics.registry
 
     @property

@@ -89,7 +89,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The window had more samples than are kept: figures are of the newest."""
 
     fairness_gap: float | None = None
-    """Largest difference of service between two tenants who wait, in weighted tokens, as last
+    """Largest difference of service between two waiting tenants, in weighted tokens, as last
     seen under fair_share; None where no two waited in the window."""
     fairness_bound: float | None = None
     """What fair_share promises that it never exceeds."""
@@ -98,12 +98,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def acceptance(self) -> float | None:
-        """Of the tokens that speculation proposed, 0 to 1; None without any."""
+        """Share of proposed speculative tokens that were accepted, 0 to 1; None without any."""
         return _ratio(self.accepted_tokens_total, self.draft_tokens_total)
 
     @property
     def kv_use(self) -> float | None:
-        """0 to 1."""
+        """Share of KV memory in use, 0 to 1."""
         if self.kv_used_tokens is None or not self.kv_capacity_tokens:
             return None
         return self.kv_used_tokens / self.kv_capacity_tokens

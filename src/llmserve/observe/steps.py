@@ -49,7 +49,7 @@ class StepLog:
         return kept if limit is None else kept[max(0, len(kept) - limit) :]
 
     def after(self, cursor: int) -> tuple[int, list[StepRecord]]:
-        """What came since the call that gave `cursor` (at first 0), and the next cursor."""
+        """Return what came since the call that gave `cursor` (at first 0), and the next cursor."""
         with self._lock:
             fresh = min(self.total - cursor, len(self._records))
             return self.total, list(islice(self._records, len(self._records) - fresh, None))

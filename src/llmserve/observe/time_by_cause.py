@@ -64,7 +64,7 @@ class CauseClock:
         self.live[request_id] = TimeByCause(t, t, _NOTHING.copy())
 
     def wait(self, request_id: str, reason: WaitReason, t: float) -> None:
-        """Note the front scheduler's wait reason. Its token budget is of requests in flight, not of a step."""
+        """Note the front scheduler's reason; its token budget is of requests, not of a step."""
         if (request := self.live.get(request_id)) is not None:
             request.until(t)
             request.cause = _AT["in_flight" if reason == "token_budget" else reason]

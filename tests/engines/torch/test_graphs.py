@@ -235,7 +235,7 @@ def test_a_graph_keeps_no_slab() -> None:
     graph = Graphs(compute, GEOMETRY, once, 8)
     for _ in range(3):
         run(graph, kv, "a", "b")
-    assert graph.held == 1
+    assert graph.recorded == 1
     for owner in "ab":
         kv.release(owner)
     assert kept() is None
@@ -277,11 +277,11 @@ def test_graphs_are_few_and_the_latest_used_stay(monkeypatch: pytest.MonkeyPatch
             at_length(graph, kv, length)
     at_length(graph, kv, 1)
     at_length(graph, kv, 200)  # in the place of 100
-    assert (tape.recorded, graph.held) == (2, 1)
+    assert (tape.recorded, graph.recorded) == (2, 1)
     at_length(graph, kv, 1)
     assert tape.recorded == 2
     at_length(graph, kv, 200)
-    assert (tape.recorded, graph.held) == (3, 2)
+    assert (tape.recorded, graph.recorded) == (3, 2)
 
 
 def at_length(graph: Graphs, kv: KvStore, position: int, *owners: str) -> None:

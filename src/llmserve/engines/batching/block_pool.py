@@ -1,7 +1,7 @@
 """KV memory in blocks of a fixed number of tokens: who holds which, and how many are free.
 
 Invariants (`check` asserts them):
-- every block is plain free, shelved, or held by exactly one owner;
+- every block is plain free, shelved, or owned by exactly one sequence;
 - a shelved block keeps the KV of one finished stretch under its key, no two the same, and is free
   all the same: `take` hands it out when no plain one is left, the least recently used first.
 """
@@ -44,8 +44,8 @@ class BlockPool:
         """How many blocks hold `tokens` tokens of one sequence."""
         return -(-tokens // self.block_size)
 
-    def take(self, held: list[int], count: int) -> list[bytes]:
-        """Append `count` free blocks to `held` (none if below 1); that many must be free.
+    def take(self, owned: list[int], count: int) -> list[bytes]:
+        """Append `count` free blocks to `owned` (none if below 1); that many must be free.
 
         Returns the keys of those that were shelved: their KV is gone.
         """
@@ -55,18 +55,18 @@ class BlockPool:
             lost.append(key)
             self._free.append(block)
         if count > 0:
-            held += self._free[: -count - 1 : -1]
+            owned += self._free[: -count - 1 : -1]
             del self._free[-count:]
         return lost
 
-    def give_back(self, held: list[int]) -> None:
-        """Free all blocks in `held`, and empty it."""
-        held.reverse()
-        self._free += held
-        held.clear()
+    def give_back(self, owned: list[int]) -> None:
+        """Free all blocks in `owned`, and empty it."""
+        owned.reverse()
+        self._free += owned
+        owned.clear()
 
     def shelve(self, key: bytes, block: int) -> None:
-        """Free a held block, keeping its KV under a new key, now the most recently used."""
+        """Free an owned block, keeping its KV under a new key, now the most recently used."""
         assert key not in self._shelf, "shelved twice"
         self._shelf[key] = block
 
@@ -91,8 +91,8 @@ class BlockPool:
         self._free += self._shelf.values()
         self._shelf.clear()
 
-    def check(self, held: Iterable[list[int]]) -> None:
-        """Assert that the blocks in `held`, all there are, and the free ones are the pool."""
-        everything = [block for blocks in held for block in blocks] + self._free
+    def check(self, owned: Iterable[list[int]]) -> None:
+        """Assert that the blocks in `owned`, all there are, and the free ones are the pool."""
+        everything = [block for blocks in owned for block in blocks] + self._free
         everything += self._shelf.values()
-        assert sorted(everything) == list(range(self.blocks)), "a KV block is lost or held twice"
+        assert sorted(everything) == list(range(self.blocks)), "a KV block is lost or owned twice"

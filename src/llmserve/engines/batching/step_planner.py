@@ -116,8 +116,8 @@ class StepPlanner:
         return seq
 
     def take_moves(self) -> list[Move]:
-        """Return what must be done to stored KV, in order: ask after each plan and removal, and do it
-        before slots are freed or rows run."""
+        """Return the moves of stored KV due, in order: ask after each plan and removal, and make
+        them before slots are freed or rows run."""
         moves, self._cache.moves = self._cache.moves, []
         return moves
 

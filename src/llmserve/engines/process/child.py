@@ -158,7 +158,9 @@ def import_path() -> dict[str, str]:
 
 
 class ParentLink:
-    """The child process's end of the link. Frames come in by `inbox`; `send` takes any thread and never blocks."""
+    """The child process's end of the link.
+
+    Frames come in by `inbox`; `send` takes any thread and never blocks."""
 
     def __init__(self, fd: int, decode: Callable[[bytes], object]) -> None:
         self._socket = socket.socket(fileno=fd)

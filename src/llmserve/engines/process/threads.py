@@ -29,7 +29,7 @@ async def in_own_thread(work: Callable[[], T]) -> T:
         value, failure = None, None
         try:
             value = work()
-        except BaseException as error:  # handed to who waits
+        except BaseException as error:  # raised in the waiting caller
             failure = error
         with suppress(RuntimeError):  # the loop has gone
             loop.call_soon_threadsafe(settle, value, failure)
@@ -39,14 +39,14 @@ async def in_own_thread(work: Callable[[], T]) -> T:
 
 
 def waited_for(work: Callable[[], T]) -> T:
-    """As above, for a caller that may block. An interrupt ends the waiting; the work goes on to its end."""
+    """As above, for a caller that may block. An interrupt ends the wait, and not the work."""
     done: list[T] = []
     failed: list[BaseException] = []
 
     def main() -> None:
         try:
             done.append(work())
-        except BaseException as error:  # handed to who waits
+        except BaseException as error:  # raised in the waiting caller
             failed.append(error)
 
     thread = threading.Thread(target=main, name="llmserve-work", daemon=True)

@@ -1,8 +1,8 @@
 """The CPU's instruction sets that the torch engine may use: all there are, or fewer on request.
 
 `LLMSERVE_CPU_ISA=avx2` has an engine's process compute as on a CPU that knows no more. It lowers
-and never raises: oneDNN, ATen, MKL and numba are limited to it by variables of their own, which they
-read when they are loaded, and what the engine decides by itself asks `allows`.
+and never raises: oneDNN, ATen, MKL and numba are limited by variables of their own, which they read
+when they are loaded, and what the engine decides by itself asks `allows`.
 """
 
 from __future__ import annotations

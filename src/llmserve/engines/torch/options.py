@@ -66,7 +66,7 @@ class TorchOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def model_path(self) -> str:
-        """What transformers is to load."""
+        """The path or name that transformers loads."""
         return str(bundled_path() if self.model is None else self.model)
 
     @property

@@ -51,7 +51,7 @@ class Inbox:
         self._deltas.append(delta)
 
     def fail(self, failure: Exception) -> None:
-        """What came before is still answer first."""
+        """End with this failure; what came before is still sent first."""
         self.finished = True
         self._hand_on()
         self.delivery.fail(failure)

@@ -38,7 +38,7 @@ API_PATHS = {
 
 
 def build_api(llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any]) -> Any:
-    """The FastAPI application, not yet options of an engine. Imports for a second: in a thread."""
+    """Build the FastAPI application, without an engine. Imports for a second: in a thread."""
     # torch would warn in whatever cell is running that there is no triton
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     from vllm.entrypoints.launchers.app import build_app
@@ -81,7 +81,8 @@ def make_client(llm: Any, submit: Submit) -> Any:
         for name in vars(EngineClient)
         if not name.startswith("_") and name not in ours and name not in forwarded
     }
-    return type("ApiServerClient", (ApiServer, EngineClient), {**inherited, **forwarded})(llm, submit)
+    members = {**inherited, **forwarded}
+    return type("ApiServerClient", (ApiServer, EngineClient), members)(llm, submit)
 
 
 def _forward(name: str) -> property:

@@ -105,7 +105,7 @@ class VllmEngine:
         if self._launch is not None:
             self._ending = asyncio.ensure_future(self._end(self._llm, self._launch))
             self._llm = self._launch = self._api = None
-        if self._ending is not None:  # a caller cancelled over it leaves it to the next one that stops
+        if self._ending is not None:  # one cancelled over it leaves it to the next
             await asyncio.shield(self._ending)
 
     async def _end(self, llm: Any, launch: Launch) -> None:
@@ -291,7 +291,7 @@ class VllmEngine:
         )
 
     def _listen(self, core: Any) -> None:
-        """Report each step before vLLM looks at its outputs, thus before its chunks are delivered."""
+        """Report each step before vLLM looks at its outputs, so before delivery of its chunks."""
         fetch, sink = core.get_output_async, self._sink
         capacity = core.vllm_config.cache_config.kv_cache_size_tokens or 0
 

@@ -50,7 +50,7 @@ class LiveKnobs:
         return self._steps
 
     def adopt(self, changes: dict[str, Any]) -> None:
-        """In force from the next step on. Running requests above a lowered cap finish first."""
+        """Adopt knobs from the next step on. Running requests above a lowered cap finish first."""
         self._knobs = replace(self._knobs, **changes)
         self._me.max_num_active_reqs = self._knobs.max_num_seqs
         self._me.max_num_scheduled_tokens = self._knobs.max_num_batched_tokens

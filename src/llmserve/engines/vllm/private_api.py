@@ -224,7 +224,7 @@ def lost(tree: SourceTree | None = None, names: tuple[Name, ...] = NAMES) -> lis
 
 
 def installed() -> SourceTree:
-    """The vLLM that would be imported."""
+    """Find the installed vLLM that would be imported."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("vLLM is not installed", name="vllm")

@@ -126,7 +126,7 @@ class Launch:
         return ""
 
     def processes(self) -> list[psutil.Process]:
-        """Those below this one that write to this launch's log, whatever they call themselves."""
+        """Child processes that write to this launch's log, whatever they call themselves."""
         found = []
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):

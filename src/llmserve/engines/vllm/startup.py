@@ -219,7 +219,7 @@ def not_ours(lost: list[str]) -> str:
 
 
 def start_failure(error: Exception, words: str) -> str:
-    """vLLM's own message often only points "above", to the log: what that says is missing instead."""
+    """Phrase a failed start: where vLLM's message only points "above", the log is quoted."""
     said = str(error).strip() or repr(error)
     if isinstance(error, OptionRefused) or not words:
         return f"vLLM did not start: {said}"

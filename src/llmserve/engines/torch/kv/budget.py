@@ -18,7 +18,9 @@ NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc
 
 
 def kv_capacity(options: TorchOptions, geometry: Geometry, max_model_len: int) -> int:
-    """Tokens, whole blocks. ValueError where max_model_len was asked for and does not fit."""
+    """Return the KV capacity in tokens, whole blocks.
+
+    ValueError where max_model_len was asked for and does not fit."""
     tokens = options.kv_capacity_tokens
     if tokens is None:
         budget = options.kv_cache_memory_bytes or int(free_bytes(geometry.device) * SHARE)

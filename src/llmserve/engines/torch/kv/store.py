@@ -125,7 +125,7 @@ class KvStore:
 
     @property
     def held_bytes(self) -> int:
-        """Of all slabs, unused slots included, and the shelf."""
+        """Bytes of all slabs, unused slots included, and of the shelf."""
         slots = sum(slab.slots * slab.length for slabs in self._slabs.values() for slab in slabs)
         return (slots + self._shelf_tokens) * self.geometry.token_bytes
 

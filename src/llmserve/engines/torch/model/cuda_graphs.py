@@ -122,10 +122,11 @@ class Graphs:
         self._inputs = torch.zeros(2, most_rows, dtype=torch.long, device=geometry.device)
         self._every = torch.arange(most_rows, device=geometry.device)
         self._logits: Tensor | None = None
-        """One for all graphs: whoever reads them is done before the next step."""
+        """One for all graphs: its reader is done before the next step."""
 
     @property
-    def held(self) -> int:
+    def recorded(self) -> int:
+        """How many graphs are kept."""
         return sum(replay is not None for replay in self._known.values())
 
     def __call__(self, step: Step, ids: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:

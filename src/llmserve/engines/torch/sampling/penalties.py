@@ -1,4 +1,4 @@
-"""What penalties, biases and least lengths make of logits, for all rows of a batch at once.
+"""Applies penalties, biases and least lengths to logits, for all rows of a batch at once.
 
 A request's tally holds the tokens whose logits it changes, each once, and is kept up token by
 token. A step puts the tallies of its rows end to end and changes those logits in one go: no Python

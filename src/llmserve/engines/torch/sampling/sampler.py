@@ -27,7 +27,7 @@ FEW = 256
 
 
 class Draws:
-    """One request's sampling state: its generator, its tokens as penalties see them, its matcher."""
+    """One request's sampling state: generator, tokens as penalties see them, matcher."""
 
     def __init__(
         self,
