@@ -339,11 +339,11 @@ class KnobBoard:
     def current(self) -> Knobs:
         return self._knobs
 
-    def update(self, names: Iterable[str], asked: Knobs) -> tuple[Knobs, Knobs]:
-        """Take these knobs from `asked`; return all of them before and after."""
+    def update(self, names: Iterable[str], requested: Knobs) -> tuple[Knobs, Knobs]:
+        """Take these knobs from `requested`; return all of them before and after."""
         with self._lock:
             before = self._knobs
-            after = self._knobs = before.taking(names, asked)
+            after = self._knobs = before.taking(names, requested)
             watchers = tuple(self._watchers)
         if after != before:
             for watcher in watchers:

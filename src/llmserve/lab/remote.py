@@ -189,14 +189,14 @@ class RemoteKnobPanel:
 
     def __init__(self, client: Client, described: _KnobsBody) -> None:
         self._client = client
-        self._told = described.knobs
+        self._described = described.knobs
         self.knobs = Knobs().changed({name: knob.value for name, knob in described.knobs.items()})
 
     def lacks(self, name: str) -> str | None:
-        return self._told[name].disabled if name in self._told else "the server has no such knob"
+        return self._described[name].disabled if name in self._described else "the server has no such knob"
 
-    async def turn(self, names: Collection[str], asked: Knobs) -> Sequence[Clamp]:
-        changes = {name: getattr(asked, name) for name in names}
+    async def turn(self, names: Collection[str], requested: Knobs) -> Sequence[Clamp]:
+        changes = {name: getattr(requested, name) for name in names}
         try:
             answer = await self._client.ask("PATCH", _knobs_url(self._client), changes)
         except ReplyError as error:
@@ -217,7 +217,7 @@ class ForeignKnobPanel:
             "(rate, concurrency, prompt_tokens, max_tokens), or compare two addresses"
         )
 
-    async def turn(self, names: Collection[str], asked: Knobs) -> Sequence[Clamp]:
+    async def turn(self, names: Collection[str], requested: Knobs) -> Sequence[Clamp]:
         name = next(iter(names))
         raise KnobError(name, str(self.lacks(name)))
 

@@ -13,13 +13,13 @@ from typing import NamedTuple
 from llmserve.core.knobs import Knobs, PolicyName
 from llmserve.core.types import Request
 from llmserve.scheduling.lazy_heap import Key
-from llmserve.scheduling.ledger import Account
+from llmserve.scheduling.ledger import TenantUsage
 
 
 class Policy(NamedTuple):
     within: Callable[[Request, Knobs, float, float], Key]
     """Order among the requests of one tenant, at a time, given the reply's expected length."""
-    across: Callable[[Account], float] | None = None
+    across: Callable[[TenantUsage], float] | None = None
     """Order among the tenants; None takes their first requests' keys."""
     lost: Callable[[float], Key] | None = None
     """Who came with a key below this has by now gone behind all others; None where nobody does."""
@@ -61,8 +61,8 @@ def _past(now: float) -> Key:
     return 0.0, now
 
 
-def _service(account: Account) -> float:
-    return account.counter
+def _service(usage: TenantUsage) -> float:
+    return usage.counter
 
 
 # `custom` is none of these: a user's function sees all who wait at once (`user_policy.py`)

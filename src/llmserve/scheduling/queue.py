@@ -156,15 +156,15 @@ class RequestQueue:
     def _of_others(self, tenant: str, before: int, cost: float) -> int:
         """Of other tenants, until this one has been served so many: as if each request cost the
         same, those that bring their tenant up to the service that this one will have then."""
-        own, waiting = self._ledger.account(tenant), self._ledger.waiting
-        least = min((account.counter for account in waiting.values()), default=0.0)
+        own, waiting = self._ledger.usage(tenant), self._ledger.waiting
+        least = min((usage.counter for usage in waiting.values()), default=0.0)
         start = own.counter if own.waiting else max(own.counter, least)
         level = start + before * cost / self._weight(tenant)
         count = 0
-        for other, account in waiting.items():
-            if other != tenant and account.counter <= level:
-                turns = (level - account.counter) * self._weight(other) / cost
-                count += min(account.waiting, math.floor(turns) + 1)
+        for other, usage in waiting.items():
+            if other != tenant and usage.counter <= level:
+                turns = (level - usage.counter) * self._weight(other) / cost
+                count += min(usage.waiting, math.floor(turns) + 1)
         return count
 
     def _reply(self, request: Request) -> float:
@@ -192,7 +192,7 @@ class RequestQueue:
         if head is None:
             return None
         if self._policy.across is not None:
-            return (self._policy.across(self._ledger.account(tenant)),)
+            return (self._policy.across(self._ledger.usage(tenant)),)
         return self._request_key(head)
 
 

@@ -56,7 +56,7 @@ class Scheduler:
         self._terms = terms or {}
         self._entries: dict[str, Entry] = {}  # in order of admission
         self._waiting: dict[str, None] = {}  # index: those that wait, in that order
-        self._changed: dict[str, None] = {}  # index: those whose wait reason is news
+        self._changed: dict[str, None] = {}  # index: those whose wait reason is not yet published
         self._ledger = Ledger()
         self._knobs = Knobs()
         self._lengths = OutputLengths()
@@ -92,7 +92,7 @@ class Scheduler:
             self.waiting,
             self.active,
             self.max_model_len,
-            self._ledger.account(request.tenant),
+            self._ledger.usage(request.tenant),
             self._queue.ahead(request, now),
             self._pace.per_s(now),
             self._pace.first_token_s,
@@ -118,7 +118,7 @@ class Scheduler:
         lightest = min(self.weight(tenant) for tenant in waiting)
         return Fairness(self._ledger.gap(), self._ledger.bound(lightest), len(waiting))
 
-    def agree(self, terms: Mapping[str, Terms], now: float) -> None:
+    def set_terms(self, terms: Mapping[str, Terms], now: float) -> None:
         """Other terms from now on, for those that wait too."""
         self._terms = terms
         if self._knobs.policy == "fair_share":
@@ -143,7 +143,7 @@ class Scheduler:
         load = self.load(request, knobs, now)
         verdict = admit(request, load, knobs, now)
         if isinstance(verdict, Accepted):
-            entry = Entry(request, load.account, now, load.rate_limit_tps is not None)
+            entry = Entry(request, load.usage, now, load.rate_limit_tps is not None)
             if knobs.admission_slo != "off" and load.must_wait(knobs):
                 seconds = predicted_ttft_s(load, knobs)
                 entry.first_token_due_s = None if seconds is None else now + seconds
@@ -190,7 +190,7 @@ class Scheduler:
         """An active request was given so many tokens: its tenant's service."""
         entry = self._entries[request_id]
         entry.emitted_tokens += tokens
-        entry.account.emitted(tokens, self.weight(entry.tenant))
+        entry.usage.emitted(tokens, self.weight(entry.tenant))
 
     def finish(self, request_id: str, now: float, complete: bool = False) -> None:
         """An active request left the engine; its slot is free. `complete`: by its own end."""
@@ -247,7 +247,7 @@ class Scheduler:
         assert [entry.id for entry in waiting] == [*self._waiting], "the index of who waits is off"
         assert self._changed.keys() <= self._waiting.keys(), "a wait reason outlived its wait"
         for entry in self.entries:
-            assert entry.account is self._ledger.account(entry.tenant), "another's account"
+            assert entry.usage is self._ledger.usage(entry.tenant), "another's usage"
             assert entry.waits or entry.wait_reason is None, "a wait reason outlived its wait"
             assert entry.emitted_tokens == 0 or not entry.waits, "a waiting request has tokens"
         self._ledger.check(
@@ -277,7 +277,7 @@ class Scheduler:
         entry.status = "ended"
         del self._entries[entry.id]
         if entry.charged:
-            entry.account.token_bucket.take(-unused)  # cut to the burst at the next refill
+            entry.usage.token_bucket.take(-unused)  # cut to the burst at the next refill
 
     def _fits(self, request: Request, knobs: Knobs) -> bool:
         """The token budget has room; a request larger than all of it may run alone."""
@@ -287,15 +287,15 @@ class Scheduler:
 
     def _tenant_is_full(self, entry: Entry, knobs: Knobs) -> bool:
         """Its tenant has all it may; one request may always run, however large."""
-        account = entry.account
+        usage = entry.usage
         own = self._terms.get(entry.tenant, NONE).max_active
         limit = knobs.max_active_per_tenant if own is None else own
-        if limit is not None and account.active >= limit:
+        if limit is not None and usage.active >= limit:
             return True
         share = knobs.kv_share_per_tenant
-        if share is None or not self.kv_capacity_tokens or account.active == 0:
+        if share is None or not self.kv_capacity_tokens or usage.active == 0:
             return False
-        tokens = account.tokens_in_flight + footprint(entry.request)
+        tokens = usage.tokens_in_flight + footprint(entry.request)
         return tokens > share * self.kv_capacity_tokens
 
     def _first(self, now: float) -> Entry | None:

@@ -44,8 +44,8 @@ class LedgerView(NamedTuple):
             now,
             MappingProxyType(
                 {
-                    tenant: TenantService(account.counter, account.waiting, account.active)
-                    for tenant, account in ledger.waiting.items()
+                    tenant: TenantService(usage.counter, usage.waiting, usage.active)
+                    for tenant, usage in ledger.waiting.items()
                 }
             ),
         )

@@ -49,15 +49,15 @@ class Keyring:
 
     __slots__ = ("_holders", "_own")
 
-    def __init__(self, own: str | None, agreements: Mapping[str, KeyTerms]) -> None:
+    def __init__(self, own: str | None, key_terms: Mapping[str, KeyTerms]) -> None:
         self._own: dict[bytes, Holder] = {} if own is None else {digest(own): Holder(None)}
-        self.replace(agreements)
+        self.replace(key_terms)
 
-    def replace(self, agreements: Mapping[str, KeyTerms]) -> None:
+    def replace(self, key_terms: Mapping[str, KeyTerms]) -> None:
         """Other tenants' keys from now on; on ValueError none of them."""
         holders = dict(self._own)
-        for tenant, agreement in agreements.items():
-            for one in agreement.digests:
+        for tenant, granted in key_terms.items():
+            for one in granted.digests:
                 if one in holders:
                     raise ValueError(f"the key of tenant {tenant!r} is another's too")
                 holders[one] = Holder(tenant)
@@ -86,7 +86,7 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def read_agreements(source: Source) -> dict[str, KeyTerms]:
+def read_key_terms(source: Source) -> dict[str, KeyTerms]:
     """Raises ValueError with a sentence that holds no key. None reads LLMSERVE_API_KEYS."""
     where = "api_keys"
     if source is None:
@@ -100,14 +100,14 @@ def read_agreements(source: Source) -> dict[str, KeyTerms]:
             source = msgspec.json.decode(text, type=dict[str, Any])
         except msgspec.MsgspecError:
             raise ValueError(f"{where} holds no JSON object of tenants") from None
-    return {tenant: _agreement(tenant, written, where) for tenant, written in source.items()}
+    return {tenant: _terms_of_one(tenant, written, where) for tenant, written in source.items()}
 
 
-def terms_of(agreements: Mapping[str, KeyTerms]) -> dict[str, Terms]:
-    return {tenant: agreement.terms for tenant, agreement in agreements.items()}
+def terms_of(key_terms: Mapping[str, KeyTerms]) -> dict[str, Terms]:
+    return {tenant: granted.terms for tenant, granted in key_terms.items()}
 
 
-def _agreement(tenant: str, written: Any, where: str) -> KeyTerms:
+def _terms_of_one(tenant: str, written: Any, where: str) -> KeyTerms:
     try:
         SENDER["tenant"](tenant)
     except ValueError as error:

@@ -101,20 +101,20 @@ def room_left(prompt_tokens: int, info: EngineInfo, param: str) -> int:
     there are none."""
     limit = info.max_model_len
     if prompt_tokens >= limit:
-        told = f"the prompt's {prompt_tokens} tokens leave no room to answer"
-        raise ContextExceeded(param, f"{told} in the context of {limit} tokens")
+        reason = f"the prompt's {prompt_tokens} tokens leave no room to answer"
+        raise ContextExceeded(param, f"{reason} in the context of {limit} tokens")
     return limit - prompt_tokens
 
 
-def reply_tokens(asked: object, prompt_tokens: int, info: EngineInfo, param: str) -> int:
+def reply_tokens(requested: object, prompt_tokens: int, info: EngineInfo, param: str) -> int:
     """The `max_tokens` that are asked for. ParamError where they are no number or out of bounds,
     ContextExceeded where they do not fit behind the prompt."""
-    room, own = room_left(prompt_tokens, info, param), plain(asked)
+    room, own = room_left(prompt_tokens, info, param), plain(requested)
     beyond = type(own) is int and own > room
     tokens: int = own if beyond else read_param("max_tokens", own)
     if tokens > room:
-        told = f"{prompt_tokens} prompt tokens and max_tokens={shown(tokens)}"
-        raise ContextExceeded(param, f"{told} exceed the context of {info.max_model_len} tokens")
+        reason = f"{prompt_tokens} prompt tokens and max_tokens={shown(tokens)}"
+        raise ContextExceeded(param, f"{reason} exceed the context of {info.max_model_len} tokens")
     return tokens
 
 
@@ -173,8 +173,8 @@ def read_sampling(given: Mapping[str, Any]) -> SamplingParams:
     try:
         form = msgspec.convert(form, Structured)
     except msgspec.ValidationError as error:
-        told = f"structured_outputs: {error}"
-        raise ParamTypeError("structured_outputs", told) from None
+        reason = f"structured_outputs: {error}"
+        raise ParamTypeError("structured_outputs", reason) from None
     return SamplingParams(**{**given, "structured_outputs": form})
 
 

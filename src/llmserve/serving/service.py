@@ -121,14 +121,14 @@ class Service:
 
         evict: what runs above a lowered `max_num_seqs` makes room at once, where the engine can.
         """
-        asked = self.board.current.changed(changes)
-        return await self.take_knobs(changes.keys(), asked, source, evict=evict)
+        requested = self.board.current.changed(changes)
+        return await self.take_knobs(changes.keys(), requested, source, evict=evict)
 
     async def take_knobs(
-        self, names: Collection[str], asked: Knobs, source: str, *, evict: object = False
+        self, names: Collection[str], requested: Knobs, source: str, *, evict: object = False
     ) -> Applied:
-        """Take these knobs from `asked`; return once the engine has adopted them."""
-        applied = await self._updates.change(names, asked, source, up=self.ready, evict=evict)
+        """Take these knobs from `requested`; return once the engine has adopted them."""
+        applied = await self._updates.change(names, requested, source, up=self.ready, evict=evict)
         self._pump()
         return applied
 
@@ -155,10 +155,10 @@ class Service:
         policy = self._updates.use(function)
         return await self.take_knobs(("policy",), Knobs(policy="custom"), f"policy {policy.name}")
 
-    def agree(self, terms: Mapping[str, Terms]) -> None:
+    def set_terms(self, terms: Mapping[str, Terms]) -> None:
         """Other terms with tenants from now on, for requests that wait already too."""
         self.terms = terms
-        self._scheduler.agree(terms, self.clock.now())
+        self._scheduler.set_terms(terms, self.clock.now())
         self._pump()
 
     def find(self, request_id: str) -> Request | None:

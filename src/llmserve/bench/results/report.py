@@ -143,8 +143,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def client_limited(self) -> bool:
         """The driver, not the server, was the limit."""
         late = self.lag.p99 or 0.0
-        telling = late > LATE_SHARE * (self.ttft.p99 or 0.0)
-        return CLIENT_LIMIT in self.errors or (late > LATE_S and telling)
+        noticeable = late > LATE_SHARE * (self.ttft.p99 or 0.0)
+        return CLIENT_LIMIT in self.errors or (late > LATE_S and noticeable)
 
     def figures(self) -> dict[str, float | None]:
         """Every figure by name, seconds and counts; None where it was not measured."""

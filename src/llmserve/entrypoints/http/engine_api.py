@@ -170,13 +170,13 @@ def _fields(body: bytes) -> dict[str, Any]:
 
 
 def _replay(body: bytes, receive: Receive) -> Any:
-    told = False
+    reported = False
 
     async def again() -> Message:
-        nonlocal told
-        if told:
+        nonlocal reported
+        if reported:
             return await receive()
-        told = True
+        reported = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again

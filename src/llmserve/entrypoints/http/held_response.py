@@ -118,14 +118,14 @@ class HeldResponse:
 def translated(status: int, body: bytes, call: ForwardedCall) -> ApiError:
     """vLLM's error as one of ours, which names the field that it is about."""
     try:
-        told: Any = msgspec.json.decode(body)
+        error: Any = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        told = {}
-    told = told.get("error", told) if isinstance(told, dict) else {}
-    told = told if isinstance(told, dict) else {}
-    message = str(told.get("message") or told.get("detail") or body.decode(errors="replace"))
-    param = str(told.get("param") or "").removeprefix("body.").partition(".")[0]
-    code = str(told.get("code") or "")
+        error = {}
+    error = error.get("error", error) if isinstance(error, dict) else {}
+    error = error if isinstance(error, dict) else {}
+    message = str(error.get("message") or error.get("detail") or body.decode(errors="replace"))
+    param = str(error.get("param") or "").removeprefix("body.").partition(".")[0]
+    code = str(error.get("code") or "")
     if param in ("input_tokens", "input_text") or any(word in message for word in _TOO_LONG):
         param, code = call.main, "context_length_exceeded"
     elif param == "max_tokens" and call.fields.get(param) != 0 and "got 0" in message:

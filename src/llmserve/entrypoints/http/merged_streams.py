@@ -30,15 +30,15 @@ async def _lone(stream: Stream) -> AsyncGenerator[list[TaggedChunk], None]:
 
 async def _merged(streams: Sequence[Stream]) -> AsyncGenerator[list[TaggedChunk], None]:
     box: list[TaggedChunk] = []
-    news = asyncio.Event()
+    arrived = asyncio.Event()
     tasks = [
-        asyncio.create_task(_feed(choice, stream, box, news))
+        asyncio.create_task(_feed(choice, stream, box, arrived))
         for choice, stream in enumerate(streams)
     ]
     try:
         while box or not all(task.done() for task in tasks):
-            await news.wait()
-            news.clear()
+            await arrived.wait()
+            arrived.clear()
             batch = box.copy()
             box.clear()
             if batch:
@@ -52,10 +52,10 @@ async def _merged(streams: Sequence[Stream]) -> AsyncGenerator[list[TaggedChunk]
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _feed(choice: int, stream: Stream, box: list[TaggedChunk], news: asyncio.Event) -> None:
+async def _feed(choice: int, stream: Stream, box: list[TaggedChunk], arrived: asyncio.Event) -> None:
     try:
         async for chunk in stream:
             box.append(TaggedChunk(choice, chunk))
-            news.set()
+            arrived.set()
     finally:
-        news.set()
+        arrived.set()

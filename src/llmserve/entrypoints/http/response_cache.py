@@ -100,10 +100,10 @@ class ReplyCache:
         `anew`: compute it whatever is here, and keep nothing. A hit counts against its tenant's
         rate of requests, and is Refused where that is used up.
         """
-        if self._kept is None or anew or (asked := _what_is_asked(request)) is None:
+        if self._kept is None or anew or (content := _cache_key(request)) is None:
             return self._service.submit(request), None
         whose = None if self._shared else request.tenant
-        key = (whose, self._service.engine.info.model_id, asked)
+        key = (whose, self._service.engine.info.model_id, content)
         kept, flight = self._kept.get(key), self._flights.get(key)
         hit = kept is not None or flight is not None
         if hit:
@@ -178,7 +178,7 @@ class ReplyCache:
         stream.end(whole, now)
 
 
-def _what_is_asked(request: Request) -> Hashable | None:
+def _cache_key(request: Request) -> Hashable | None:
     """Equal for requests that must get the same reply; None where chance has a part in it."""
     payload, sampling = request.payload, request.sampling
     if payload is not None:
@@ -196,5 +196,5 @@ def looked(headers: dict[str, str], found: Found | None) -> None:
 
 def asks_anew(scope: Scope) -> bool:
     """`Cache-Control: no-cache` or `no-store`, as HTTP has it."""
-    told = b",".join(value for name, value in scope["headers"] if name == b"cache-control")
-    return not {b"no-cache", b"no-store"}.isdisjoint(w.strip() for w in told.lower().split(b","))
+    directives = b",".join(value for name, value in scope["headers"] if name == b"cache-control")
+    return not {b"no-cache", b"no-store"}.isdisjoint(w.strip() for w in directives.lower().split(b","))

@@ -27,7 +27,7 @@ class StructuredRequest(Protocol):
 
 def structured(body: StructuredRequest) -> Structured | None:
     """What the reply must look like; None for any text. ApiError 400 for what cannot be read."""
-    found = asked(body)
+    found = schema_fields(body)
     if len(found) > 1:
         raise invalid(found[1][0], "one request can ask for one form of its reply")
     return found[0][1] if found else None
@@ -37,14 +37,14 @@ def check_supported(body: StructuredRequest, engine: Engine) -> None:
     """ApiError 400 that names the field where this engine cannot keep to a form."""
     if isinstance(engine, ChecksSchemas):
         return
-    for name, _ in asked(body):
+    for name, _ in schema_fields(body):
         raise ApiError(
             400, f"{name} is not supported by this server", param=name,
             code="unsupported_parameter",
         )
 
 
-def asked(body: StructuredRequest) -> list[tuple[str, Structured]]:
+def schema_fields(body: StructuredRequest) -> list[tuple[str, Structured]]:
     found = [
         ("response_format", _response_format(body.response_format)),
         ("structured_outputs", _structured_outputs(body.structured_outputs)),

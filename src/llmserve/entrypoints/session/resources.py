@@ -79,7 +79,7 @@ class SessionResources:
     def open(self, engine: str) -> None:
         """engine: its name, for who waits."""
         self._device_at_open = device_used()
-        self._runtime.call(self._open(), telling=lambda: self._starting(engine))
+        self._runtime.call(self._open(), progress=lambda: self._starting(engine))
         wanted = self._switches
         self._while_serving = WhileServing(wanted.switch_interval_s, wanted.gc_threshold)
 

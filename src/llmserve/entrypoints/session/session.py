@@ -37,7 +37,7 @@ from llmserve.observe.request_log_lines import LifecycleLog, LogOptions
 from llmserve.observe.stats import Snapshot
 from llmserve.observe.trace import TraceWriter
 from llmserve.scheduling.user_policy import Choice, try_out
-from llmserve.serving.api_keys import Keyring, KeyTerms, Source, read_agreements, terms_of
+from llmserve.serving.api_keys import Keyring, KeyTerms, Source, read_key_terms, terms_of
 from llmserve.serving.publisher import publish_step
 from llmserve.serving.requests import Prompt, Reply, collect, next_piece, pieces_of, prompt_text
 from llmserve.serving.runtime import Runtime
@@ -71,7 +71,7 @@ class Session:
         api_key: str,
         knobs: Knobs,
         switches: Switches,
-        agreements: Mapping[str, KeyTerms],
+        key_terms: Mapping[str, KeyTerms],
         cache: CacheOptions | None,
         log: LogOptions | None,
         options: Mapping[str, object],
@@ -87,23 +87,23 @@ class Session:
             options = {"model": model, **options}
         sink = partial(publish_step, self.bus)
         made = registry.create(engine, sink=sink, clock=self.clock, **options)
-        self._keyring = Keyring(api_key, agreements)
-        terms = terms_of(agreements)
+        self._keyring = Keyring(api_key, key_terms)
+        terms = terms_of(key_terms)
         self.service = Service(made, self.board, self.bus, self.clock, terms)
         app = build_app(self.service, self.telemetry, self._keyring, cache)
         sock = bind(*address)
         self.host, self.port = sock.getsockname()[:2]
         server = HttpServer(app, sock)
         self.runtime = Runtime()
-        house = SessionResources(self.runtime, self.service, server, self.clock, switches)
-        self._closer = weakref.finalize(self, house.close)
-        self._house = house
+        resources = SessionResources(self.runtime, self.service, server, self.clock, switches)
+        self._closer = weakref.finalize(self, resources.close)
+        self._resources = resources
         try:
             if log is not None:
                 lifecycle = LifecycleLog(log, partial(prompt_text, self.service))
                 self.bus.attach(lifecycle)
-                house.after_close.append(lifecycle.close)
-            house.open(engine)
+                resources.after_close.append(lifecycle.close)
+            resources.open(engine)
         except BaseException:
             self._closer()
             raise
@@ -212,19 +212,19 @@ class Session:
         """
         before = weighed(self.service.pids)
         sleep = self.service.supervisor.sleep(level, drain_s)
-        told = self.runtime.call(sleep, telling="going to sleep")
+        told = self.runtime.call(sleep, progress="going to sleep")
         return f"{told}; {came_back(before, weighed(self.service.pids))} came back"
 
     def wake(self) -> str:
         """Let the engine serve again, with the knobs as they are now. EngineError if it cannot."""
-        return self.runtime.call(self.service.supervisor.wake(), telling="waking the engine")
+        return self.runtime.call(self.service.supervisor.wake(), progress="waking the engine")
 
     def restart(self, *, drain_s: float = 5.0) -> str:
         """A new engine, in whatever state this one is; who waits goes on waiting meanwhile.
 
         Requests in the engine may end first, for `drain_s` seconds. EngineError as of `wake`.
         """
-        return self.runtime.call(self.service.supervisor.restart(drain_s), telling="restarting")
+        return self.runtime.call(self.service.supervisor.restart(drain_s), progress="restarting")
 
     def pause(self) -> None:
         """Freeze the engine between two steps. Who is in it keeps place and KV, and goes on after
@@ -260,8 +260,8 @@ class Session:
         On ValueError nothing has changed. Requests that are here go on, under their tenant's new
         terms; a key that is left out opens no more.
         """
-        agreements = read_agreements(source)
-        self.runtime.call(self._agree(agreements))
+        key_terms = read_key_terms(source)
+        self.runtime.call(self._set_terms(key_terms))
 
     def stats(self) -> Snapshot:
         """Figures of the last 30 s, and totals since the start: `ttft`, `itl`, `tpot`, `e2e`,
@@ -360,7 +360,7 @@ class Session:
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Call `callback` when the session closes, in the closing thread."""
-        self._house.on_close.append(callback)
+        self._resources.on_close.append(callback)
 
     def close(self) -> ShutdownReport:
         """Give back the thread, the port, the child processes and their memory; say how much.
@@ -370,10 +370,10 @@ class Session:
         """
         first = not self.closed
         self._closer()
-        self._house.close()  # once more: an interrupt may have ended the wait for it
-        if first and (stayed := self._house.freed.stayed) is not None:
+        self._resources.close()  # once more: an interrupt may have ended the wait for it
+        if first and (stayed := self._resources.freed.stayed) is not None:
             warnings.warn(stayed, MemoryStayed, stacklevel=2)
-        return self._house.freed
+        return self._resources.freed
 
     def __enter__(self) -> Self:
         return self
@@ -392,6 +392,6 @@ class Session:
         others = registry.able_to(Pauses)
         raise ParamError("engine", f"the {self.info.engine} engine cannot pause; {others} can")
 
-    async def _agree(self, agreements: Mapping[str, KeyTerms]) -> None:
-        self._keyring.replace(agreements)
-        self.service.agree(terms_of(agreements))
+    async def _set_terms(self, key_terms: Mapping[str, KeyTerms]) -> None:
+        self._keyring.replace(key_terms)
+        self.service.set_terms(terms_of(key_terms))

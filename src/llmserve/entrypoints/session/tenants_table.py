@@ -33,7 +33,7 @@ async def standings(service: Service) -> list[TenantStanding]:
     knobs, ledger = service.board.current, service.ledger
     standing = []
     for tenant in sorted({*service.terms, *ledger.tenants}):
-        terms, account = service.terms.get(tenant, NONE), ledger.account(tenant)
+        terms, usage = service.terms.get(tenant, NONE), ledger.usage(tenant)
         standing.append(
             TenantStanding(
                 tenant,
@@ -42,10 +42,10 @@ async def standings(service: Service) -> list[TenantStanding]:
                 terms.rate_limit_tps or knobs.rate_limit_tps,
                 terms.max_active or knobs.max_active_per_tenant,
                 terms.ttft_slo_ms or knobs.ttft_slo_ms,
-                account.waiting,
-                account.active,
-                account.tokens_in_flight,
-                account.counter,
+                usage.waiting,
+                usage.active,
+                usage.tokens_in_flight,
+                usage.counter,
             )
         )
     return standing
