@@ -1,5 +1,4 @@
-"""A long wait, as one line for who waits in a cell or at a terminal: how many seconds it has
-taken, each second, and how it ended."""
+"""A progress line for a long wait in a cell or at a terminal: its seconds so far, and its end."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ class ProgressLine(Protocol):
 
 
 class Waiting:
-    """Call it now and then; a wait that is over sooner than that shows nothing."""
+    """Reports a wait each time it is called; a wait that is over sooner than that shows nothing."""
 
     def __init__(
         self, what: str | Callable[[], str], find: Callable[[], ProgressLine | None] | None = None,

@@ -216,7 +216,7 @@ def literal(text: str) -> Any:
 
 
 def number(text: str) -> Any:
-    """What was typed, as a number where it is one: of anything else its field tells."""
+    """What was typed, as a number where it is one: anything else its field reports."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llmserve.lab.sweep_result import Sweep
 
 class RemoteError(OSError):
-    """Nobody answers at the address, or not as a server would."""
+    """No server answers at the address, or not as one would."""
 
 
 class Remote:
@@ -152,7 +152,7 @@ def connect(url: str, **options: Any) -> Remote:
 
 
 async def _nothing() -> None:
-    """A server at an address is entered by asking it."""
+    """Open a server at an address: one request finds out what it is."""
 
 
 async def _first_model(client: Client) -> str:
@@ -193,7 +193,9 @@ class RemoteKnobPanel:
         self.knobs = Knobs().changed({name: knob.value for name, knob in described.knobs.items()})
 
     def lacks(self, name: str) -> str | None:
-        return self._described[name].disabled if name in self._described else "the server has no such knob"
+        if name not in self._described:
+            return "the server has no such knob"
+        return self._described[name].disabled
 
     async def turn(self, names: Collection[str], requested: Knobs) -> Sequence[Clamp]:
         changes = {name: getattr(requested, name) for name in names}
@@ -205,7 +207,7 @@ class RemoteKnobPanel:
 
 
 class ForeignKnobPanel:
-    """Of a server that is no llmserve."""
+    """A knob panel without knobs, of a server that is no llmserve."""
 
     def __init__(self, url: str) -> None:
         self._url = url

@@ -53,7 +53,7 @@ class AdmissionState:
 
 
 def admit(request: Request, load: AdmissionState, knobs: Knobs, now: float) -> Accepted | Rejected:
-    """Both buckets are asked, and neither is drawn from, before every limit was."""
+    """Admit or reject a request. Every limit is checked before a token bucket is drawn from."""
     verdict = (
         _too_long(request, load)
         or _request_rate(request, load, knobs, now)
@@ -73,7 +73,7 @@ def admit(request: Request, load: AdmissionState, knobs: Knobs, now: float) -> A
 def admit_kept(
     request: Request, load: AdmissionState, knobs: Knobs, now: float
 ) -> Accepted | Rejected:
-    """Of one whose reply is here already: it takes no slot and no tokens, but is a request."""
+    """Admit a request whose reply is cached: it takes no slot and no tokens, but is a request."""
     verdict = _request_rate(request, load, knobs, now)
     if verdict is None and load.rate_limit_rps is not None:
         load.usage.bucket.take(request.choices)
@@ -148,7 +148,7 @@ def _slot(request: Request, load: AdmissionState, knobs: Knobs) -> Rejected | No
 
 
 def _objective(request: Request, load: AdmissionState, knobs: Knobs, now: float) -> Rejected | None:
-    """Refuse now what would only be served after its TTFT objective, if that is wanted."""
+    """Reject now what would only be served after its TTFT objective, if that is wanted."""
     if knobs.admission_slo == "off":
         return None
     predicted = predicted_ttft_s(load, knobs)
@@ -167,7 +167,7 @@ def _objective(request: Request, load: AdmissionState, knobs: Knobs, now: float)
 
 
 def predicted_ttft_s(load: AdmissionState, knobs: Knobs) -> float | None:
-    """None while no slot has come free yet and one is needed."""
+    """The predicted TTFT; None while no slot has come free yet and one is needed."""
     slots = load.slots_needed(knobs)
     if slots == 0:
         return load.first_token_s

@@ -19,7 +19,7 @@ class Entry(msgspec.Struct, eq=False):
 
     request: Request
     usage: TenantUsage
-    """Its tenant's slots and service. An usage is never forgotten while it has an entry."""
+    """Its tenant's slots and service. A tenant's usage is never forgotten while it has an entry."""
     admitted_s: float
     """When it was admitted: both timeouts count from here."""
     charged: bool = False

@@ -21,7 +21,7 @@ OUTPUT_WEIGHT = 2.0
 """What a prompt and a generated token cost, as in the paper's evaluation."""
 
 _TENANTS = 10_000
-"""Accounts kept; beyond that, the longest idle one is forgotten (and would return lifted)."""
+"""Tenants kept; beyond that, the longest idle one is forgotten (and would return lifted)."""
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class TokenBucket:
 
 @dataclass(slots=True)
 class TenantUsage:
-    """One tenant. `counter` is its service so far in weighted tokens."""
+    """What one tenant uses. `counter` is its service so far in weighted tokens."""
 
     counter: float = 0.0
     waiting: int = 0
@@ -61,12 +61,12 @@ class TenantUsage:
         return self.waiting == 0 and self.active == 0
 
     def emitted(self, tokens: int, weight: float) -> None:
-        """One of its requests was given so many tokens."""
+        """Count tokens given to one of its requests as service."""
         self.counter += OUTPUT_WEIGHT * tokens / weight
 
 
 class Ledger:
-    """Accounts by tenant, the least recently touched first."""
+    """Usage by tenant, the least recently touched first."""
 
     def __init__(self) -> None:
         self._usages: OrderedDict[str, TenantUsage] = OrderedDict()
@@ -87,12 +87,12 @@ class Ledger:
 
     @property
     def tenants(self) -> list[str]:
-        """Whoever has an usage."""
+        """Every tenant that has a usage record."""
         return list(self._usages)
 
     @property
     def waiting(self) -> dict[str, TenantUsage]:
-        """Tenants of whom somebody waits."""
+        """Tenants that have a waiting request."""
         return self._waiting
 
     def arrived(self, request: Request) -> None:
@@ -107,7 +107,7 @@ class Ledger:
         self._usages.move_to_end(request.tenant)
 
     def left_queue(self, request: Request) -> None:
-        """Dispatched, or given up while waiting."""
+        """Note that a request was dispatched, or given up while waiting."""
         usage = self.usage(request.tenant)
         usage.waiting -= 1
         if usage.waiting == 0:
@@ -132,7 +132,7 @@ class Ledger:
         self.tokens_in_flight -= tokens
 
     def level(self) -> None:
-        """Count anew from here: what was given under another policy is no tenant's debt."""
+        """Reset all service to zero: what was given under another policy is no tenant's debt."""
         for usage in self._usages.values():
             usage.counter = 0.0
         self._last_served = 0.0
@@ -142,7 +142,7 @@ class Ledger:
     def check(self, waiting: Mapping[str, int], active: Sequence[Request]) -> None:
         """Assert that it counts just these: how many wait by tenant, and who is active."""
         counts = {tenant: usage.waiting for tenant, usage in self._waiting.items()}
-        assert counts == waiting, "the ledger miscounts who waits"
+        assert counts == waiting, "the ledger miscounts waiting requests"
         counts = {name: one.active for name, one in self._usages.items() if one.active}
         assert counts == Counter(one.tenant for one in active), "the ledger miscounts the active"
         assert self.tokens_in_flight == sum(map(footprint, active)), "tokens in flight miscounted"
@@ -166,7 +166,7 @@ class Ledger:
         return None if usage is None else (usage.counter,)
 
     def _forget(self, new: str) -> None:
-        """Too many: the longest idle ones, but not the one that is asked for just now."""
+        """Drop the longest idle tenants beyond the bound, but never `new`."""
         surplus = len(self._usages) - _TENANTS
         if surplus > 0:
             idle = (name for name, one in self._usages.items() if one.idle and name != new)

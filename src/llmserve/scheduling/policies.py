@@ -1,4 +1,4 @@
-"""Who goes next. A policy is a key over a waiting request; the smallest goes first.
+"""Scheduling policies: a policy is a key over a waiting request; the smallest is dispatched first.
 
 The scheduler keeps the requests of each tenant in a heap by `within`, and the tenants in a heap by
 `across`, or by their first request where there is none. It asks for a key again only when an entry
@@ -22,7 +22,8 @@ class Policy(NamedTuple):
     across: Callable[[TenantUsage], float] | None = None
     """Order among the tenants; None takes their first requests' keys."""
     lost: Callable[[float], Key] | None = None
-    """Who came with a key below this has by now gone behind all others; None where nobody does."""
+    """Requests that came with a key below this are by now behind all others; None where none
+    are."""
 
 
 def fifo(request: Request, knobs: Knobs, now: float, reply: float) -> Key:

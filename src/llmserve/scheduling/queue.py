@@ -38,7 +38,7 @@ class TenantQueue(Protocol):
         ...
 
     def first(self, now: float) -> Entry | None:
-        """Who is first by the policy; tenants that were parked are passed over."""
+        """The first request by the policy; tenants that were parked are passed over."""
         ...
 
     def park(self, tenant: str) -> None:
@@ -50,11 +50,12 @@ class TenantQueue(Protocol):
     def is_parked(self, tenant: str) -> bool: ...
 
     def turn(self, knobs: Knobs) -> None:
-        """Go on by these, which differ in nothing of `order_of`; nobody is parked any more."""
+        """Use these knobs from now on, which differ in nothing of `order_of`; no tenant is parked
+        any more."""
         ...
 
     def ahead(self, request: Request, now: float) -> int:
-        """Who waits and would go before one that comes now, if nobody came after it."""
+        """How many waiting requests precede one that comes now, if none came after it."""
         ...
 
 
@@ -138,7 +139,7 @@ class RequestQueue:
             self.unpark(tenant)
 
     def ahead(self, request: Request, now: float) -> int:
-        """Counted by keys, in O(log n), and under fair_share in O(tenants that wait); all who
+        """Count by keys, in O(log n), and under fair_share in O(tenants that wait); all who
         wait where no ranks are kept, for none are needed while `admission_slo` is off.
 
         Those whose tenant is at its limit count, though they may have to let this one pass.

@@ -32,20 +32,20 @@ class KeyTerms(NamedTuple):
 
 
 class _Written(Terms, frozen=True, forbid_unknown_fields=True):
-    """As a user writes it."""
+    """Keys and terms as a user writes them."""
 
     key: str | None = None
     keys: tuple[str, ...] = ()
 
 
 class Holder(NamedTuple):
-    """Who brought a key; `tenant` is None for the session's own, which may name any tenant."""
+    """The holder of a key; `tenant` is None for the session's own, which may name any tenant."""
 
     tenant: str | None
 
 
 class Keyring:
-    """Looks a key up in time that tells nothing of which one was nearly right."""
+    """Looks up a key in constant time, so that nothing reveals which one was nearly right."""
 
     __slots__ = ("_holders", "_own")
 
@@ -54,7 +54,7 @@ class Keyring:
         self.replace(key_terms)
 
     def replace(self, key_terms: Mapping[str, KeyTerms]) -> None:
-        """Other tenants' keys from now on; on ValueError none of them."""
+        """Replace all tenants' keys; on ValueError none of them."""
         holders = dict(self._own)
         for tenant, granted in key_terms.items():
             for one in granted.digests:
@@ -67,13 +67,13 @@ class Keyring:
         return f"Keyring({len(self._holders)} keys, hidden)"
 
     def holder(self, authorization: bytes) -> Holder | None:
-        """Of what the Authorization header says."""
+        """The holder that an Authorization header names; None for an unknown key."""
         scheme, _, token = authorization.partition(b" ")
         found = self.holder_of(token)
         return found if scheme.lower() == b"bearer" else None
 
     def holder_of(self, key: bytes) -> Holder | None:
-        """Every key is compared, and compared whole, whichever fits."""
+        """The holder of this key. Every key is compared, and compared whole, whichever fits."""
         brought = hashlib.sha256(key.strip()).digest()
         found = None
         for known, holder in self._holders.items():
@@ -87,7 +87,7 @@ def digest(key: str) -> bytes:
 
 
 def read_key_terms(source: Source) -> dict[str, KeyTerms]:
-    """Raises ValueError with a sentence that holds no key. None reads LLMSERVE_API_KEYS."""
+    """Read tenants' keys and terms; None reads LLMSERVE_API_KEYS. No ValueError holds a key."""
     where = "api_keys"
     if source is None:
         source, where = os.environ.get(ENVIRONMENT) or {}, ENVIRONMENT

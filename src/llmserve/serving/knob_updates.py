@@ -1,4 +1,4 @@
-"""Changes of knobs, all or none, and the user's own policy: requested, adopted, published.
+"""Changes of knobs, all or none, and the user's own policy: adopted by the engine, then published.
 
 Values were checked where they came in (`Knobs.changed`); here they are `Knobs`.
 """
@@ -40,7 +40,8 @@ class KnobUpdates:
         self._lock = asyncio.Lock()
 
     async def change(
-        self, names: Collection[str], requested: Knobs, source: str, *, up: bool, evict: object = False
+        self, names: Collection[str], requested: Knobs, source: str, *,
+        up: bool, evict: object = False,
     ) -> Applied:
         """Take these knobs from `requested`. An engine that is not `up` adopts them when it is.
 

@@ -21,7 +21,8 @@ T = TypeVar("T")
 
 
 class Runtime:
-    """Starts the thread at once. `close` ends it; calls after that raise RuntimeError."""
+    """One thread with one event loop, started at once. `close` ends it; calls after that raise
+    RuntimeError."""
 
     def __init__(self) -> None:
         self.loop = new_loop()
@@ -66,7 +67,7 @@ class Runtime:
         """
         if self.here:
             work.close()
-            raise RuntimeError("already on the serving loop: await the async form instead")
+            raise RuntimeError("already on the serving loop: await the async method instead")
         waiting = Waiting(progress) if progress else None
         outcome = "failed"
         future = self.submit(work)

@@ -40,7 +40,7 @@ class MeasuredServer(Protocol):
 
 
 class MeasureCommand:
-    """ValueError here where the words contradict each other, before any server is asked."""
+    """What to measure, and where. ValueError here where the words contradict, before it."""
 
     def __init__(
         self, kind: Literal["bench", "sweep", "compare"], args: argparse.Namespace

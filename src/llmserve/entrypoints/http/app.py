@@ -35,7 +35,7 @@ def build_app(
     keyring: Keyring,
     cache: CacheOptions | None = None,
 ) -> Starlette:
-    """The application of one session, for who has a key on the ring; `cache` keeps replies."""
+    """The application of one session, for holders of a key on the ring; `cache` holds responses."""
     served = EndpointState(service, cache)
     app = Starlette(
         routes=[

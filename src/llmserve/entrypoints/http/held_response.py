@@ -37,21 +37,21 @@ class ForwardedCall:
         self.streams: list[Stream] = []
         """The requests that it has come to."""
         self.choices = choices
-        """Sequences that it asks for; 0 once the first of them has come to the door."""
+        """Sequences that it asks for; 0 once the first of them has reached admission control."""
         self.headers: dict[str, str] = {}
         """To be added to those of the answer."""
         self.refused: Exception | None = None
-        """At the door."""
+        """The error of admission control, where it rejected one."""
 
     @property
     def decided(self) -> bool:
-        """A chunk has come: what is sent from now on is the answer."""
+        """Whether a chunk has come: what is sent from now on is the answer."""
         return any(stream.begun for stream in self.streams)
 
     @property
     def refusal(self) -> Exception | None:
-        """At the door, or a later failure: a status of its own while nothing has been sent, and
-        else the stream's last event."""
+        """The error of admission control, or a later failure: a status of its own while nothing has
+        been sent, and else the stream's last event."""
         if self.refused is not None:
             return self.refused
         for stream in self.streams:
@@ -61,7 +61,7 @@ class ForwardedCall:
 
 
 class HeldResponse:
-    """The other application's `send`."""
+    """The other application's `send`, held back until it is certain."""
 
     def __init__(self, send: Send, call: ForwardedCall) -> None:
         self._send = send
@@ -158,7 +158,7 @@ _FORMS = ("structured_outputs", "response_format", "tools")
 
 
 def blamed(error: Exception, call: ForwardedCall) -> Exception:
-    """A refusal of the engine's, with the field that it is about: the engine sees the form that a
+    """A refusal of the engine's, with the field that it is about: the engine sees the schema that a
     reply is to have, but not the field that it came in."""
     if not isinstance(error, ParamError) or error.param != "prompt":
         return error

@@ -33,7 +33,7 @@ def lifecycle_routes(supervisor: EngineSupervisor) -> list[Route]:
 
 
 class _Life:
-    """Each answers when it is done, with the sentence that a cell would show."""
+    """The handlers; each answers when it is done, with the sentence that a cell would show."""
 
     def __init__(self, supervisor: EngineSupervisor) -> None:
         self._supervisor = supervisor

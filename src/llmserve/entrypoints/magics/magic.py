@@ -1,6 +1,6 @@
 """`LlmserveMagic`: the subcommands of one shell's `%llmserve`, and the server they speak of.
 
-The server is whatever open Session this face started, else the user's own variable `session`:
+The server is whatever open Session this magic started, else the user's own variable `session`:
 a server made in code obeys the magics too.
 """
 
@@ -42,7 +42,7 @@ class LlmserveMagic:
         self.matcher: Any = None
 
     def llmserve(self, line: str, cell: str | None = None) -> Any:
-        """Start, watch, tune and stop a model server in this kernel; `%llmserve help` tells all.
+        """Start, watch, tune and stop a model server in this kernel; `%llmserve help` lists all.
 
         As a cell magic the cell is the prompt: %%llmserve [--max-tokens N] [--temperature T] …
         """

@@ -38,7 +38,7 @@ def serve(
 
     model: a hub id or a folder; None is the bundled toy storyteller.
     engine: one that `llmserve engines` lists, or "auto": vLLM where there is a GPU, else torch.
-    host: this machine alone unless told; "0.0.0.0" lets others in who know the key.
+    host: this machine alone by default; "0.0.0.0" lets others in who know the key.
     port: 0 takes a free one; a taken one raises OSError here, in the cell.
     api_key: None makes a random one. It is never printed; read `session.api_key`.
     api_keys: keys of tenants, with their terms: a mapping or a JSON file

@@ -1,4 +1,5 @@
-"""`Session` builds the parts and owns them; a magic, a notebook and a command line are its faces.
+"""`Session` builds the parts and owns them; magics, notebooks and the command line are entry points
+to it.
 
 No module globals: several sessions live side by side, and `close` gives everything of one back.
 """
@@ -212,22 +213,22 @@ class Session:
         """
         before = weighed(self.service.pids)
         sleep = self.service.supervisor.sleep(level, drain_s)
-        told = self.runtime.call(sleep, progress="going to sleep")
-        return f"{told}; {came_back(before, weighed(self.service.pids))} came back"
+        outcome = self.runtime.call(sleep, progress="going to sleep")
+        return f"{outcome}; {came_back(before, weighed(self.service.pids))} came back"
 
     def wake(self) -> str:
         """Let the engine serve again, with the knobs as they are now. EngineError if it cannot."""
         return self.runtime.call(self.service.supervisor.wake(), progress="waking the engine")
 
     def restart(self, *, drain_s: float = 5.0) -> str:
-        """A new engine, in whatever state this one is; who waits goes on waiting meanwhile.
+        """A new engine, in whatever state this one is; waiting requests go on waiting meanwhile.
 
         Requests in the engine may end first, for `drain_s` seconds. EngineError as of `wake`.
         """
         return self.runtime.call(self.service.supervisor.restart(drain_s), progress="restarting")
 
     def pause(self) -> None:
-        """Freeze the engine between two steps. Who is in it keeps place and KV, and goes on after
+        """Freeze the engine between two steps. Requests in it keep slot and KV, and go on after
         `resume` as if nothing was; `request_timeout_s` goes on counting. ParamError if it cannot.
         """
         self.runtime.call(self._pausing().pause())
@@ -237,7 +238,7 @@ class Session:
         self.runtime.call(self._pausing().resume())
 
     def policy(self, function: F) -> F:
-        """Let your function choose who goes next, as a decorator: `policy=custom` from now on.
+        """Let your function choose the next request, as a decorator: `policy=custom` from now on.
 
         function(waiting, ledger, knobs) -> the id of one of `waiting`, a tuple of Request in order
         of arrival. `ledger.now` is the time, `ledger.tenants[name]` has `served`, `waiting` and
@@ -320,7 +321,7 @@ class Session:
         """Run a load against this session: TTFT, ITL, throughput, each with its interval.
 
         bench(rate=20, duration=30): an open loop, so many requests per second for so many seconds.
-        bench(concurrency=8, requests=64): a closed loop, so many clients; 8 of them unless told.
+        bench(concurrency=8, requests=64): a closed loop, so many clients; 8 of them by default.
         load, or more fields of `llmserve.bench.load.workload.Workload`: prompt_tokens=128,
         max_tokens=64, mix, seed …
         repeats=3, after a warmup=True; slo="ttft:200 tpot:50" (ms) counts goodput; progress=True.

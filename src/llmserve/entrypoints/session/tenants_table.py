@@ -1,4 +1,4 @@
-"""Tenants in a table: what was agreed with each, what it holds now, what became of its requests."""
+"""Tenants in a table: the terms of each, what it holds now, what became of its requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TenantStanding(NamedTuple):
 
 
 async def standings(service: Service) -> list[TenantStanding]:
-    """Of tenants with terms and of those that came; on the loop's thread."""
+    """Rows of tenants with terms and of those that sent requests; on the loop's thread."""
     knobs, ledger = service.board.current, service.ledger
     standing = []
     for tenant in sorted({*service.terms, *ledger.tenants}):
