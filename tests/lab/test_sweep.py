@@ -93,7 +93,7 @@ def test_points_that_overlap_are_not_ranked() -> None:
     best = found.best()
     assert best.single is None
     assert "not ranked" in str(best)
-    assert "cannot be told from" in str(best)
+    assert "is not distinct from" in str(best)
 
 
 def test_a_point_that_is_shown_to_be_best_is_named() -> None:
@@ -180,7 +180,7 @@ def test_a_table_has_any_values_on_its_axes(axis: dict[str, Any], labels: list[s
 def test_one_round_ranks_nothing() -> None:
     found = swept({"max_num_seqs": [1, 8]}, rounds=1)
     assert found.best().single is None
-    assert "one round tells nothing apart" in str(found)
+    assert "one round distinguishes nothing" in str(found)
 
 
 def test_rounds_go_to_and_fro_on_arrivals_of_their_own() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from llmserve.core.knobs import Knobs
 from llmserve.scheduling.entry import Entry
-from llmserve.scheduling.ledger import Account
+from llmserve.scheduling.ledger import TenantUsage
 from llmserve.scheduling.policies import POLICIES
 from llmserve.scheduling.scheduler import Scheduler
 from support.requests import request
@@ -105,15 +105,15 @@ def early_tokens(scheduler: Scheduler) -> None:
 
 
 def account_of_its_own(scheduler: Scheduler) -> None:
-    of(scheduler, "b").account = Account(waiting=1)
+    of(scheduler, "b").usage = TenantUsage(waiting=1)
 
 
 def miscounted_waiting(scheduler: Scheduler) -> None:
-    of(scheduler, "b").account.waiting += 1
+    of(scheduler, "b").usage.waiting += 1
 
 
 def miscounted_active(scheduler: Scheduler) -> None:
-    of(scheduler, "a").account.active += 1
+    of(scheduler, "a").usage.active += 1
 
 
 def miscounted_tokens(scheduler: Scheduler) -> None:

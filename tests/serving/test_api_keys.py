@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmserve.core.tenants import Terms
-from llmserve.serving.api_keys import ENVIRONMENT, Holder, Keyring, read_agreements, terms_of
+from llmserve.serving.api_keys import ENVIRONMENT, Holder, Keyring, read_key_terms, terms_of
 
 GOLD, FREE = "sk-gold-0123456789", "sk-free-0123456789"
 WRITTEN: dict[str, Any] = {
@@ -23,12 +23,12 @@ def test_a_mapping_a_file_and_the_environment_say_the_same(
 ) -> None:
     file = tmp_path / "keys.json"
     file.write_text(json.dumps(WRITTEN))
-    expected = read_agreements(WRITTEN)
-    assert read_agreements(file) == read_agreements(str(file)) == expected
-    assert read_agreements(None) == {}
+    expected = read_key_terms(WRITTEN)
+    assert read_key_terms(file) == read_key_terms(str(file)) == expected
+    assert read_key_terms(None) == {}
     for text in (json.dumps(WRITTEN), str(file)):
         monkeypatch.setenv(ENVIRONMENT, text)
-        assert read_agreements(None) == expected
+        assert read_key_terms(None) == expected
     assert terms_of(expected) == {
         "gold": Terms(weight=3, rate_limit_tps=5000, ttft_slo_ms=500), "free": Terms(),
     }  # fmt: skip
@@ -36,7 +36,7 @@ def test_a_mapping_a_file_and_the_environment_say_the_same(
 
 def test_each_key_opens_for_its_own_tenant_and_no_other_does() -> None:
     many = {"keys": ["key-one!", "key-two!"]}
-    ring = Keyring("sk-own", read_agreements({**WRITTEN, "many": many}))
+    ring = Keyring("sk-own", read_key_terms({**WRITTEN, "many": many}))
     assert ring.holder(b"Bearer sk-own") == Holder(None)
     assert ring.holder(f"Bearer {GOLD}".encode()) == Holder("gold")
     assert ring.holder(f"bearer  {FREE} ".encode()) == Holder("free")
@@ -46,8 +46,8 @@ def test_each_key_opens_for_its_own_tenant_and_no_other_does() -> None:
 
 
 def test_no_key_is_in_any_repr() -> None:
-    agreements = read_agreements(WRITTEN)
-    shown = f"{agreements!r} {agreements['gold']} {Keyring('sk-own', agreements)!r}"
+    key_terms = read_key_terms(WRITTEN)
+    shown = f"{key_terms!r} {key_terms['gold']} {Keyring('sk-own', key_terms)!r}"
     assert GOLD not in shown
     assert FREE not in shown
     assert "sk-own" not in shown
@@ -68,26 +68,26 @@ def test_no_key_is_in_any_repr() -> None:
 )
 def test_what_is_wrong_is_said_without_the_key(written: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says) as caught:
-        read_agreements(written)
+        read_key_terms(written)
     assert GOLD not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__cause__ is None
 
 
 def test_one_key_cannot_be_two_tenants() -> None:
     with pytest.raises(ValueError, match="'b' is another's too"):
-        Keyring(None, read_agreements({"a": GOLD, "b": GOLD}))
+        Keyring(None, read_key_terms({"a": GOLD, "b": GOLD}))
     with pytest.raises(ValueError, match="'a' is another's too"):
-        Keyring(GOLD, read_agreements({"a": GOLD}))
+        Keyring(GOLD, read_key_terms({"a": GOLD}))
 
 
 def test_other_keys_take_the_place_of_the_old_or_none_of_them_does() -> None:
-    ring = Keyring("sk-own", read_agreements({"a": GOLD}))
+    ring = Keyring("sk-own", read_key_terms({"a": GOLD}))
     with pytest.raises(ValueError, match="'b' is another's too"):
-        ring.replace(read_agreements({"c": "sk-c-0123456789", "b": "sk-own-but-longer", "d": FREE})
-                     | read_agreements({"b": "sk-c-0123456789"}))  # fmt: skip
+        ring.replace(read_key_terms({"c": "sk-c-0123456789", "b": "sk-own-but-longer", "d": FREE})
+                     | read_key_terms({"b": "sk-c-0123456789"}))  # fmt: skip
     assert ring.holder(f"Bearer {GOLD}".encode()) == Holder("a")
     assert ring.holder(f"Bearer {FREE}".encode()) is None
-    ring.replace(read_agreements({"b": FREE}))
+    ring.replace(read_key_terms({"b": FREE}))
     assert ring.holder(f"Bearer {GOLD}".encode()) is None
     assert ring.holder(f"Bearer {FREE}".encode()) == Holder("b")
     assert ring.holder(b"Bearer sk-own") == Holder(None)

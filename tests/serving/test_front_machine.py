@@ -106,8 +106,8 @@ class FrontMachine(RuleBasedStateMachine):
         self.front.turn(**change)
 
     @rule(terms=st.sampled_from(TERMS))
-    def agree(self, terms: dict[str, Terms]) -> None:
-        self.front.agree(terms)
+    def set_terms(self, terms: dict[str, Terms]) -> None:
+        self.front.set_terms(terms)
 
     @rule(tenant=st.sampled_from("abc"))
     def ask_for_kept(self, tenant: str) -> None:

@@ -67,7 +67,7 @@ def test_calling_from_the_loop_itself_is_an_error_and_no_deadlock() -> None:
     async def nested() -> None:
         runtime.call(answer())
 
-    with pytest.raises(RuntimeError, match="await the async form"):
+    with pytest.raises(RuntimeError, match="await the async method"):
         runtime.call(nested())
     runtime.close()
 

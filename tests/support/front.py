@@ -67,9 +67,9 @@ class Front:
         self.pairs.clear()
         self.pump()
 
-    def agree(self, terms: dict[str, Terms]) -> None:
+    def set_terms(self, terms: dict[str, Terms]) -> None:
         self.terms = terms
-        self.scheduler.agree(terms, self.now)
+        self.scheduler.set_terms(terms, self.now)
         self.pairs.clear()
         self.pump()
 

@@ -122,15 +122,15 @@ class Serving:
 def serving(
     engine: str,
     *,
-    agreements: Mapping[str, KeyTerms] | None = None,
+    key_terms: Mapping[str, KeyTerms] | None = None,
     cache: CacheOptions | None = None,
     **options: object,
 ) -> Iterator[Serving]:
     clock, bus = MonotonicClock(), EventBus()
     telemetry = Telemetry(bus, clock)
     made: Engine = registry.create(engine, sink=partial(publish_step, bus), clock=clock, **options)
-    service = Service(made, KnobBoard(), bus, clock, terms_of(agreements or {}))
-    app = build_app(service, telemetry, Keyring(KEY, agreements or {}), cache)
+    service = Service(made, KnobBoard(), bus, clock, terms_of(key_terms or {}))
+    app = build_app(service, telemetry, Keyring(KEY, key_terms or {}), cache)
     server = HttpServer(app, bind("127.0.0.1", 0))
     with ExitStack() as stack:
         runtime = Runtime()

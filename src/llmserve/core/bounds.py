@@ -1,4 +1,4 @@
-"""What each field of a request may be: one table for every face that makes one.
+"""What each field of a request may be: one table for every entry point that makes one.
 
 A reader takes a value as a cell, JSON or a command line gives it, and gives it as Python's own.
 ValueError says in a sentence what is wrong with it.
@@ -83,7 +83,7 @@ SAMPLING: Mapping[str, Callable[[Any], Any]] = {
     "min_tokens": BOUNDS["min_tokens"].read,
     "logit_bias": _logit_bias,
 }
-"""Readers of a SamplingParams' fields; `structured_outputs` is no value but a form of its own."""
+"""Readers of a SamplingParams' fields; `structured_outputs` is no value but a schema of its own."""
 
 SENDER: Mapping[str, Callable[[Any], Any]] = {
     "priority": BOUNDS["priority"].read,

@@ -50,7 +50,7 @@ class Submitted(_Event, frozen=True, kw_only=True):
 
 
 class Rejection(_Event, frozen=True, kw_only=True):
-    """Rejected by admission control, or after waiting too long for a slot."""
+    """A request was rejected by admission control, or after waiting too long for a slot."""
 
     request_id: str
     tenant: str
@@ -69,7 +69,7 @@ class WaitReasonChanged(_Event, frozen=True, kw_only=True):
 
 
 class Dispatched(_Event, frozen=True, kw_only=True):
-    """Left the front queue for the engine."""
+    """A request left the front queue for the engine."""
 
     request_id: str
 
@@ -87,7 +87,7 @@ class TokensEmitted(_Event, frozen=True, kw_only=True, gc=False):
 
 
 class Finished(_Event, frozen=True, kw_only=True):
-    """Left the engine, for whatever reason."""
+    """A request left the engine, for whatever reason."""
 
     request_id: str
     reason: FinishReason
@@ -95,7 +95,7 @@ class Finished(_Event, frozen=True, kw_only=True):
     completion_tokens: int
     error: str | None = None
     cached_tokens: int | None = None
-    """Of the prompt, where it became known only now: a server at an address tells it last."""
+    """Of the prompt, where it became known only now: a server at an address reports it last."""
 
 
 class KnobsChanged(_Event, frozen=True, kw_only=True):
@@ -143,7 +143,7 @@ class DeviceSampled(_Event, frozen=True, kw_only=True):
     used_bytes: int
     total_bytes: int
     own_bytes: int | None = None
-    """This session's processes; None where the platform does not tell."""
+    """This session's processes; None where the platform does not say."""
     utilization: float | None = None
     """0 to 1, of the GPU or of all CPU cores."""
     power_w: float | None = None

@@ -45,7 +45,7 @@ class KnobError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What is known of one knob besides its value."""
+    """Metadata of one knob: what is known of it besides its value."""
 
     name: str
     type: Literal["int", "float", "choice", "text"]
@@ -104,7 +104,7 @@ def _weight(text: str) -> float:
 
 
 def weights_text(text: str) -> str:
-    """The same in its one form."""
+    """Weights as text, always written alike: `free:1,gold:3`."""
     return ",".join(f"{tenant}:{weight:g}" for tenant, weight in weights_of(text).items())
 
 
@@ -113,7 +113,7 @@ class Knobs:
     """The live settings. `changed` is where values come in, and the only place that checks them."""
 
     policy: PolicyName = _knob(
-        "fifo", "Who goes next: by arrival, priority, tenants' service, length, deadline or yours.",
+        "fifo", "Dispatch order: by arrival, priority, tenants' service, length, deadline or yours.",
         "scheduler",
         choices=get_args(PolicyName),
     )
@@ -328,7 +328,7 @@ class Applied:
 
 
 class KnobBoard:
-    """The current knobs, and who wants to hear of a change. Any thread may read or update."""
+    """The current knobs, and the watchers of their changes. Any thread may read or update."""
 
     def __init__(self, knobs: Knobs | None = None) -> None:
         self._knobs = knobs or Knobs()
@@ -339,11 +339,11 @@ class KnobBoard:
     def current(self) -> Knobs:
         return self._knobs
 
-    def update(self, names: Iterable[str], asked: Knobs) -> tuple[Knobs, Knobs]:
-        """Take these knobs from `asked`; return all of them before and after."""
+    def update(self, names: Iterable[str], requested: Knobs) -> tuple[Knobs, Knobs]:
+        """Take these knobs from `requested`; return all of them before and after."""
         with self._lock:
             before = self._knobs
-            after = self._knobs = before.taking(names, asked)
+            after = self._knobs = before.taking(names, requested)
             watchers = tuple(self._watchers)
         if after != before:
             for watcher in watchers:

@@ -1,5 +1,4 @@
-"""A long wait, as one line for who waits in a cell or at a terminal: how many seconds it has
-taken, each second, and how it ended."""
+"""A progress line for a long wait in a cell or at a terminal: its seconds so far, and its end."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from llmserve.core.quantities import duration, moment
 
 SHOWN_AFTER_S = 2.0
 TICK_S = 0.25
-_TOLD: ContextVar[bool] = ContextVar("llmserve_wait_told", default=False)
+_SHOWN: ContextVar[bool] = ContextVar("llmserve_wait_shown", default=False)
 
 
 class ProgressLine(Protocol):
@@ -28,7 +27,7 @@ class ProgressLine(Protocol):
 
 
 class Waiting:
-    """Call it now and then; a wait that is over sooner than that shows nothing."""
+    """Reports a wait each time it is called; a wait that is over sooner than that shows nothing."""
 
     def __init__(
         self, what: str | Callable[[], str], find: Callable[[], ProgressLine | None] | None = None,
@@ -40,16 +39,16 @@ class Waiting:
         self._after_s = after_s
         self._began = now()
         self._line: ProgressLine | None = None
-        self._told = -1
+        self._shown_s = -1
 
     def __call__(self) -> None:
         taken = self._now() - self._began
         seconds = int(taken)
-        if taken < self._after_s or seconds == self._told:
+        if taken < self._after_s or seconds == self._shown_s:
             return
-        if self._told < 0:
+        if self._shown_s < 0:
             self._line = self._find()
-        self._told = seconds
+        self._shown_s = seconds
         if self._line is not None:
             self._line.write(f"{self._words()} … {moment(seconds)}")
 
@@ -66,19 +65,19 @@ class Waiting:
 
 class Ticking:
     """Calls a Waiting from a thread of its own while a block keeps the caller's busy, and has
-    ended before the block is left. Beside it no second line tells of the same wait."""
+    ended before the block is left. Beside it no second line shows the same wait."""
 
     def __init__(self, waiting: Waiting, every_s: float = TICK_S) -> None:
         self._waiting, self._every_s = waiting, every_s
         self._over = threading.Event()
-        self._told = told_already()
+        self._shown = progress_shown()
 
     def __enter__(self) -> Self:
         run = contextvars.copy_context().run  # the cell that output belongs to is in the context
         self._thread = threading.Thread(
             target=run, args=(self._tick,), name="llmserve-elapsed", daemon=True
         )
-        self._told.__enter__()
+        self._shown.__enter__()
         try:
             self._thread.start()
         except BaseException:  # an interrupt: the block is not entered, so nothing would end it
@@ -92,7 +91,7 @@ class Ticking:
 
     def _end(self) -> None:
         self._over.set()
-        self._told.__exit__(None, None, None)
+        self._shown.__exit__(None, None, None)
 
     def _tick(self) -> None:
         while not self._over.wait(self._every_s):
@@ -100,19 +99,19 @@ class Ticking:
 
 
 @contextmanager
-def told_already() -> Iterator[None]:
-    """Who waits within it sees a line of the caller's own."""
-    token = _TOLD.set(True)
+def progress_shown() -> Iterator[None]:
+    """The caller shows a progress line of its own meanwhile, so that no other appears."""
+    token = _SHOWN.set(True)
     try:
         yield
     finally:
-        _TOLD.reset(token)
+        _SHOWN.reset(token)
 
 
 def line() -> ProgressLine | None:
     """The cell's output in a notebook, else standard error where that is a terminal. None where
-    nobody would read it, or another tells already."""
-    if _TOLD.get():
+    nobody would read it, or another line shows the wait already."""
+    if _SHOWN.get():
         return None
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None

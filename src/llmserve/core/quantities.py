@@ -2,7 +2,7 @@
 into words here. `widgets/src/quantities.ts` is its twin, and one table of cases tests both.
 
 A duration is in ms below 1 s, in s below 100 s, and in min from there on, with three digits that
-tell something. No number has an exponent.
+say something. No number has an exponent.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def moment(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that tell something, more where it is larger; `12,400`, never `1.24e+04`."""
+    """A number in three significant digits, more where larger; `12,400`, never `1.24e+04`."""
     if not math.isfinite(value):
         return NONE
     size = _rounded(abs(value))

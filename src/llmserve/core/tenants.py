@@ -1,4 +1,4 @@
-"""What is agreed with a tenant: its weight and the limits that stand in for the general ones."""
+"""A tenant's terms: its weight, and the limits that replace the general ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _BOUNDS = (
 
 
 class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """None takes what the knob of that name says. Raises ValueError on a value out of range."""
+    """Weight and limits of one tenant. None takes the value of the knob of that name. Raises
+    ValueError on a value out of range."""
 
     weight: float | None = None
     """Share under fair_share; the knob `tenant_weights` stands above it."""

@@ -1,4 +1,4 @@
-"""The nouns all parts share. Frozen, so that a value read once stays what it was.
+"""The types that all rooms share. Frozen, so that a value read once stays what it was.
 
 Times are seconds on the session's clock (`core/clock.py`), which is monotonic and has no meaning
 outside the session. Token counts are exact, by the engine's own tokenizer.
@@ -38,7 +38,7 @@ class ParamTypeError(ParamError):
 
 
 class Structured(msgspec.Struct, frozen=True):
-    """The form that a whole reply must have."""
+    """The schema, grammar or pattern that a whole reply must match."""
 
     kind: Literal["json", "regex", "choice"]
     text: str
@@ -146,7 +146,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: str | int | None = None
     """The stop string or stop token id that ended the reply, if one did."""
     cached_tokens: int = 0
-    """Prompt tokens that needed no computation; told once, with the first chunk."""
+    """Prompt tokens that needed no computation; given once, with the first chunk."""
     raw: Any = None
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 _LARGEST = sys.float_info.max
 _LONGEST, _KEPT = 200, 60
-_MOST_TOLD = 100
+_MOST_LISTED = 100
 _CLOSE = 0.7
 
 
@@ -216,7 +216,7 @@ def literal(text: str) -> Any:
 
 
 def number(text: str) -> Any:
-    """What was typed, as a number where it is one: of anything else its field tells."""
+    """What was typed, as a number where it is one: anything else its field reports."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)
@@ -246,14 +246,14 @@ def meant(
     """How an error about `word` ends: `; did you mean X?`, or what there is, where that is little
     enough to read.
 
-    listed: what is told in place of all that is `known`; nothing where it is empty.
+    listed: what is named in place of all that is `known`; nothing where it is empty.
     """
     names = {_folded(name): name for name in known}
     typed = word if isinstance(word, str) else shown(word)
     if near := _near(_folded(typed), names):
         return f"; did you mean {names[near]}?"
-    told = [*(names.values() if listed is None else listed)]
-    return f"; {called} {', '.join(told)}" if 0 < len(told) <= _MOST_TOLD else ""
+    choices = [*(names.values() if listed is None else listed)]
+    return f"; {called} {', '.join(choices)}" if 0 < len(choices) <= _MOST_LISTED else ""
 
 
 def _near(word: str, names: Iterable[str]) -> str | None:

@@ -1,1 +1,1 @@
-"""The faces of a session: Python, HTTP, magics, command line."""
+"""The entry points of a session: Python, HTTP, magics, command line."""

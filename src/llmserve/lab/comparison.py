@@ -1,6 +1,6 @@
-"""Comparison: two sides on the same arrivals, what differs, and whether that can be told at all.
+"""Comparison: two sides on the same arrivals, what differs, and whether the difference is shown.
 
-The intervals of all judged figures hold together (Bonferroni): two equal sides are told apart in
+The intervals of all judged figures hold together (Bonferroni): two equal sides seem different in
 at most 5 of 100 comparisons, however many figures are looked at.
 """
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llmserve.lab.sweep_result import Sweep
 
 class RemoteError(OSError):
-    """Nobody answers at the address, or not as a server would."""
+    """No server answers at the address, or not as one would."""
 
 
 class Remote:
@@ -152,7 +152,7 @@ def connect(url: str, **options: Any) -> Remote:
 
 
 async def _nothing() -> None:
-    """A server at an address is entered by asking it."""
+    """Open a server at an address: one request finds out what it is."""
 
 
 async def _first_model(client: Client) -> str:
@@ -189,14 +189,16 @@ class RemoteKnobPanel:
 
     def __init__(self, client: Client, described: _KnobsBody) -> None:
         self._client = client
-        self._told = described.knobs
+        self._described = described.knobs
         self.knobs = Knobs().changed({name: knob.value for name, knob in described.knobs.items()})
 
     def lacks(self, name: str) -> str | None:
-        return self._told[name].disabled if name in self._told else "the server has no such knob"
+        if name not in self._described:
+            return "the server has no such knob"
+        return self._described[name].disabled
 
-    async def turn(self, names: Collection[str], asked: Knobs) -> Sequence[Clamp]:
-        changes = {name: getattr(asked, name) for name in names}
+    async def turn(self, names: Collection[str], requested: Knobs) -> Sequence[Clamp]:
+        changes = {name: getattr(requested, name) for name in names}
         try:
             answer = await self._client.ask("PATCH", _knobs_url(self._client), changes)
         except ReplyError as error:
@@ -205,7 +207,7 @@ class RemoteKnobPanel:
 
 
 class ForeignKnobPanel:
-    """Of a server that is no llmserve."""
+    """A knob panel without knobs, of a server that is no llmserve."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -217,7 +219,7 @@ class ForeignKnobPanel:
             "(rate, concurrency, prompt_tokens, max_tokens), or compare two addresses"
         )
 
-    async def turn(self, names: Collection[str], asked: Knobs) -> Sequence[Clamp]:
+    async def turn(self, names: Collection[str], requested: Knobs) -> Sequence[Clamp]:
         name = next(iter(names))
         raise KnobError(name, str(self.lacks(name)))
 

@@ -46,8 +46,8 @@ class KnobPanel(Protocol):
         """Why turning this knob would change nothing; None where it does."""
         ...
 
-    async def turn(self, names: Collection[str], asked: Knobs) -> Sequence[Clamp]:
-        """Return once the engine has adopted these of `asked`: what it could not take."""
+    async def turn(self, names: Collection[str], requested: Knobs) -> Sequence[Clamp]:
+        """Return once the engine has adopted these of `requested`: what it could not take."""
         ...
 
 
@@ -66,8 +66,8 @@ class ServiceKnobPanel:
     def lacks(self, name: str) -> str | None:
         return self._service.engine.info.unsupported.get(name)
 
-    async def turn(self, names: Collection[str], asked: Knobs) -> Sequence[Clamp]:
-        return (await self._service.take_knobs(names, asked, source=self._source)).clamped
+    async def turn(self, names: Collection[str], requested: Knobs) -> Sequence[Clamp]:
+        return (await self._service.take_knobs(names, requested, source=self._source)).clamped
 
 
 @dataclass(frozen=True)

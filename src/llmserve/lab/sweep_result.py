@@ -69,9 +69,9 @@ class Best(msgspec.Struct, frozen=True, kw_only=True):
     figure: str
     leader: Point
     equals: tuple[Point, ...]
-    """Those that cannot be told from the leader."""
+    """Points that cannot be distinguished from the leader."""
     unfit: str | None = None
-    """Why no two points can be told apart at all."""
+    """Why no two points can be distinguished at all."""
 
     @property
     def single(self) -> Point | None:
@@ -85,7 +85,7 @@ class Best(msgspec.Struct, frozen=True, kw_only=True):
             return f"best {self.figure}: {self.leader.label}"
         others = ", ".join(point.label for point in self.equals)
         return (
-            f"best {self.figure}: not ranked, {self.leader.label} cannot be told from {others}"
+            f"best {self.figure}: not ranked, {self.leader.label} is not distinct from {others}"
         )
 
 
@@ -130,7 +130,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
             if number != first and (found is None or not found.excludes_zero):
                 equals.append(point)
         leader, few = points[first], len(points) > 1 and len(series[first]) < 2
-        unfit = "one round tells nothing apart" if few else _unfit(points, figure)
+        unfit = "one round distinguishes nothing" if few else _unfit(points, figure)
         return Best(figure=figure, leader=leader, equals=tuple(equals), unfit=unfit)
 
     def to_frame(self) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import msgspec
 from llmserve.core.events import RejectReason
 from llmserve.core.knobs import Knobs
 from llmserve.core.types import Request
-from llmserve.scheduling.ledger import Account, footprint
+from llmserve.scheduling.ledger import TenantUsage, footprint
 
 UNKNOWN_RATE_RETRY_S = 1.0
 """The Retry-After while no slot has come free yet and no rate is known."""
@@ -32,7 +32,7 @@ class AdmissionState:
     waiting: int
     active: int
     max_model_len: int
-    account: Account
+    usage: TenantUsage
     ahead: int = 0
     """Waiting requests that would go before this one, by the policy as far as it is known."""
     free_per_s: float | None = None
@@ -53,7 +53,7 @@ class AdmissionState:
 
 
 def admit(request: Request, load: AdmissionState, knobs: Knobs, now: float) -> Accepted | Rejected:
-    """Both buckets are asked, and neither is drawn from, before every limit was."""
+    """Admit or reject a request. Every limit is checked before a token bucket is drawn from."""
     verdict = (
         _too_long(request, load)
         or _request_rate(request, load, knobs, now)
@@ -64,19 +64,19 @@ def admit(request: Request, load: AdmissionState, knobs: Knobs, now: float) -> A
     if verdict is not None:
         return verdict
     if load.rate_limit_rps is not None:
-        load.account.bucket.take(request.choices)
+        load.usage.bucket.take(request.choices)
     if load.rate_limit_tps is not None:
-        load.account.token_bucket.take(footprint(request))
+        load.usage.token_bucket.take(footprint(request))
     return Accepted()
 
 
 def admit_kept(
     request: Request, load: AdmissionState, knobs: Knobs, now: float
 ) -> Accepted | Rejected:
-    """Of one whose reply is here already: it takes no slot and no tokens, but is a request."""
+    """Admit a request whose reply is cached: it takes no slot and no tokens, but is a request."""
     verdict = _request_rate(request, load, knobs, now)
     if verdict is None and load.rate_limit_rps is not None:
-        load.account.bucket.take(request.choices)
+        load.usage.bucket.take(request.choices)
     return verdict or Accepted()
 
 
@@ -97,7 +97,7 @@ def _request_rate(
     rps = load.rate_limit_rps
     if rps is None:
         return None
-    level = load.account.bucket.refill(rps, knobs.rate_burst, now)
+    level = load.usage.bucket.refill(rps, knobs.rate_burst, now)
     needed = min(request.choices, knobs.rate_burst)  # more than the burst overdraw it
     if level >= needed or not request.choices:
         return None
@@ -114,7 +114,7 @@ def _token_rate(
     tps, burst = load.rate_limit_tps, knobs.rate_burst_tokens
     if tps is None:
         return None
-    level = load.account.token_bucket.refill(tps, burst, now)
+    level = load.usage.token_bucket.refill(tps, burst, now)
     # a giant needs a full bucket, and overdraws it
     needed = min(request.choices * footprint(request), burst)
     if level >= needed or not request.choices:
@@ -148,7 +148,7 @@ def _slot(request: Request, load: AdmissionState, knobs: Knobs) -> Rejected | No
 
 
 def _objective(request: Request, load: AdmissionState, knobs: Knobs, now: float) -> Rejected | None:
-    """Refuse now what would only be served after its TTFT objective, if that is wanted."""
+    """Reject now what would only be served after its TTFT objective, if that is wanted."""
     if knobs.admission_slo == "off":
         return None
     predicted = predicted_ttft_s(load, knobs)
@@ -167,7 +167,7 @@ def _objective(request: Request, load: AdmissionState, knobs: Knobs, now: float)
 
 
 def predicted_ttft_s(load: AdmissionState, knobs: Knobs) -> float | None:
-    """None while no slot has come free yet and one is needed."""
+    """The predicted TTFT; None while no slot has come free yet and one is needed."""
     slots = load.slots_needed(knobs)
     if slots == 0:
         return load.first_token_s

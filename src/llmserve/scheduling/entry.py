@@ -8,7 +8,7 @@ import msgspec
 
 from llmserve.core.types import Request, WaitReason
 from llmserve.scheduling.lazy_heap import Key
-from llmserve.scheduling.ledger import Account
+from llmserve.scheduling.ledger import TenantUsage
 
 Status = Literal["waiting", "dispatched", "running", "ended"]
 """Dispatched: in the engine, and without a token yet. Running: it has its first token."""
@@ -18,8 +18,8 @@ class Entry(msgspec.Struct, eq=False):
     """A request's state. Everything else that names the request holds its id only."""
 
     request: Request
-    account: Account
-    """Its tenant's slots and service. An account is never forgotten while it has an entry."""
+    usage: TenantUsage
+    """Its tenant's slots and service. A tenant's usage is never forgotten while it has an entry."""
     admitted_s: float
     """When it was admitted: both timeouts count from here."""
     charged: bool = False

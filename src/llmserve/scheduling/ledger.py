@@ -21,7 +21,7 @@ OUTPUT_WEIGHT = 2.0
 """What a prompt and a generated token cost, as in the paper's evaluation."""
 
 _TENANTS = 10_000
-"""Accounts kept; beyond that, the longest idle one is forgotten (and would return lifted)."""
+"""Tenants kept; beyond that, the longest idle one is forgotten (and would return lifted)."""
 
 
 @dataclass(slots=True)
@@ -43,8 +43,8 @@ class TokenBucket:
 
 
 @dataclass(slots=True)
-class Account:
-    """One tenant. `counter` is its service so far in weighted tokens."""
+class TenantUsage:
+    """What one tenant uses. `counter` is its service so far in weighted tokens."""
 
     counter: float = 0.0
     waiting: int = 0
@@ -61,16 +61,16 @@ class Account:
         return self.waiting == 0 and self.active == 0
 
     def emitted(self, tokens: int, weight: float) -> None:
-        """One of its requests was given so many tokens."""
+        """Count tokens given to one of its requests as service."""
         self.counter += OUTPUT_WEIGHT * tokens / weight
 
 
 class Ledger:
-    """Accounts by tenant, the least recently touched first."""
+    """Usage by tenant, the least recently touched first."""
 
     def __init__(self) -> None:
-        self._accounts: OrderedDict[str, Account] = OrderedDict()
-        self._waiting: dict[str, Account] = {}
+        self._usages: OrderedDict[str, TenantUsage] = OrderedDict()
+        self._waiting: dict[str, TenantUsage] = {}
         self._least: RekeyedHeap[str] = RekeyedHeap(self._service_of_waiting)
         self._last_served = 0.0
         self.tokens_in_flight = 0
@@ -78,78 +78,78 @@ class Ledger:
         self._longest_prompt = 0
         self._most_in_flight = 0
 
-    def account(self, tenant: str) -> Account:
-        account = self._accounts.get(tenant)
-        if account is None:
-            account = self._accounts[tenant] = Account()
+    def usage(self, tenant: str) -> TenantUsage:
+        usage = self._usages.get(tenant)
+        if usage is None:
+            usage = self._usages[tenant] = TenantUsage()
             self._forget(tenant)
-        return account
+        return usage
 
     @property
     def tenants(self) -> list[str]:
-        """Whoever has an account."""
-        return list(self._accounts)
+        """Every tenant that has a usage record."""
+        return list(self._usages)
 
     @property
-    def waiting(self) -> dict[str, Account]:
-        """Tenants of whom somebody waits."""
+    def waiting(self) -> dict[str, TenantUsage]:
+        """Tenants that have a waiting request."""
         return self._waiting
 
     def arrived(self, request: Request) -> None:
-        account = self.account(request.tenant)
-        if account.waiting == 0:
+        usage = self.usage(request.tenant)
+        if usage.waiting == 0:
             least = self._least.first()
             floor = self._last_served if least is None else self._waiting[least].counter
-            account.counter = max(account.counter, floor)
-            self._waiting[request.tenant] = account
+            usage.counter = max(usage.counter, floor)
+            self._waiting[request.tenant] = usage
             self._least.put(request.tenant)
-        account.waiting += 1
-        self._accounts.move_to_end(request.tenant)
+        usage.waiting += 1
+        self._usages.move_to_end(request.tenant)
 
     def left_queue(self, request: Request) -> None:
-        """Dispatched, or given up while waiting."""
-        account = self.account(request.tenant)
-        account.waiting -= 1
-        if account.waiting == 0:
+        """Note that a request was dispatched, or given up while waiting."""
+        usage = self.usage(request.tenant)
+        usage.waiting -= 1
+        if usage.waiting == 0:
             del self._waiting[request.tenant]
             self._least.discard(request.tenant)
-            self._last_served = account.counter
+            self._last_served = usage.counter
 
     def dispatched(self, request: Request, weight: float) -> None:
-        account = self.account(request.tenant)
-        account.active += 1
-        account.counter += PROMPT_WEIGHT * len(request.prompt_ids) / weight
+        usage = self.usage(request.tenant)
+        usage.active += 1
+        usage.counter += PROMPT_WEIGHT * len(request.prompt_ids) / weight
         tokens = footprint(request)
-        account.tokens_in_flight += tokens
+        usage.tokens_in_flight += tokens
         self.tokens_in_flight += tokens
         self._longest_prompt = max(self._longest_prompt, len(request.prompt_ids))
         self._most_in_flight = max(self._most_in_flight, self.tokens_in_flight)
 
     def finished(self, request: Request) -> None:
-        account, tokens = self.account(request.tenant), footprint(request)
-        account.active -= 1
-        account.tokens_in_flight -= tokens
+        usage, tokens = self.usage(request.tenant), footprint(request)
+        usage.active -= 1
+        usage.tokens_in_flight -= tokens
         self.tokens_in_flight -= tokens
 
     def level(self) -> None:
-        """Count anew from here: what was given under another policy is no tenant's debt."""
-        for account in self._accounts.values():
-            account.counter = 0.0
+        """Reset all service to zero: what was given under another policy is no tenant's debt."""
+        for usage in self._usages.values():
+            usage.counter = 0.0
         self._last_served = 0.0
         for tenant in self._waiting:
             self._least.put(tenant)
 
     def check(self, waiting: Mapping[str, int], active: Sequence[Request]) -> None:
         """Assert that it counts just these: how many wait by tenant, and who is active."""
-        counts = {tenant: account.waiting for tenant, account in self._waiting.items()}
-        assert counts == waiting, "the ledger miscounts who waits"
-        counts = {name: one.active for name, one in self._accounts.items() if one.active}
+        counts = {tenant: usage.waiting for tenant, usage in self._waiting.items()}
+        assert counts == waiting, "the ledger miscounts waiting requests"
+        counts = {name: one.active for name, one in self._usages.items() if one.active}
         assert counts == Counter(one.tenant for one in active), "the ledger miscounts the active"
         assert self.tokens_in_flight == sum(map(footprint, active)), "tokens in flight miscounted"
 
     def gap(self) -> float:
         """Largest difference of service between two tenants who both wait, in weighted tokens."""
-        counters = [account.counter for account in self._waiting.values()]
+        counters = [usage.counter for usage in self._waiting.values()]
         return max(counters) - min(counters) if len(counters) > 1 else 0.0
 
     def bound(self, lightest: float = 1.0) -> float:
@@ -162,16 +162,16 @@ class Ledger:
         return 2 * max(longest, OUTPUT_WEIGHT * self._most_in_flight) / lightest
 
     def _service_of_waiting(self, tenant: str) -> Key | None:
-        account = self._waiting.get(tenant)
-        return None if account is None else (account.counter,)
+        usage = self._waiting.get(tenant)
+        return None if usage is None else (usage.counter,)
 
     def _forget(self, new: str) -> None:
-        """Too many: the longest idle ones, but not the one that is asked for just now."""
-        surplus = len(self._accounts) - _TENANTS
+        """Drop the longest idle tenants beyond the bound, but never `new`."""
+        surplus = len(self._usages) - _TENANTS
         if surplus > 0:
-            idle = (name for name, one in self._accounts.items() if one.idle and name != new)
+            idle = (name for name, one in self._usages.items() if one.idle and name != new)
             for tenant in list(islice(idle, surplus)):
-                del self._accounts[tenant]
+                del self._usages[tenant]
 
 
 def footprint(request: Request) -> int:

@@ -21,7 +21,7 @@ class OutputLengths:
         self._kinds: OrderedDict[tuple[str, int], tuple[int, float]] = OrderedDict()
 
     def learn(self, request: Request, tokens: int) -> None:
-        """A reply came to its own end after so many tokens."""
+        """Note that a reply came to its own end after so many tokens."""
         kind = _kind(request)
         count, mean = self._kinds.pop(kind, (0, 0.0))
         count = min(count + 1, _MEMORY)
@@ -30,7 +30,7 @@ class OutputLengths:
             self._kinds.popitem(last=False)
 
     def expect(self, request: Request) -> float:
-        """Never above max_tokens, which it is until enough is known."""
+        """Expected reply tokens, never above max_tokens, which it is until enough is known."""
         most = request.sampling.max_tokens
         count, mean = self._kinds.get(_kind(request), (0, 0.0))
         return min(most, mean) if count >= _FEWEST else most

@@ -1,4 +1,4 @@
-"""Who goes next. A policy is a key over a waiting request; the smallest goes first.
+"""Scheduling policies: a policy is a key over a waiting request; the smallest is dispatched first.
 
 The scheduler keeps the requests of each tenant in a heap by `within`, and the tenants in a heap by
 `across`, or by their first request where there is none. It asks for a key again only when an entry
@@ -13,16 +13,17 @@ from typing import NamedTuple
 from llmserve.core.knobs import Knobs, PolicyName
 from llmserve.core.types import Request
 from llmserve.scheduling.lazy_heap import Key
-from llmserve.scheduling.ledger import Account
+from llmserve.scheduling.ledger import TenantUsage
 
 
 class Policy(NamedTuple):
     within: Callable[[Request, Knobs, float, float], Key]
     """Order among the requests of one tenant, at a time, given the reply's expected length."""
-    across: Callable[[Account], float] | None = None
+    across: Callable[[TenantUsage], float] | None = None
     """Order among the tenants; None takes their first requests' keys."""
     lost: Callable[[float], Key] | None = None
-    """Who came with a key below this has by now gone behind all others; None where nobody does."""
+    """Requests that came with a key below this are by now behind all others; None where none
+    are."""
 
 
 def fifo(request: Request, knobs: Knobs, now: float, reply: float) -> Key:
@@ -61,8 +62,8 @@ def _past(now: float) -> Key:
     return 0.0, now
 
 
-def _service(account: Account) -> float:
-    return account.counter
+def _service(usage: TenantUsage) -> float:
+    return usage.counter
 
 
 # `custom` is none of these: a user's function sees all who wait at once (`user_policy.py`)

@@ -38,7 +38,7 @@ class TenantQueue(Protocol):
         ...
 
     def first(self, now: float) -> Entry | None:
-        """Who is first by the policy; tenants that were parked are passed over."""
+        """The first request by the policy; tenants that were parked are passed over."""
         ...
 
     def park(self, tenant: str) -> None:
@@ -50,11 +50,12 @@ class TenantQueue(Protocol):
     def is_parked(self, tenant: str) -> bool: ...
 
     def turn(self, knobs: Knobs) -> None:
-        """Go on by these, which differ in nothing of `order_of`; nobody is parked any more."""
+        """Use these knobs from now on, which differ in nothing of `order_of`; no tenant is parked
+        any more."""
         ...
 
     def ahead(self, request: Request, now: float) -> int:
-        """Who waits and would go before one that comes now, if nobody came after it."""
+        """How many waiting requests precede one that comes now, if none came after it."""
         ...
 
 
@@ -138,7 +139,7 @@ class RequestQueue:
             self.unpark(tenant)
 
     def ahead(self, request: Request, now: float) -> int:
-        """Counted by keys, in O(log n), and under fair_share in O(tenants that wait); all who
+        """Count by keys, in O(log n), and under fair_share in O(tenants that wait); all who
         wait where no ranks are kept, for none are needed while `admission_slo` is off.
 
         Those whose tenant is at its limit count, though they may have to let this one pass.
@@ -156,15 +157,15 @@ class RequestQueue:
     def _of_others(self, tenant: str, before: int, cost: float) -> int:
         """Of other tenants, until this one has been served so many: as if each request cost the
         same, those that bring their tenant up to the service that this one will have then."""
-        own, waiting = self._ledger.account(tenant), self._ledger.waiting
-        least = min((account.counter for account in waiting.values()), default=0.0)
+        own, waiting = self._ledger.usage(tenant), self._ledger.waiting
+        least = min((usage.counter for usage in waiting.values()), default=0.0)
         start = own.counter if own.waiting else max(own.counter, least)
         level = start + before * cost / self._weight(tenant)
         count = 0
-        for other, account in waiting.items():
-            if other != tenant and account.counter <= level:
-                turns = (level - account.counter) * self._weight(other) / cost
-                count += min(account.waiting, math.floor(turns) + 1)
+        for other, usage in waiting.items():
+            if other != tenant and usage.counter <= level:
+                turns = (level - usage.counter) * self._weight(other) / cost
+                count += min(usage.waiting, math.floor(turns) + 1)
         return count
 
     def _reply(self, request: Request) -> float:
@@ -192,7 +193,7 @@ class RequestQueue:
         if head is None:
             return None
         if self._policy.across is not None:
-            return (self._policy.across(self._ledger.account(tenant)),)
+            return (self._policy.across(self._ledger.usage(tenant)),)
         return self._request_key(head)
 
 

@@ -56,7 +56,7 @@ class Scheduler:
         self._terms = terms or {}
         self._entries: dict[str, Entry] = {}  # in order of admission
         self._waiting: dict[str, None] = {}  # index: those that wait, in that order
-        self._changed: dict[str, None] = {}  # index: those whose wait reason is news
+        self._changed: dict[str, None] = {}  # index: those whose wait reason is not yet published
         self._ledger = Ledger()
         self._knobs = Knobs()
         self._lengths = OutputLengths()
@@ -75,7 +75,7 @@ class Scheduler:
 
     @property
     def entries(self) -> Iterable[Entry]:
-        """Of all that wait or are active, in order of admission."""
+        """The entries of all that wait or are active, in order of admission."""
         return self._entries.values()
 
     @property
@@ -83,7 +83,7 @@ class Scheduler:
         return self._ledger
 
     def find(self, request_id: str) -> Entry | None:
-        """Of a request that waits or is active."""
+        """The entry of a request that waits or is active."""
         return self._entries.get(request_id)
 
     def load(self, request: Request, knobs: Knobs, now: float) -> AdmissionState:
@@ -92,7 +92,7 @@ class Scheduler:
             self.waiting,
             self.active,
             self.max_model_len,
-            self._ledger.account(request.tenant),
+            self._ledger.usage(request.tenant),
             self._queue.ahead(request, now),
             self._pace.per_s(now),
             self._pace.first_token_s,
@@ -106,32 +106,33 @@ class Scheduler:
         return self._pace.per_s(now)
 
     def weight(self, tenant: str) -> float:
-        """By the knob, else by the tenant's terms, else 1."""
+        """The tenant's weight: by the knob, else by the tenant's terms, else 1."""
         weight = self._weights.get(tenant)
         return weight or self._terms.get(tenant, NONE).weight or 1.0
 
     def fairness(self) -> Fairness | None:
-        """None unless the policy is fair_share and two tenants or more wait."""
+        """The fairness sample; None unless the policy is fair_share and two tenants or more
+        wait."""
         waiting = self._ledger.waiting
         if self._knobs.policy != "fair_share" or len(waiting) < 2:
             return None
         lightest = min(self.weight(tenant) for tenant in waiting)
         return Fairness(self._ledger.gap(), self._ledger.bound(lightest), len(waiting))
 
-    def agree(self, terms: Mapping[str, Terms], now: float) -> None:
-        """Other terms from now on, for those that wait too."""
+    def set_terms(self, terms: Mapping[str, Terms], now: float) -> None:
+        """Replace the tenants' terms, for requests that wait already too."""
         self._terms = terms
         if self._knobs.policy == "fair_share":
             self._ledger.level()
         self._order(now)
 
     def use(self, policy: UserPolicy | None, now: float) -> None:
-        """What `policy=custom` means from now on; fifo where it is None."""
+        """Set what `policy=custom` means from now on; fifo where it is None."""
         self.user_policy = policy
         self._order(now)
 
     def take_broken(self) -> PolicyError | None:
-        """Why the user's policy was removed, once."""
+        """Return once why the user's policy was removed."""
         broken, self._broken = self._broken, None
         return broken
 
@@ -143,7 +144,7 @@ class Scheduler:
         load = self.load(request, knobs, now)
         verdict = admit(request, load, knobs, now)
         if isinstance(verdict, Accepted):
-            entry = Entry(request, load.account, now, load.rate_limit_tps is not None)
+            entry = Entry(request, load.usage, now, load.rate_limit_tps is not None)
             if knobs.admission_slo != "off" and load.must_wait(knobs):
                 seconds = predicted_ttft_s(load, knobs)
                 entry.first_token_due_s = None if seconds is None else now + seconds
@@ -154,11 +155,12 @@ class Scheduler:
         return verdict
 
     def offer_kept(self, request: Request, knobs: Knobs, now: float) -> Accepted | Rejected:
-        """A request whose reply is here already: it will not wait, but counts as one."""
+        """Admit a request whose reply is cached: it will not wait, but counts as one."""
         return admit_kept(request, self.load(request, knobs, now), knobs, now)
 
     def next(self, knobs: Knobs, now: float) -> Entry | None:
-        """The request to dispatch now, which is active from here on; None when none may go."""
+        """Return the request to dispatch now, which is active from here on; None when none may
+        go."""
         self._turn(knobs, now)
         if self.active >= knobs.active_cap:
             self._explain_waiting("cap")
@@ -180,20 +182,21 @@ class Scheduler:
         return None
 
     def started(self, request_id: str, now: float) -> None:
-        """An active request was given its first token."""
+        """Note that an active request was given its first token."""
         entry = self._entries[request_id]
         if entry.status == "dispatched":
             entry.status = "running"
             self._pace.first_token(entry, now)
 
     def emitted(self, request_id: str, tokens: int) -> None:
-        """An active request was given so many tokens: its tenant's service."""
+        """Count tokens given to an active request as its tenant's service."""
         entry = self._entries[request_id]
         entry.emitted_tokens += tokens
-        entry.account.emitted(tokens, self.weight(entry.tenant))
+        entry.usage.emitted(tokens, self.weight(entry.tenant))
 
     def finish(self, request_id: str, now: float, complete: bool = False) -> None:
-        """An active request left the engine; its slot is free. `complete`: by its own end."""
+        """End an active request that left the engine; its slot is free. `complete`: by its own
+        end."""
         entry = self._entries[request_id]
         assert not entry.waits, f"{request_id} waits: drop it"
         request, tokens = entry.request, entry.emitted_tokens
@@ -214,7 +217,7 @@ class Scheduler:
         return True
 
     def expire(self, knobs: Knobs, now: float) -> Expired:
-        """Waiting requests past `queue_timeout_s` (dropped here), and any past
+        """Return waiting requests past `queue_timeout_s` (dropped here), and any past
         `request_timeout_s` (waiting ones dropped here, active ones left to be finished)."""
         lived = self._older(self._entries, now, knobs.request_timeout_s)
         for entry in lived:
@@ -244,10 +247,10 @@ class Scheduler:
         waiting = [entry for entry in self.entries if entry.waits]
         active = [entry for entry in self.entries if entry.status in ("dispatched", "running")]
         assert len(waiting) + len(active) == len(self._entries), "one that has ended is still here"
-        assert [entry.id for entry in waiting] == [*self._waiting], "the index of who waits is off"
+        assert [entry.id for entry in waiting] == [*self._waiting], "the waiting index is off"
         assert self._changed.keys() <= self._waiting.keys(), "a wait reason outlived its wait"
         for entry in self.entries:
-            assert entry.account is self._ledger.account(entry.tenant), "another's account"
+            assert entry.usage is self._ledger.usage(entry.tenant), "another's usage"
             assert entry.waits or entry.wait_reason is None, "a wait reason outlived its wait"
             assert entry.emitted_tokens == 0 or not entry.waits, "a waiting request has tokens"
         self._ledger.check(
@@ -277,7 +280,7 @@ class Scheduler:
         entry.status = "ended"
         del self._entries[entry.id]
         if entry.charged:
-            entry.account.token_bucket.take(-unused)  # cut to the burst at the next refill
+            entry.usage.token_bucket.take(-unused)  # cut to the burst at the next refill
 
     def _fits(self, request: Request, knobs: Knobs) -> bool:
         """The token budget has room; a request larger than all of it may run alone."""
@@ -287,15 +290,15 @@ class Scheduler:
 
     def _tenant_is_full(self, entry: Entry, knobs: Knobs) -> bool:
         """Its tenant has all it may; one request may always run, however large."""
-        account = entry.account
+        usage = entry.usage
         own = self._terms.get(entry.tenant, NONE).max_active
         limit = knobs.max_active_per_tenant if own is None else own
-        if limit is not None and account.active >= limit:
+        if limit is not None and usage.active >= limit:
             return True
         share = knobs.kv_share_per_tenant
-        if share is None or not self.kv_capacity_tokens or account.active == 0:
+        if share is None or not self.kv_capacity_tokens or usage.active == 0:
             return False
-        tokens = account.tokens_in_flight + footprint(entry.request)
+        tokens = usage.tokens_in_flight + footprint(entry.request)
         return tokens > share * self.kv_capacity_tokens
 
     def _first(self, now: float) -> Entry | None:
@@ -339,7 +342,7 @@ class Scheduler:
             self._changed[entry.id] = None
 
     def _explain_waiting(self, reason: WaitReason) -> None:
-        """Those who came last wait for this; walked from the newest, so O(new ones)."""
+        """Give the newest requests their wait reason; walked from the newest, so O(new ones)."""
         for request_id in reversed(self._waiting):
             entry = self._entries[request_id]
             if entry.wait_reason is not None:

@@ -1,4 +1,4 @@
-"""A policy of the user's own: `function(waiting, ledger, knobs) -> id of who goes next`.
+"""A policy of the user's own: `function(waiting, ledger, knobs) -> id to dispatch next`.
 
 It may look at all who wait, so it costs what it costs; it is tried before it is let in, timed
 while it serves, and removed when it fails.
@@ -24,7 +24,7 @@ class PolicyError(ValueError):
 
 
 class TenantService(NamedTuple):
-    """One tenant of whom somebody waits."""
+    """The service of one tenant that has waiting requests."""
 
     served: float
     """Weighted tokens it was given so far, over its weight."""
@@ -33,7 +33,7 @@ class TenantService(NamedTuple):
 
 
 class LedgerView(NamedTuple):
-    """What a policy may know besides the requests."""
+    """The tenants' service, as a user's policy may read it."""
 
     now: float
     tenants: Mapping[str, TenantService]
@@ -44,8 +44,8 @@ class LedgerView(NamedTuple):
             now,
             MappingProxyType(
                 {
-                    tenant: TenantService(account.counter, account.waiting, account.active)
-                    for tenant, account in ledger.waiting.items()
+                    tenant: TenantService(usage.counter, usage.waiting, usage.active)
+                    for tenant, usage in ledger.waiting.items()
                 }
             ),
         )
@@ -83,7 +83,7 @@ class UserPolicy:
                 if request.id == chosen:
                     return request
         shown = repr(chosen) if isinstance(chosen, str | None) else f"a {type(chosen).__name__}"
-        raise PolicyError(f"{self.name} returned {shown}, which is not the id of who waits")
+        raise PolicyError(f"{self.name} returned {shown}, which is not the id of a waiting request")
 
     def __str__(self) -> str:
         mean = self.seconds / self.picks if self.picks else 0.0

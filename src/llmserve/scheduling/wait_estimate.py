@@ -17,7 +17,7 @@ _SURE = 0.9
 
 
 class _Mean:
-    """Of the latest samples."""
+    """The mean of the latest samples."""
 
     def __init__(self) -> None:
         self._values: deque[float] = deque(maxlen=_SAMPLES)

@@ -32,32 +32,32 @@ class KeyTerms(NamedTuple):
 
 
 class _Written(Terms, frozen=True, forbid_unknown_fields=True):
-    """As a user writes it."""
+    """Keys and terms as a user writes them."""
 
     key: str | None = None
     keys: tuple[str, ...] = ()
 
 
 class Holder(NamedTuple):
-    """Who brought a key; `tenant` is None for the session's own, which may name any tenant."""
+    """The holder of a key; `tenant` is None for the session's own, which may name any tenant."""
 
     tenant: str | None
 
 
 class Keyring:
-    """Looks a key up in time that tells nothing of which one was nearly right."""
+    """Looks up a key in constant time, so that nothing reveals which one was nearly right."""
 
     __slots__ = ("_holders", "_own")
 
-    def __init__(self, own: str | None, agreements: Mapping[str, KeyTerms]) -> None:
+    def __init__(self, own: str | None, key_terms: Mapping[str, KeyTerms]) -> None:
         self._own: dict[bytes, Holder] = {} if own is None else {digest(own): Holder(None)}
-        self.replace(agreements)
+        self.replace(key_terms)
 
-    def replace(self, agreements: Mapping[str, KeyTerms]) -> None:
-        """Other tenants' keys from now on; on ValueError none of them."""
+    def replace(self, key_terms: Mapping[str, KeyTerms]) -> None:
+        """Replace all tenants' keys; on ValueError none of them."""
         holders = dict(self._own)
-        for tenant, agreement in agreements.items():
-            for one in agreement.digests:
+        for tenant, granted in key_terms.items():
+            for one in granted.digests:
                 if one in holders:
                     raise ValueError(f"the key of tenant {tenant!r} is another's too")
                 holders[one] = Holder(tenant)
@@ -67,13 +67,13 @@ class Keyring:
         return f"Keyring({len(self._holders)} keys, hidden)"
 
     def holder(self, authorization: bytes) -> Holder | None:
-        """Of what the Authorization header says."""
+        """The holder that an Authorization header names; None for an unknown key."""
         scheme, _, token = authorization.partition(b" ")
         found = self.holder_of(token)
         return found if scheme.lower() == b"bearer" else None
 
     def holder_of(self, key: bytes) -> Holder | None:
-        """Every key is compared, and compared whole, whichever fits."""
+        """The holder of this key. Every key is compared, and compared whole, whichever fits."""
         brought = hashlib.sha256(key.strip()).digest()
         found = None
         for known, holder in self._holders.items():
@@ -86,8 +86,8 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def read_agreements(source: Source) -> dict[str, KeyTerms]:
-    """Raises ValueError with a sentence that holds no key. None reads LLMSERVE_API_KEYS."""
+def read_key_terms(source: Source) -> dict[str, KeyTerms]:
+    """Read tenants' keys and terms; None reads LLMSERVE_API_KEYS. No ValueError holds a key."""
     where = "api_keys"
     if source is None:
         source, where = os.environ.get(ENVIRONMENT) or {}, ENVIRONMENT
@@ -100,14 +100,14 @@ def read_agreements(source: Source) -> dict[str, KeyTerms]:
             source = msgspec.json.decode(text, type=dict[str, Any])
         except msgspec.MsgspecError:
             raise ValueError(f"{where} holds no JSON object of tenants") from None
-    return {tenant: _agreement(tenant, written, where) for tenant, written in source.items()}
+    return {tenant: _terms_of_one(tenant, written, where) for tenant, written in source.items()}
 
 
-def terms_of(agreements: Mapping[str, KeyTerms]) -> dict[str, Terms]:
-    return {tenant: agreement.terms for tenant, agreement in agreements.items()}
+def terms_of(key_terms: Mapping[str, KeyTerms]) -> dict[str, Terms]:
+    return {tenant: granted.terms for tenant, granted in key_terms.items()}
 
 
-def _agreement(tenant: str, written: Any, where: str) -> KeyTerms:
+def _terms_of_one(tenant: str, written: Any, where: str) -> KeyTerms:
     try:
         SENDER["tenant"](tenant)
     except ValueError as error:

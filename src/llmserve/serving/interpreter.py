@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Setting(Generic[T]):
-    """One setting: the first who borrows it remembers what it was, the last restores that, unless
+    """One setting: the first borrower remembers what it was, the last restores that, unless
     somebody else has set it meanwhile."""
 
     def __init__(self, read: Callable[[], T], write: Callable[[T], object]) -> None:

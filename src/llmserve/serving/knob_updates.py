@@ -1,4 +1,4 @@
-"""Changes of knobs, all or none, and the user's own policy: asked, adopted, published.
+"""Changes of knobs, all or none, and the user's own policy: adopted by the engine, then published.
 
 Values were checked where they came in (`Knobs.changed`); here they are `Knobs`.
 """
@@ -40,9 +40,10 @@ class KnobUpdates:
         self._lock = asyncio.Lock()
 
     async def change(
-        self, names: Collection[str], asked: Knobs, source: str, *, up: bool, evict: object = False
+        self, names: Collection[str], requested: Knobs, source: str, *,
+        up: bool, evict: object = False,
     ) -> Applied:
-        """Take these knobs from `asked`. An engine that is not `up` adopts them when it is.
+        """Take these knobs from `requested`. An engine that is not `up` adopts them when it is.
 
         KnobError where this server cannot: no function for `policy=custom`, no eviction.
         """
@@ -50,12 +51,12 @@ class KnobUpdates:
         async with self._lock:
             before = self._board.current
             started = self._clock.now()
-            asked = before.taking(names, asked)
-            if asked.policy == "custom" and self._scheduler.user_policy is None:
+            requested = before.taking(names, requested)
+            if requested.policy == "custom" and self._scheduler.user_policy is None:
                 raise KnobError("policy", "register a function first, with @session.policy")
-            applied = Applied(values=asked, changed=differences(before, asked))
+            applied = Applied(values=requested, changed=differences(before, requested))
             if any(SPECS[name].layer == "engine" for name in applied.changed):
-                part = await self._engine.apply(asked) if up else self._later(asked)
+                part = await self._engine.apply(requested) if up else self._later(requested)
                 applied = replace(part, changed=differences(before, part.values))
             self._board.update(applied.changed, applied.values)
             if evicting is not None and up:
@@ -64,9 +65,9 @@ class KnobUpdates:
             self._publisher.knobs_changed(applied, source)
         return applied
 
-    def _later(self, asked: Knobs) -> Applied:
+    def _later(self, requested: Knobs) -> Applied:
         """Adopted when the engine comes up; what it will clamp is clamped now."""
-        values, clamps = clamp(asked, self._engine.info.ceilings)
+        values, clamps = clamp(requested, self._engine.info.ceilings)
         return Applied(values=values, changed={}, clamped=clamps)
 
     async def adopt(self) -> None:

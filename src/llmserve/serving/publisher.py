@@ -44,7 +44,7 @@ def publish_step(bus: EventBus, record: StepRecord) -> None:
 
 
 class Publisher:
-    """One method per event. `t` is when it happened, where that is not now."""
+    """Publishes events, one method for each. `t` is when it happened, where that is not now."""
 
     def __init__(self, bus: EventBus, clock: Clock) -> None:
         self._bus = bus
@@ -109,7 +109,7 @@ class Publisher:
         )
 
     def knobs_changed(self, applied: Applied, source: str) -> None:
-        """Where anything has changed."""
+        """Publish a change of knobs, where anything has changed."""
         if applied.changed or applied.clamped:
             self._bus.publish(
                 KnobsChanged(
@@ -123,7 +123,8 @@ class Publisher:
             )
 
     def fairness(self, look: Callable[[], Fairness | None]) -> None:
-        """Look only where enough time has passed: it takes a walk over the tenants who wait."""
+        """Publish a fairness sample, only where enough time has passed: it takes a walk over the
+        tenants that wait."""
         now = self._clock.now()
         if now - self._fairness_at >= _FAIRNESS_S and (seen := look()) is not None:
             self._fairness_at = now

@@ -1,4 +1,4 @@
-"""The one maker of a `Request`, and what a cell asks: from a prompt to it, and from its outcome
+"""The one maker of a `Request`, and requests from a cell: from a prompt to it, and from its outcome
 back to text."""
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Reply(str):
 
 
 class Sender(msgspec.Struct, frozen=True):
-    """On whose account a request is, how urgent it is, and by when its first token is wanted.
+    """The tenant that a request counts for, its priority, and when its first token is due.
 
     Built with a value that is none or out of its range it raises ParamError.
     """
@@ -81,7 +81,7 @@ def make_request(
     choices: int = 1,
     payload: Any = None,
 ) -> Request:
-    """The one maker of a request, whichever face it came by. Its parts are checked: a
+    """The one maker of a request, whichever entry point it came by. Its parts are checked: a
     SamplingParams and a Sender out of their bounds cannot be built."""
     return Request(
         id=id,
@@ -101,20 +101,20 @@ def room_left(prompt_tokens: int, info: EngineInfo, param: str) -> int:
     there are none."""
     limit = info.max_model_len
     if prompt_tokens >= limit:
-        told = f"the prompt's {prompt_tokens} tokens leave no room to answer"
-        raise ContextExceeded(param, f"{told} in the context of {limit} tokens")
+        reason = f"the prompt's {prompt_tokens} tokens leave no room to answer"
+        raise ContextExceeded(param, f"{reason} in the context of {limit} tokens")
     return limit - prompt_tokens
 
 
-def reply_tokens(asked: object, prompt_tokens: int, info: EngineInfo, param: str) -> int:
-    """The `max_tokens` that are asked for. ParamError where they are no number or out of bounds,
+def reply_tokens(requested: object, prompt_tokens: int, info: EngineInfo, param: str) -> int:
+    """The checked `max_tokens` of a request. ParamError where they are no number or out of bounds,
     ContextExceeded where they do not fit behind the prompt."""
-    room, own = room_left(prompt_tokens, info, param), plain(asked)
+    room, own = room_left(prompt_tokens, info, param), plain(requested)
     beyond = type(own) is int and own > room
     tokens: int = own if beyond else read_param("max_tokens", own)
     if tokens > room:
-        told = f"{prompt_tokens} prompt tokens and max_tokens={shown(tokens)}"
-        raise ContextExceeded(param, f"{told} exceed the context of {info.max_model_len} tokens")
+        reason = f"{prompt_tokens} prompt tokens and max_tokens={shown(tokens)}"
+        raise ContextExceeded(param, f"{reason} exceed the context of {info.max_model_len} tokens")
     return tokens
 
 
@@ -133,7 +133,8 @@ def known_tokens(ids: Sequence[int], info: EngineInfo, param: str) -> tuple[int,
 
 
 def request_of(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> Request:
-    """What a cell asks for. ParamError for an unknown or wrong option, an empty or too long prompt.
+    """Make a cell's request. ParamError for an unknown or wrong option, an empty or too long
+    prompt.
 
     max_tokens defaults to 256, or to what the context has left after the prompt.
     """
@@ -152,7 +153,7 @@ def request_of(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> 
     sampling = read_sampling(given)
     check_tokens(sampling, info)
     if sampling.structured_outputs is not None and not isinstance(service.engine, ChecksSchemas):
-        raise ParamError("structured_outputs", "this engine cannot hold a reply to a form")
+        raise ParamError("structured_outputs", "this engine has no structured output")
     now = service.clock.now()
     return make_request(service.new_id("cell"), ids, sampling, arrival=now, sender=sender)
 
@@ -166,20 +167,21 @@ def read_param(name: str, value: object) -> Any:
 
 
 def read_sampling(given: Mapping[str, Any]) -> SamplingParams:
-    """ParamError where a value is none or out of its range. A form may be a mapping."""
+    """Read sampling; ParamError where a value is none or out of range. A schema may be a
+    mapping."""
     form = given.get("structured_outputs")
     if form is None or isinstance(form, Structured):
         return SamplingParams(**given)
     try:
         form = msgspec.convert(form, Structured)
     except msgspec.ValidationError as error:
-        told = f"structured_outputs: {error}"
-        raise ParamTypeError("structured_outputs", told) from None
+        reason = f"structured_outputs: {error}"
+        raise ParamTypeError("structured_outputs", reason) from None
     return SamplingParams(**{**given, "structured_outputs": form})
 
 
 async def ask(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> Stream:
-    """Raises as `request_of` and `Service.submit` do."""
+    """Submit a cell's request. Raises as `request_of` and `Service.submit` do."""
     length = len(prompt if isinstance(prompt, str) else repr(prompt))
     request = await tokenised(length, lambda text: request_of(service, text, options), prompt)
     await service.check_form(request.sampling)
@@ -208,7 +210,7 @@ async def next_piece(pieces: AsyncGenerator[str, None]) -> str | None:
 
 
 def prompt_text(service: Service, request_id: str) -> str | None:
-    """What a request that waits or runs asked, as text; None where it is not here."""
+    """The prompt of a request that waits or runs, as text; None where it is not here."""
     request = service.find(request_id)
     return None if request is None else service.engine.tokenizer.decode(request.prompt_ids)
 

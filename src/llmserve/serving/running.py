@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 
 class RunningRequests:
-    """`died` is called when a request fails because the engine did, `left` after each end."""
+    """Runs dispatched requests. `died` is called when a request fails because the engine did,
+    `left` after each end."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class RunningRequests:
         self._left = left
 
     def run(self, entry: Entry) -> None:
-        """Of a request that the scheduler has just dispatched."""
+        """Run a request that the scheduler has just dispatched."""
         self._publisher.dispatched(entry.id, self._clock.now())
         handle: Handle = entry.handle
         handle.task = asyncio.get_running_loop().create_task(self._run(entry, handle))

@@ -21,7 +21,8 @@ T = TypeVar("T")
 
 
 class Runtime:
-    """Starts the thread at once. `close` ends it; calls after that raise RuntimeError."""
+    """One thread with one event loop, started at once. `close` ends it; calls after that raise
+    RuntimeError."""
 
     def __init__(self) -> None:
         self.loop = new_loop()
@@ -57,17 +58,17 @@ class Runtime:
 
     def call(
         self, work: Coroutine[Any, Any, T], timeout: float | None = None, *,
-        telling: str | Callable[[], str] = "",
+        progress: str | Callable[[], str] = "",
     ) -> T:  # fmt: skip
         """Run `work` and wait for it. An interrupt cancels `work` and nothing else.
 
-        telling: what to tell who waits, as "starting torch", should it take over two seconds.
+        progress: what the caller sees after two seconds of waiting, as "starting torch".
         Raises TimeoutError after `timeout` seconds, RuntimeError when called on the loop itself.
         """
         if self.here:
             work.close()
-            raise RuntimeError("already on the serving loop: await the async form instead")
-        waiting = Waiting(telling) if telling else None
+            raise RuntimeError("already on the serving loop: await the async method instead")
+        waiting = Waiting(progress) if progress else None
         outcome = "failed"
         future = self.submit(work)
         try:

@@ -66,7 +66,7 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """The engine takes requests; while it does not, they wait."""
+        """Whether the engine takes requests; while it does not, they wait."""
         return self.supervisor.ready
 
     @property
@@ -91,8 +91,8 @@ class Service:
         await self.supervisor.close()
 
     async def check_form(self, sampling: SamplingParams) -> None:
-        """ParamError for a form that no reply can be made to have: ask before `submit`, once for
-        all the replies to it."""
+        """ParamError for a schema that no reply can be made to satisfy: call before `submit`, once
+        for all the replies to it."""
         form = sampling.structured_outputs
         if form is not None and isinstance(self.engine, ChecksSchemas):
             await self.engine.check_form(form)
@@ -111,7 +111,8 @@ class Service:
         return stream
 
     def admit_kept(self, request: Request) -> None:
-        """Refused where its tenant's rate of requests says no to one whose reply is here."""
+        """Admit a request whose reply is cached; Refused where its tenant's request rate is
+        exceeded."""
         self._admit(request, self._scheduler.offer_kept)
 
     async def set_knobs(
@@ -121,14 +122,14 @@ class Service:
 
         evict: what runs above a lowered `max_num_seqs` makes room at once, where the engine can.
         """
-        asked = self.board.current.changed(changes)
-        return await self.take_knobs(changes.keys(), asked, source, evict=evict)
+        requested = self.board.current.changed(changes)
+        return await self.take_knobs(changes.keys(), requested, source, evict=evict)
 
     async def take_knobs(
-        self, names: Collection[str], asked: Knobs, source: str, *, evict: object = False
+        self, names: Collection[str], requested: Knobs, source: str, *, evict: object = False
     ) -> Applied:
-        """Take these knobs from `asked`; return once the engine has adopted them."""
-        applied = await self._updates.change(names, asked, source, up=self.ready, evict=evict)
+        """Take these knobs from `requested`; return once the engine has adopted them."""
+        applied = await self._updates.change(names, requested, source, up=self.ready, evict=evict)
         self._pump()
         return applied
 
@@ -147,7 +148,7 @@ class Service:
         return self._scheduler.ledger
 
     def weight(self, tenant: str) -> float:
-        """Its share under fair_share."""
+        """The tenant's share under fair_share."""
         return self._scheduler.weight(tenant)
 
     async def use_policy(self, function: Choice) -> Applied:
@@ -155,19 +156,19 @@ class Service:
         policy = self._updates.use(function)
         return await self.take_knobs(("policy",), Knobs(policy="custom"), f"policy {policy.name}")
 
-    def agree(self, terms: Mapping[str, Terms]) -> None:
-        """Other terms with tenants from now on, for requests that wait already too."""
+    def set_terms(self, terms: Mapping[str, Terms]) -> None:
+        """Replace the tenants' terms, for requests that wait already too."""
         self.terms = terms
-        self._scheduler.agree(terms, self.clock.now())
+        self._scheduler.set_terms(terms, self.clock.now())
         self._pump()
 
     def find(self, request_id: str) -> Request | None:
-        """A request that waits or runs."""
+        """The entry of a request that waits or runs."""
         entry = self._scheduler.find(request_id)
         return None if entry is None else entry.request
 
     async def when_up(self) -> None:
-        """For requests that only the running engine can read: wait for it, as if queued.
+        """Wait for the engine, as if queued: for requests that only the running engine can read.
 
         EngineError where it does not come, Refused after `queue_timeout_s`, or where so many wait
         already that one more would be rejected.

@@ -30,7 +30,8 @@ class RequestTimeout(Exception):
 
 
 class Stream:
-    """Iterate once. Raises Refused, RequestTimeout or EngineError where there is no good end."""
+    """The chunks of one request: iterate once. Raises Refused, RequestTimeout or EngineError where
+    there is no good end."""
 
     def __init__(self, request: Request, cancel: Callable[[], None]) -> None:
         self.request = request
@@ -82,7 +83,7 @@ class Stream:
         return self.outcome
 
     def cancel(self) -> None:
-        """The client is gone: stop the work, free the slot. Safe twice, and when done."""
+        """Stop the work and free the slot, for the client is gone. Safe twice, and when done."""
         if not self._ended and not self._wanted():
             self._cancel()
 
@@ -92,16 +93,16 @@ class Stream:
         on_end: Callable[[Exception | None], None],
         seen: Callable[[Chunk], None] = lambda chunk: None,
     ) -> None:
-        """Others take part: while `wanted` says so, a client that leaves stops nothing.
+        """Share this work with others: while `wanted` says so, a client that leaves stops nothing.
 
-        `on_end` is called once, with what is raised to who iterates; `seen` with each chunk, ahead
+        `on_end` is called once, with what iteration raises; `seen` with each chunk, ahead
         of who iterates.
         """
         self._wanted, self._on_end, self._seen = wanted, on_end, seen
 
     @property
     def begun(self) -> bool:
-        """A chunk has come."""
+        """Whether a chunk has come."""
         return bool(self._text)
 
     @property
@@ -124,7 +125,8 @@ class Stream:
         return first
 
     def end(self, last: Chunk, now: float, failure: Exception | None = None) -> None:
-        """No more chunks; `last` gives the reasons, `failure` is raised to who iterates."""
+        """Note that no more chunks come; `last` gives the reasons, `failure` is raised where it is
+        iterated."""
         if self._ended:
             return
         self._ended = True

@@ -34,7 +34,7 @@ class Handle:
 
 
 class WaitingRequests:
-    """Takes requests in and ends those that wait."""
+    """Takes in admitted requests and ends those that wait."""
 
     def __init__(self, scheduler: Scheduler, clock: Clock, publisher: Publisher) -> None:
         self._scheduler = scheduler
@@ -42,14 +42,14 @@ class WaitingRequests:
         self._publisher = publisher
 
     def enter(self, stream: Stream) -> None:
-        """Of a request that was admitted."""
+        """Take in a request that was admitted."""
         entry = self._scheduler.find(stream.request.id)
         assert entry is not None, "admit it first"
         entry.handle = Handle(stream)
         self._publisher.submitted(stream.request)
 
     def reject(self, entry: Entry, rejected: Rejected) -> None:
-        """It was admitted and is not served after all."""
+        """Reject a request that was admitted and is not served after all."""
         self._scheduler.drop(entry.id)
         self._publisher.rejected(entry.request, rejected)
         stream: Stream = entry.handle.stream

@@ -61,7 +61,7 @@ def server(request: pytest.FixtureRequest, started: Callable[[str], Serving]) ->
 def _of_session(session: Session) -> Serving:
     session.runtime.call(session.service.set_knobs(Knobs().as_dict()))
     return Serving(
-        session.service, session.telemetry, session.runtime, session._house._server, session.bus
+        session.service, session.telemetry, session.runtime, session._resources._server, session.bus
     )
 
 

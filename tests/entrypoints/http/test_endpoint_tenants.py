@@ -15,7 +15,7 @@ from llmserve.bench.run.http_target import HttpTarget
 from llmserve.core.clock import MonotonicClock
 from llmserve.core.events import Finished, Submitted
 from llmserve.entrypoints.http.response_cache import CacheOptions
-from llmserve.serving.api_keys import read_agreements
+from llmserve.serving.api_keys import read_key_terms
 from support.serving import KEY, MESSAGES, Serving, serving
 
 GOLD = "sk-gold-0123456789"
@@ -24,9 +24,9 @@ ASK: dict[str, object] = {"messages": MESSAGES, "max_tokens": 3, "temperature": 
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[Serving]:
-    agreements = read_agreements({"gold": {"key": GOLD, "max_active": 1, "ttft_slo_ms": 321}})
+    key_terms = read_key_terms({"gold": {"key": GOLD, "max_active": 1, "ttft_slo_ms": 321}})
     options = {"prefill_ms": 1.0, "decode_ms": 1.0}
-    with serving("simulator", agreements=agreements, cache=CacheOptions(), **options) as served:
+    with serving("simulator", key_terms=key_terms, cache=CacheOptions(), **options) as served:
         yield served
 
 

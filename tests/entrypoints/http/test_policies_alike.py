@@ -187,21 +187,21 @@ def test_a_users_policy_serves_and_one_that_raises_gives_way_to_fifo(house: Hous
 
 @pytest.mark.parametrize("limit", ["knob", "terms"])
 def test_a_tenant_at_its_limit_waits_while_others_pass(house: House, limit: str) -> None:
-    async def agree(terms: dict[str, Terms]) -> None:
-        house.service.agree(terms)
+    async def set_terms(terms: dict[str, Terms]) -> None:
+        house.service.set_terms(terms)
 
     loud = [house.asked("loud", tenant="loud", tokens=20) for _ in range(3)]
     quiet = house.asked("quiet", tenant="quiet")
     call = house.server.runtime.call
     if limit == "terms":
-        call(agree({"loud": Terms(max_active=1)}))
+        call(set_terms({"loud": Terms(max_active=1)}))
     try:
         house.crowd(
             [*loud, quiet], max_active=8,
             max_active_per_tenant=1 if limit == "knob" else None,
         )  # fmt: skip
     finally:
-        call(agree({}))
+        call(set_terms({}))
     assert house.names(Dispatched)[:2] == ["loud", "quiet"]
     held = [
         e for e in house.events if isinstance(e, WaitReasonChanged) and e.reason == "tenant_limit"

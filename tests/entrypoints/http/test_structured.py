@@ -63,7 +63,7 @@ def test_an_engine_that_cannot_refuses_by_the_fields_name(fields: dict[str, Any]
 
 def test_two_forms_at_once_are_refused() -> None:
     body = body_of({"guided_regex": "a", "response_format": {"type": "json_object"}})
-    with pytest.raises(ApiError, match="one form"):
+    with pytest.raises(ApiError, match="one schema"):
         structured(body)
 
 

@@ -241,7 +241,7 @@ def test_an_interrupt_while_it_closes_ends_the_wait_and_not_the_closing() -> Non
         os.kill(os.getpid(), signal.SIGINT)
         go_on.wait(60)
 
-    session._house.after_close.append(interrupted)
+    session._resources.after_close.append(interrupted)
     with pytest.raises(KeyboardInterrupt):
         session.close()
     go_on.set()

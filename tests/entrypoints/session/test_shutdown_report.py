@@ -202,7 +202,7 @@ def test_a_session_warns_in_the_cell_that_closes_it_once() -> None:
         session = llmserve.serve(engine="simulator")
         engine: Any = session.service.engine
         engine.info = msgspec.structs.replace(engine.info, pids=(child.pid,))
-        house: SessionResources = session._house
+        house: SessionResources = session._resources
         patch.setattr(house, "end_by", psutil.Process.terminate)
         patch.setattr(resources, "Proof", partial(Proof, patience_s=0.5))
         with pytest.warns(MemoryStayed, match=f"pid {child.pid}") as caught:

@@ -108,6 +108,6 @@ def test_a_policy_written_in_a_cell_serves_until_it_fails() -> None:
         with pytest.raises(KnobError, match="register a function first"):
             session.set(policy="custom")
 
-        with pytest.raises(PolicyError, match="is not the id of who waits"):
+        with pytest.raises(PolicyError, match="is not the id of a waiting request"):
             session.policy(lambda waiting, ledger, knobs: "nobody")
         assert session.knobs.policy == "fifo"

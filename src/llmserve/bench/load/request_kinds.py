@@ -1,4 +1,4 @@
-"""What one request is like: its lengths, on whose account, what its prompt shares with others."""
+"""Kinds of request: their lengths, their tenant, and what their prompts share with others."""
 
 from __future__ import annotations
 

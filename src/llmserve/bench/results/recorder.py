@@ -68,7 +68,7 @@ class BenchRecorder:
         self._limited = slo is not None
         """Whether any request has an objective: else goodput means nothing."""
         self._prompt_tokens = self._tokens = 0
-        self._asked = self._counted = 0
+        self._requested = self._counted = 0
         """Prompt tokens of those that ended well, where both are known."""
         self._cached_tokens = self._preempted = 0
         self._shared_tokens: int | None = 0
@@ -79,15 +79,15 @@ class BenchRecorder:
 
     def expect(
         self, request_id: str, *, shared_tokens: int | None = 0, ttft_slo_ms: float | None = None,
-        asked_tokens: int | None = None,
+        requested_tokens: int | None = None,
     ) -> None:  # fmt: skip
         """This request is of the run. Call before it is submitted.
 
         shared_tokens: how much of its prompt an earlier one of the run had, so that a cache may
         help by so much and no more; None where that is known in words, not in tokens.
-        asked_tokens: how long its prompt is meant to be; the server may count another length.
+        requested_tokens: how long its prompt is meant to be; the server may count another length.
         """
-        self._expected[request_id] = ttft_slo_ms, asked_tokens
+        self._expected[request_id] = ttft_slo_ms, requested_tokens
         self._limited |= ttft_slo_ms is not None
         if shared_tokens is None or self._shared_tokens is None:
             self._shared_tokens = None
@@ -165,7 +165,7 @@ class BenchRecorder:
 
     def _fold_end(self, event: Finished) -> None:
         journey = self._journeys.end(event.request_id)
-        own_ttft_ms, asked = self._expected.pop(event.request_id, (None, None))
+        own_ttft_ms, requested = self._expected.pop(event.request_id, (None, None))
         if journey is None:
             return
         if event.reason not in ("stop", "length"):
@@ -173,8 +173,8 @@ class BenchRecorder:
             self._first_error = self._first_error or event.error
             return
         self._good += 1
-        if asked is not None and event.prompt_tokens:  # of text a server may tell no count
-            self._asked += asked
+        if requested is not None and event.prompt_tokens:  # of text a server may send no count
+            self._requested += requested
             self._counted += event.prompt_tokens
         # what was counted by delivery is now known by token
         self._tokens += event.completion_tokens - journey.tokens
@@ -229,7 +229,7 @@ class BenchRecorder:
                 queue=Summary.of(queued[:, 1]),
                 prompt_tokens=self._prompt_tokens,
                 generated_tokens=self._tokens,
-                asked_prompt_tokens=self._asked,
+                asked_prompt_tokens=self._requested,
                 counted_prompt_tokens=self._counted,
                 slo=self._slo,
                 met=self._met if self._limited else None,

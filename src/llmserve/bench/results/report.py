@@ -26,7 +26,7 @@ LATE_SHARE = 0.1
 """A driver later than this in one of a hundred requests, and by so much of the TTFT that as many
 met, was itself the limit."""
 CACHE_UNSEEN = (
-    "cache: not seen, for the replies do not tell (those of vLLM do, with "
+    "cache: not seen, for the replies do not say (those of vLLM do, with "
     "--enable-prompt-tokens-details)"
 )
 MISCOUNTED = 0.1
@@ -65,7 +65,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     asked_prompt_tokens: int = 0
     counted_prompt_tokens: int = 0
     """Of requests that ended well, as the load asked for and as the server counted: of prompts sent
-    as text it counts others than were meant. 0 where it told no count."""
+    as text it counts others than were meant. 0 where it sent no count."""
     batch_fill: float | None = None
     seq_fill: float | None = None
     """As in Snapshot, over the engine's steps during the run; None where no step was recorded."""
@@ -143,8 +143,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def client_limited(self) -> bool:
         """The driver, not the server, was the limit."""
         late = self.lag.p99 or 0.0
-        telling = late > LATE_SHARE * (self.ttft.p99 or 0.0)
-        return CLIENT_LIMIT in self.errors or (late > LATE_S and telling)
+        noticeable = late > LATE_SHARE * (self.ttft.p99 or 0.0)
+        return CLIENT_LIMIT in self.errors or (late > LATE_S and noticeable)
 
     def figures(self) -> dict[str, float | None]:
         """Every figure by name, seconds and counts; None where it was not measured."""

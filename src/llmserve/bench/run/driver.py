@@ -1,4 +1,4 @@
-"""Bench: sends a workload's arrivals to a target, in time, and keeps what was measured.
+"""`Bench` sends a workload's arrivals to a target, in time, and keeps what was measured.
 
 An open loop never waits for an answer before it sends the next request, and latencies count from
 the scheduled arrival: a stall is charged to all who would have come meanwhile.
@@ -82,7 +82,7 @@ class Target(Protocol):
         ...
 
     async def reset_cache(self) -> None:
-        """Forget cached prefixes, where that can be asked for."""
+        """Forget cached prefixes, where that can be options for."""
         ...
 
 
@@ -121,9 +121,9 @@ class ServiceTarget:
 def maker(
     arrival: Arrival, prompt: tuple[int, ...], new_id: Callable[[], str], payload: Any = None
 ) -> Callable[[float], Request]:
-    """What makes the request of an arrival, at its scheduled time."""
-    asked = {"max_tokens": arrival.max_tokens, "temperature": 0.0, "ignore_eos": True}
-    sampling = read_sampling(asked)
+    """Return what makes the request of an arrival, at its scheduled time."""
+    options = {"max_tokens": arrival.max_tokens, "temperature": 0.0, "ignore_eos": True}
+    sampling = read_sampling(options)
     sender = Sender(arrival.priority, arrival.tenant, arrival.ttft_slo_ms)
     return lambda when: make_request(
         new_id(), prompt, sampling, arrival=when, sender=sender, payload=payload
@@ -136,7 +136,7 @@ def run_salt(load: Load) -> int:
 
 
 class Bench:
-    """One run. `report` may be read from any thread, during the run and after it."""
+    """One run of a load. `report` may be read from any thread, during the run and after it."""
 
     def __init__(
         self,
@@ -268,13 +268,14 @@ class Bench:
 
     async def _send(self, request: Request, arrival: Arrival, known: int | None) -> Said | None:
         """`known`: tokens of its prompt that the server has seen in this run."""
-        asked = arrival.prompt_tokens + (known or 0)
+        requested = arrival.prompt_tokens + (known or 0)
         if arrival.prefix_tokens and arrival.prefix_salt in self._begun:
             known = arrival.prefix_tokens if request.prompt_ids else None
         elif arrival.prefix_tokens:
             self._begun.add(arrival.prefix_salt)
         self._recorder.expect(
-            request.id, shared_tokens=known, ttft_slo_ms=arrival.ttft_slo_ms, asked_tokens=asked
+            request.id, shared_tokens=known, ttft_slo_ms=arrival.ttft_slo_ms,
+            requested_tokens=requested,
         )
         try:
             return await self._target.send(request)

@@ -24,7 +24,7 @@ from llmserve.entrypoints.commands.load_options import (
 )
 
 if TYPE_CHECKING:
-    from llmserve.entrypoints.commands.measure import Asked, Measured
+    from llmserve.entrypoints.commands.measure import MeasureCommand, Measured
     from llmserve.entrypoints.session.session import Session
 
 WARNED = 3
@@ -69,15 +69,15 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(kind: Literal["bench", "sweep", "compare"], args: argparse.Namespace) -> int:
-    from llmserve.entrypoints.commands.measure import Asked
+    from llmserve.entrypoints.commands.measure import MeasureCommand
 
     given = vars(args)
     del given["run"]
     starting = {name: given.pop(name) for name in _STARTING}
-    asked = Asked(kind, args)
-    if asked.urls and any(starting.values()):
+    command = MeasureCommand(kind, args)
+    if command.urls and any(starting.values()):
         raise ValueError("--engine, --knob and --option are of a server to start, not of a --url")
-    return _tell(asked.measure(lambda: _start(asked.model, **starting)), asked)
+    return _report(command.measure(lambda: _start(command.model, **starting)), command)
 
 
 def _start(
@@ -100,8 +100,8 @@ def _start(
     )
 
 
-def _tell(found: Measured, asked: Asked) -> int:
-    if not asked.write(found, sys.stdout.write):
+def _report(found: Measured, command: MeasureCommand) -> int:
+    if not command.write(found, sys.stdout.write):
         sys.stdout.write(f"{found}\n")
     for warning in found.warnings():
         sys.stderr.write(f"llmserve: {warning}\n")

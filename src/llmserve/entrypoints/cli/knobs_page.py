@@ -24,7 +24,7 @@ is clamped to its ceiling, and the answer says so. This page is written by `llms
 """
 
 _LAYERS = {
-    "scheduler": "Scheduler: who goes next",
+    "scheduler": "Scheduler: the order of dispatch",
     "admission": "Admission: who may wait, and how long",
     "engine": "Engine: what one step computes",
 }

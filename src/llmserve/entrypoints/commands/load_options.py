@@ -19,7 +19,7 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     """What is sent, and when."""
     add = parser.add_argument
     add("--rate", type=number, metavar="PER_S", help="requests per second (open loop)")
-    add("--process", choices=PROCESSES, help="how they arrive; poisson unless told")
+    add("--process", choices=PROCESSES, help="how they arrive; poisson by default")
     add("--rate-to", type=number, metavar="PER_S", help="where ramp, step and sine go")
     add("--burstiness", type=number, metavar="X", help="of gamma: below 1 they come in bursts")
     add("--period", dest="period_s", type=number, metavar="S", help="how long a day or ramp takes")
@@ -34,7 +34,7 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     add("--turns", type=length, metavar="N", help="of each chat, 3 or 2-5")
     add("--think", dest="think_s", type=number, metavar="S", help="before a chat's next turn")
     add("--mix", metavar="KINDS", help=f"'long:30 short:70'; kinds: {', '.join(NAMED)}")
-    add("--tenant", metavar="NAME", help="on whose account")
+    add("--tenant", metavar="NAME", help="tenant that requests count for")
     add("--priority", type=number, metavar="P", help="lower goes first, where policy=priority")
     add("--seed", type=number, metavar="S", help="the same arrivals again")
     add("--same-prompts", action="store_true", default=None, help="let an earlier run's cache help")
@@ -48,10 +48,10 @@ def add_load(parser: argparse.ArgumentParser) -> None:
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """What only a bench has."""
     add = parser.add_argument
-    add("--repeats", type=int, metavar="N", help="runs; 3 unless told")
+    add("--repeats", type=int, metavar="N", help="runs; 3 by default")
     add(
         "--own-process", action="store_true", default=None,
-        help="send over HTTP from a process of its own; unless told, from 100 requests/s and 4 "
+        help="send over HTTP from a process of its own; by default, from 100 requests/s and 4 "
         "cores up",
     )  # fmt: skip
     add("--here", dest="own_process", action="store_false", help="send from the server's own loop")
@@ -61,7 +61,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     """What only a sweep has."""
     add = parser.add_argument
     add("axes", nargs="*", metavar="name=value,value,…")
-    add("--rounds", type=int, metavar="N", help="runs of each point; 3 unless told")
+    add("--rounds", type=int, metavar="N", help="runs of each point; 3 by default")
     add("--path", metavar="FILE", help="keep each run, and go on from there")
 
 
@@ -69,7 +69,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     """What only a comparison has."""
     add = parser.add_argument
     add("sides", nargs="*", metavar="name=value,name=value | POLICY | .")
-    add("--pairs", type=int, metavar="N", help="runs of each side; 6 unless told")
+    add("--pairs", type=int, metavar="N", help="runs of each side; 6 by default")
 
 
 def add_address(parser: argparse.ArgumentParser, url_help: str, *, several: bool = False) -> None:

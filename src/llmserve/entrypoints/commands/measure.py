@@ -39,8 +39,8 @@ class MeasuredServer(Protocol):
     def compare(self, a: Any, b: Any, **options: Any) -> Measured: ...
 
 
-class Asked:
-    """ValueError here where the words contradict each other, before any server is asked."""
+class MeasureCommand:
+    """What to measure, and where. ValueError here where the words contradict, before it."""
 
     def __init__(
         self, kind: Literal["bench", "sweep", "compare"], args: argparse.Namespace
@@ -126,27 +126,27 @@ class Asked:
             tokenizer=None if folder is None else _tokenizer(Path(folder)),
         )  # fmt: skip
 
-    def write(self, found: Measured, tell: Callable[[str], object]) -> bool:
-        """Into the files that were named; `tell` gets what is for `-`. Whether it got anything.
+    def write(self, found: Measured, show: Callable[[str], object]) -> bool:
+        """Into the files that were named; `show` gets what is for `-`. Whether it got anything.
 
-        Where a file cannot be written `tell` gets the figures, which took minutes to measure.
+        Where a file cannot be written `show` gets the figures, which took minutes to measure.
         """
-        told = False
+        printed = False
         for form, text_of in (("json", found.to_json), ("markdown", found.to_markdown)):
             path = self._own[form]
             if path is None:
                 continue
             text = text_of().rstrip() + "\n"
             if path == "-":
-                told = True
-                tell(text)
+                printed = True
+                show(text)
             else:
                 try:
                     Path(path).write_text(text, encoding="utf-8")
                 except OSError:
-                    tell(f"{found}\n")
+                    show(f"{found}\n")
                     raise
-        return told
+        return printed
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -1,1 +1,1 @@
-"""The HTTP face: OpenAI's API, and llmserve's own routes, over one `Service`."""
+"""The HTTP entry point: OpenAI's API, and llmserve's own routes, over one `Service`."""

@@ -16,7 +16,7 @@ from llmserve.entrypoints.http.completions import Generation
 from llmserve.entrypoints.http.engine_api import EngineApi
 from llmserve.entrypoints.http.errors import SERVING_ERRORS, ApiError, ClientGone, as_api_error
 from llmserve.entrypoints.http.knobs import knob_routes
-from llmserve.entrypoints.http.lifecycle import life_routes
+from llmserve.entrypoints.http.lifecycle import lifecycle_routes
 from llmserve.entrypoints.http.models import model_routes
 from llmserve.entrypoints.http.monitoring import watch_routes
 from llmserve.entrypoints.http.protocol import ChatBody, CompletionBody
@@ -35,7 +35,7 @@ def build_app(
     keyring: Keyring,
     cache: CacheOptions | None = None,
 ) -> Starlette:
-    """The application of one session, for who has a key on the ring; `cache` keeps replies."""
+    """The application of one session, for holders of a key on the ring; `cache` holds responses."""
     served = EndpointState(service, cache)
     app = Starlette(
         routes=[
@@ -44,7 +44,7 @@ def build_app(
             *model_routes(served),
             *watch_routes(served, telemetry),
             *knob_routes(served),
-            *life_routes(service.supervisor),
+            *lifecycle_routes(service.supervisor),
         ],
         middleware=[
             Middleware(KeyGate, keyring),
@@ -62,8 +62,8 @@ def build_app(
 
 
 async def _error(request: Request, error: Exception) -> Response:
-    told = as_api_error(error)
-    return Response(told.body, told.status, told.headers, "application/json")
+    answer = as_api_error(error)
+    return Response(answer.body, answer.status, answer.headers, "application/json")
 
 
 async def _defect(request: Request, error: Exception) -> Response:
@@ -77,13 +77,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: f"there is no {request.url.path} here",
         405: f"{request.method} is not for {request.url.path}",
     }
-    told = ApiError(
+    answer = ApiError(
         error.status_code,
         messages.get(error.status_code, error.detail),
         code={404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code),
         headers=dict(error.headers or {}),
     )
-    return await _error(request, told)
+    return await _error(request, answer)
 
 
 async def _nobody(request: Request, error: Exception) -> Response:

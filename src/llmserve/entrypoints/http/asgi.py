@@ -139,7 +139,7 @@ class JsonAnswer:
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
     """Do `work` until it is done or the client leaves; then it is cancelled. ClientGone says so.
 
-    Call it with the body read to its end: what `receive` tells next is that the client left.
+    Call it with the body read to its end: what `receive` returns next is that the client left.
     """
     task = asyncio.create_task(work)
     gone = asyncio.create_task(_left(receive))

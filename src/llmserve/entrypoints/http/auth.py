@@ -1,4 +1,4 @@
-"""Who may come in: whoever knows a key.
+"""Authentication: a request needs a key.
 
 The key is also what stands between this port and web pages in the user's browser. No CORS header
 is ever sent, and a page that rebinds a name to 127.0.0.1 reaches the port but does not know the
@@ -17,13 +17,14 @@ _OPEN_PATHS = frozenset({"/health"})
 """A probe needs no key, and learns one bit. /metrics needs it: it names tenants and the model."""
 
 _TENANT_PATHS = ("/v1/", "/tokenize", "/detokenize")
-"""Where a tenant's key leads. Knobs, requests and metrics are of all, so they are the owner's."""
+"""The paths that a tenant's key opens. Knobs, requests and metrics are of all, so they are the
+owner's."""
 
 _HOLDER = "llmserve.holder"
 
 
 class KeyGate:
-    """ASGI middleware: 401 without a key, 403 where a tenant's key does not lead.
+    """ASGI middleware: 401 without a key, 403 where a tenant's key gives no access.
 
     The key comes as OpenAI's clients send it, else as Anthropic's do (`x-api-key`).
     """

@@ -1,4 +1,5 @@
-"""Who asks, how urgently, and by when: body fields first, then headers, then the defaults."""
+"""The caller of a request, its priority and deadline: body fields first, then headers, then the
+defaults."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from llmserve.serving.requests import Sender
 
 
 class Claims(msgspec.Struct, kw_only=True):
-    """What a body may say of its sender, whichever route it is for."""
+    """The fields by which a body names its sender, on any route."""
 
     priority: Any = None
     tenant: Any = None
@@ -24,7 +25,7 @@ class Claims(msgspec.Struct, kw_only=True):
 
 
 def sender(scope: Scope, claims: Claims) -> Sender:
-    """ParamError where a claim makes no sense.
+    """The sender of a request; ParamError where a claim makes no sense.
 
     A tenant's own key says whose request it is, whatever else is claimed.
     """

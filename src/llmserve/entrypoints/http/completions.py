@@ -1,7 +1,7 @@
 """POST /v1/chat/completions and /v1/completions: from a body to streams, and back to the client.
 
 The handler owns the streams, not the response body: whatever becomes of the response, its
-`finally` cancels them, and each place is free.
+`finally` cancels them, and each slot is free.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class CompletionCall(msgspec.Struct, frozen=True):
     sender: Sender
     arrival: float
     anew: bool
-    """No reply that is kept will do."""
+    """Whether no cached reply will do."""
 
     @property
     def choices(self) -> int:

@@ -3,7 +3,7 @@
 Such an application begins its answer before it knows whether there will be one: status 200 leaves
 ahead of the first token, and a refusal becomes an error inside a stream. So what it sends is held
 back until its first request has got a chunk or a refusal, and a refusal is answered here, with its
-own status. Who asks cannot be passed through it either: that travels in a context variable.
+own status. The caller cannot be passed through it either: that travels in a context variable.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Asked(NamedTuple):
     """The client chose the request's id, and may choose the same one twice."""
     arrived: float
     anew: bool
-    """No reply that is kept will do."""
+    """Whether no cached reply will do."""
 
 
 _ASKED: ContextVar[_Asked] = ContextVar("llmserve_asked")
@@ -88,12 +88,12 @@ class EngineApi:
         app = await self._application(engine, receive)
         call = ForwardedCall(scope["path"], fields, context, choices)
         held = HeldResponse(send, call)
-        # vLLM reads a call of a tool out of a stream piece by piece, and a kept reply is one piece
+        # vLLM reads a call of a tool out of a stream piece by piece, and a cached one is one piece
         anew = asks_anew(scope) or bool(fields.get("tools") and fields.get("stream"))
         token = _ASKED.set(_Asked(call, who, own_id, arrived, anew))
         try:
             await app(scope, _replay(body, receive), held)
-        except SERVING_ERRORS:  # applications tell their client of an error and raise it as well
+        except SERVING_ERRORS:  # applications report an error to their client and raise it as well
             if not held.begun:
                 raise
         finally:
@@ -170,13 +170,13 @@ def _fields(body: bytes) -> dict[str, Any]:
 
 
 def _replay(body: bytes, receive: Receive) -> Any:
-    told = False
+    reported = False
 
     async def again() -> Message:
-        nonlocal told
-        if told:
+        nonlocal reported
+        if reported:
             return await receive()
-        told = True
+        reported = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again

@@ -1,4 +1,4 @@
-"""Every refusal as OpenAI's error object with its status: clients know what to do with those."""
+"""Every error as OpenAI's error object with its status: clients know what to do with those."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def invalid(param: str, said: object) -> ApiError:
 
 
 class ClientGone(Exception):
-    """Nobody is left to answer."""
+    """The client left, so there is no one to answer."""
 
 
 SERVING_ERRORS: tuple[type[Exception], ...] = (

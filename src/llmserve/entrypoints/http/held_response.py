@@ -37,21 +37,21 @@ class ForwardedCall:
         self.streams: list[Stream] = []
         """The requests that it has come to."""
         self.choices = choices
-        """Sequences that it asks for; 0 once the first of them has come to the door."""
+        """Sequences that it asks for; 0 once the first of them has reached admission control."""
         self.headers: dict[str, str] = {}
         """To be added to those of the answer."""
         self.refused: Exception | None = None
-        """At the door."""
+        """The error of admission control, where it rejected one."""
 
     @property
     def decided(self) -> bool:
-        """A chunk has come: what is sent from now on is the answer."""
+        """Whether a chunk has come: what is sent from now on is the answer."""
         return any(stream.begun for stream in self.streams)
 
     @property
     def refusal(self) -> Exception | None:
-        """At the door, or a later failure: a status of its own while nothing has been sent, and
-        else the stream's last event."""
+        """The error of admission control, or a later failure: a status of its own while nothing has
+        been sent, and else the stream's last event."""
         if self.refused is not None:
             return self.refused
         for stream in self.streams:
@@ -61,7 +61,7 @@ class ForwardedCall:
 
 
 class HeldResponse:
-    """The other application's `send`."""
+    """The other application's `send`, held back until it is certain."""
 
     def __init__(self, send: Send, call: ForwardedCall) -> None:
         self._send = send
@@ -118,14 +118,14 @@ class HeldResponse:
 def translated(status: int, body: bytes, call: ForwardedCall) -> ApiError:
     """vLLM's error as one of ours, which names the field that it is about."""
     try:
-        told: Any = msgspec.json.decode(body)
+        error: Any = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        told = {}
-    told = told.get("error", told) if isinstance(told, dict) else {}
-    told = told if isinstance(told, dict) else {}
-    message = str(told.get("message") or told.get("detail") or body.decode(errors="replace"))
-    param = str(told.get("param") or "").removeprefix("body.").partition(".")[0]
-    code = str(told.get("code") or "")
+        error = {}
+    error = error.get("error", error) if isinstance(error, dict) else {}
+    error = error if isinstance(error, dict) else {}
+    message = str(error.get("message") or error.get("detail") or body.decode(errors="replace"))
+    param = str(error.get("param") or "").removeprefix("body.").partition(".")[0]
+    code = str(error.get("code") or "")
     if param in ("input_tokens", "input_text") or any(word in message for word in _TOO_LONG):
         param, code = call.main, "context_length_exceeded"
     elif param == "max_tokens" and call.fields.get(param) != 0 and "got 0" in message:
@@ -158,7 +158,7 @@ _FORMS = ("structured_outputs", "response_format", "tools")
 
 
 def blamed(error: Exception, call: ForwardedCall) -> Exception:
-    """A refusal of the engine's, with the field that it is about: the engine sees the form that a
+    """A refusal of the engine's, with the field that it is about: the engine sees the schema that a
     reply is to have, but not the field that it came in."""
     if not isinstance(error, ParamError) or error.param != "prompt":
         return error

@@ -1,4 +1,4 @@
-"""GET and PATCH /llmserve/knobs: what every control is made from, and the way to turn one."""
+"""GET and PATCH /llmserve/knobs: the metadata of every control, and changes of values."""
 
 from __future__ import annotations
 

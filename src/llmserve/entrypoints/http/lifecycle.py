@@ -23,8 +23,8 @@ class RestartBody(msgspec.Struct, forbid_unknown_fields=True):
     drain_s: float = 5.0
 
 
-def life_routes(keeper: EngineSupervisor) -> list[Route]:
-    life = _Life(keeper)
+def lifecycle_routes(supervisor: EngineSupervisor) -> list[Route]:
+    life = _Life(supervisor)
     return [
         Route("/llmserve/sleep", life.sleep, methods=["POST"]),
         Route("/llmserve/wake", life.wake, methods=["POST"]),
@@ -33,24 +33,24 @@ def life_routes(keeper: EngineSupervisor) -> list[Route]:
 
 
 class _Life:
-    """Each answers when it is done, with the sentence that a cell would show."""
+    """The handlers; each answers when it is done, with the sentence that a cell would show."""
 
-    def __init__(self, keeper: EngineSupervisor) -> None:
-        self._keeper = keeper
+    def __init__(self, supervisor: EngineSupervisor) -> None:
+        self._supervisor = supervisor
 
     async def sleep(self, request: Request) -> Response:
         body = protocol.decode(await _body(request), SleepBody)
-        return self._told(await self._keeper.sleep(body.level, _bounded(body.drain_s)))
+        return self._answer(await self._supervisor.sleep(body.level, _bounded(body.drain_s)))
 
     async def wake(self, request: Request) -> Response:
-        return self._told(await self._keeper.wake())
+        return self._answer(await self._supervisor.wake())
 
     async def restart(self, request: Request) -> Response:
         body = protocol.decode(await _body(request), RestartBody)
-        return self._told(await self._keeper.restart(_bounded(body.drain_s)))
+        return self._answer(await self._supervisor.restart(_bounded(body.drain_s)))
 
-    def _told(self, sentence: str) -> Response:
-        return json_response({"state": self._keeper.state, "message": sentence})
+    def _answer(self, sentence: str) -> Response:
+        return json_response({"state": self._supervisor.state, "message": sentence})
 
 
 async def _body(request: Request) -> bytes:

@@ -10,7 +10,7 @@ from llmserve.core.types import TokenLogprob
 from llmserve.engines.base import Tokenizer
 
 _LOWEST = -9999.0
-"""Told instead of minus infinity, which JSON does not have; as OpenAI and vLLM do."""
+"""Sent instead of minus infinity, which JSON does not have; as OpenAI and vLLM do."""
 _CACHED_TOKENS = 32_768
 
 

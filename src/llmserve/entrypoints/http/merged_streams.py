@@ -1,4 +1,4 @@
-"""The chunks of one answer's streams in the order in which they come, all that wait at once."""
+"""Merges the chunks of one answer's streams in order of arrival, all that are ready at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class TaggedChunk(NamedTuple):
 
 
 def arrivals(streams: Sequence[Stream]) -> AsyncGenerator[list[TaggedChunk], None]:
-    """Batches until every stream has ended; raises what the first failing one raises.
+    """Yield batches of chunks until every stream has ended; raises what the first failing one
+    raises.
 
     Close it (`aclosing`) where you may stop early. A lone stream, the common case, needs no task.
     """
@@ -30,15 +31,15 @@ async def _lone(stream: Stream) -> AsyncGenerator[list[TaggedChunk], None]:
 
 async def _merged(streams: Sequence[Stream]) -> AsyncGenerator[list[TaggedChunk], None]:
     box: list[TaggedChunk] = []
-    news = asyncio.Event()
+    arrived = asyncio.Event()
     tasks = [
-        asyncio.create_task(_feed(choice, stream, box, news))
+        asyncio.create_task(_feed(choice, stream, box, arrived))
         for choice, stream in enumerate(streams)
     ]
     try:
         while box or not all(task.done() for task in tasks):
-            await news.wait()
-            news.clear()
+            await arrived.wait()
+            arrived.clear()
             batch = box.copy()
             box.clear()
             if batch:
@@ -52,10 +53,12 @@ async def _merged(streams: Sequence[Stream]) -> AsyncGenerator[list[TaggedChunk]
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _feed(choice: int, stream: Stream, box: list[TaggedChunk], news: asyncio.Event) -> None:
+async def _feed(
+    choice: int, stream: Stream, box: list[TaggedChunk], arrived: asyncio.Event
+) -> None:
     try:
         async for chunk in stream:
             box.append(TaggedChunk(choice, chunk))
-            news.set()
+            arrived.set()
     finally:
-        news.set()
+        arrived.set()

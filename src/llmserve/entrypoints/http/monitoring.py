@@ -1,4 +1,4 @@
-"""Looking on: health, metrics, requests and engine steps."""
+"""Monitoring routes: health, metrics, requests and engine steps."""
 
 from __future__ import annotations
 

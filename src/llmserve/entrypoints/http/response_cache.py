@@ -1,8 +1,8 @@
-"""Replies kept for requests that must get the same one: off unless asked for.
+"""A cache of responses for requests that must get the same reply: off by default.
 
 Only requests whose reply is certain (temperature 0, or a seed), only replies that came to their
-end. Whoever asks for what is being generated waits for that and computes nothing. Each tenant has
-its own, unless told otherwise: how soon a reply comes would tell one that another asked the same.
+end. A request for what is being generated waits for that and computes nothing. Each tenant has
+its own by default: how soon a reply comes would reveal that another tenant sent the same.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from llmserve.serving.stream import Stream
 
 Found = Literal["hit", "miss"]
 CACHE_HEADER = "x-llmserve-cache"
-"""`hit` when nothing had to be computed for the answer; absent where nothing may be kept."""
+"""`hit` when nothing had to be computed for the answer; absent where nothing may be cached."""
 
 
 class CacheOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttl_s: float = 300.0
-    """How long a reply is kept."""
+    """How long a reply stays cached."""
     max_entries: int = 1000
-    """Replies kept; the least recently used goes first."""
+    """Replies cached at most; the least recently used goes first."""
     shared: bool = False
     """Whether one tenant may be given what another's request computed."""
 
@@ -61,7 +61,7 @@ class _Kept(NamedTuple):
 
 
 class _Flight:
-    """One generation and who else waits for its reply."""
+    """One generation and the other requests that wait for its reply."""
 
     def __init__(self, work: Stream) -> None:
         self.work = work
@@ -82,7 +82,7 @@ class _Flight:
 
 
 class ReplyCache:
-    """In front of `Service.submit`; on the loop's thread."""
+    """Caches responses in front of `Service.submit`; on the loop's thread."""
 
     def __init__(self, service: Service, options: CacheOptions | None) -> None:
         self._service = service
@@ -95,15 +95,15 @@ class ReplyCache:
         )
 
     def submit(self, request: Request, *, anew: bool = False) -> tuple[Stream, Found | None]:
-        """As `Service.submit`; whether the reply was here, None where it may not be kept.
+        """As `Service.submit`; whether the reply was cached, None where it may not be.
 
         `anew`: compute it whatever is here, and keep nothing. A hit counts against its tenant's
         rate of requests, and is Refused where that is used up.
         """
-        if self._kept is None or anew or (asked := _what_is_asked(request)) is None:
+        if self._kept is None or anew or (content := _cache_key(request)) is None:
             return self._service.submit(request), None
         whose = None if self._shared else request.tenant
-        key = (whose, self._service.engine.info.model_id, asked)
+        key = (whose, self._service.engine.info.model_id, content)
         kept, flight = self._kept.get(key), self._flights.get(key)
         hit = kept is not None or flight is not None
         if hit:
@@ -178,7 +178,7 @@ class ReplyCache:
         stream.end(whole, now)
 
 
-def _what_is_asked(request: Request) -> Hashable | None:
+def _cache_key(request: Request) -> Hashable | None:
     """Equal for requests that must get the same reply; None where chance has a part in it."""
     payload, sampling = request.payload, request.sampling
     if payload is not None:
@@ -189,12 +189,13 @@ def _what_is_asked(request: Request) -> Hashable | None:
 
 
 def looked(headers: dict[str, str], found: Found | None) -> None:
-    """Tell in an answer's headers what came of its requests: one miss, and it was computed."""
+    """The header that says whether an answer was cached: one miss, and it was computed."""
     if found is not None and headers.get(CACHE_HEADER) != "miss":
         headers[CACHE_HEADER] = found
 
 
 def asks_anew(scope: Scope) -> bool:
     """`Cache-Control: no-cache` or `no-store`, as HTTP has it."""
-    told = b",".join(value for name, value in scope["headers"] if name == b"cache-control")
-    return not {b"no-cache", b"no-store"}.isdisjoint(w.strip() for w in told.lower().split(b","))
+    directives = b",".join(value for name, value in scope["headers"] if name == b"cache-control")
+    words = {word.strip() for word in directives.lower().split(b",")}
+    return not words.isdisjoint({b"no-cache", b"no-store"})

@@ -35,7 +35,7 @@ class ReplyShape(Protocol):
     """One shape of answer."""
 
     def frame(self, choice: int, chunk: Chunk) -> bytes:
-        """The SSE events of one chunk; empty when it has nothing to tell yet."""
+        """The SSE events of one chunk; empty when it has nothing to send yet."""
         ...
 
     def usage_frame(self, usage: Usage) -> bytes: ...
@@ -159,7 +159,7 @@ def _text_choice(index: int) -> dict[str, Any]:
 
 def _ended(choice: dict[str, Any], chunk: Chunk) -> dict[str, Any]:
     reason: FinishReason | None = chunk.finish_reason
-    if reason in ("stop", "length"):  # anything else is told as an error
+    if reason in ("stop", "length"):  # anything else is sent as an error
         choice["finish_reason"] = reason
         choice["stop_reason"] = chunk.stop_reason
     return choice

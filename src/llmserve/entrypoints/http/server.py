@@ -17,7 +17,7 @@ from llmserve.entrypoints.http.connection import Connection
 
 _BACKLOG = 2048
 _GRACE_S = 0.5
-"""How long open responses may go on once the server is told to stop."""
+"""How long open responses may go on once the server is asked to stop."""
 _LAST_S = 0.5
 """How long they may take to say goodbye after that."""
 

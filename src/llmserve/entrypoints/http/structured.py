@@ -1,4 +1,4 @@
-"""What asks for a reply of a given form: OpenAI's response_format, and vLLM's names. Pure."""
+"""Structured output in a body: OpenAI's response_format, and vLLM's names. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ANY_OBJECT = Structured("json", '{"type":"object"}')
 
 
 class StructuredRequest(Protocol):
-    """The fields that may ask; at most one of them does."""
+    """The fields that may hold a schema; at most one of them does."""
 
     response_format: Any
     structured_outputs: Any
@@ -26,25 +26,25 @@ class StructuredRequest(Protocol):
 
 
 def structured(body: StructuredRequest) -> Structured | None:
-    """What the reply must look like; None for any text. ApiError 400 for what cannot be read."""
-    found = asked(body)
+    """The schema of the reply; None for any text. ApiError 400 for what cannot be read."""
+    found = schema_fields(body)
     if len(found) > 1:
-        raise invalid(found[1][0], "one request can ask for one form of its reply")
+        raise invalid(found[1][0], "one request can ask for one schema of its reply")
     return found[0][1] if found else None
 
 
 def check_supported(body: StructuredRequest, engine: Engine) -> None:
-    """ApiError 400 that names the field where this engine cannot keep to a form."""
+    """ApiError 400 that names the field where this engine has no structured output."""
     if isinstance(engine, ChecksSchemas):
         return
-    for name, _ in asked(body):
+    for name, _ in schema_fields(body):
         raise ApiError(
             400, f"{name} is not supported by this server", param=name,
             code="unsupported_parameter",
         )
 
 
-def asked(body: StructuredRequest) -> list[tuple[str, Structured]]:
+def schema_fields(body: StructuredRequest) -> list[tuple[str, Structured]]:
     found = [
         ("response_format", _response_format(body.response_format)),
         ("structured_outputs", _structured_outputs(body.structured_outputs)),

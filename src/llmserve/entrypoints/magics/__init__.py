@@ -18,23 +18,23 @@ def load_ipython_extension(ip: Any) -> None:
     """Register `%llmserve`, `%%llmserve` and their completion. Loading again changes nothing."""
     if _loaded(ip) is not None:
         return
-    face = LlmserveMagic(ip)
-    ip.register_magic_function(face.llmserve, magic_kind="line_cell", magic_name=_NAME)
-    face.matcher = completer()
-    ip.Completer.custom_matchers.append(face.matcher)
+    magic = LlmserveMagic(ip)
+    ip.register_magic_function(magic.llmserve, magic_kind="line_cell", magic_name=_NAME)
+    magic.matcher = completer()
+    ip.Completer.custom_matchers.append(magic.matcher)
 
 
 def unload_ipython_extension(ip: Any) -> None:
     """Take magic and completion away. A server that runs goes on, held by its variable."""
-    face = _loaded(ip)
-    if face is None:
+    magic = _loaded(ip)
+    if magic is None:
         return
     for kind in ("line", "cell"):
         del ip.magics_manager.magics[kind][_NAME]
-    ip.Completer.custom_matchers.remove(face.matcher)
+    ip.Completer.custom_matchers.remove(magic.matcher)
 
 
 def _loaded(ip: Any) -> LlmserveMagic | None:
     method = ip.magics_manager.magics["line"].get(_NAME)
-    face = getattr(method, "__self__", None)
-    return face if isinstance(face, LlmserveMagic) else None
+    magic = getattr(method, "__self__", None)
+    return magic if isinstance(magic, LlmserveMagic) else None

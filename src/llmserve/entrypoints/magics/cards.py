@@ -40,7 +40,7 @@ def status_card(session: Session, name: str) -> Bundle:
     can = ", ".join(abilities(session.service.engine))
     details = {**session.info.details, "can": can, **_policy(session), **_state(session)}
     figures = str(session.stats())
-    parts = [card, table({name: told for name, told in details.items() if told})]
+    parts = [card, table({name: text for name, text in details.items() if text})]
     text = "\n".join([*(part["text/plain"] for part in parts), figures])
     body = "".join(part["text/html"] for part in parts)
     return {"text/plain": text, "text/html": f"{body}<pre>{html.escape(figures)}</pre>"}
@@ -75,10 +75,10 @@ def knob_table(knobs: Knobs, unsupported: Mapping[str, str]) -> Bundle:
     for name, value in knobs.as_dict().items():
         spec = SPECS[name]
         shown = f"{value:g}" if isinstance(value, float) else str(value)
-        told = f"no effect here: {unsupported[name]}" if name in unsupported else spec.help
-        lines.append(f"{name:<30}{shown:<12}{allowed(spec):<34}{told}")
+        effect = f"no effect here: {unsupported[name]}" if name in unsupported else spec.help
+        lines.append(f"{name:<30}{shown:<12}{allowed(spec):<34}{effect}")
         cells = (f"<b>{name}</b>", html.escape(shown), html.escape(allowed(spec)))
-        rows.append(_row(*cells, html.escape(told)))
+        rows.append(_row(*cells, html.escape(effect)))
     return {"text/plain": "\n".join(lines), "text/html": f"<table>{''.join(rows)}</table>"}
 
 

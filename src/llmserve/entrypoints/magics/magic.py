@@ -1,6 +1,6 @@
 """`LlmserveMagic`: the subcommands of one shell's `%llmserve`, and the server they speak of.
 
-The server is whatever open Session this face started, else the user's own variable `session`:
+The server is whatever open Session this magic started, else the user's own variable `session`:
 a server made in code obeys the magics too.
 """
 
@@ -42,7 +42,7 @@ class LlmserveMagic:
         self.matcher: Any = None
 
     def llmserve(self, line: str, cell: str | None = None) -> Any:
-        """Start, watch, tune and stop a model server in this kernel; `%llmserve help` tells all.
+        """Start, watch, tune and stop a model server in this kernel; `%llmserve help` lists all.
 
         As a cell magic the cell is the prompt: %%llmserve [--max-tokens N] [--temperature T] …
         """
@@ -59,18 +59,18 @@ class LlmserveMagic:
             show({"text/plain": parsers.help_text(self._parsers, word)})
             return None
         command: Callable[[argparse.Namespace], Any] = getattr(self, f"_do_{word}")
-        return _telling(command, parser.parse_intermixed_args(words))  # options anywhere
+        return _reporting(command, parser.parse_intermixed_args(words))  # options anywhere
 
     def _do_start(self, args: argparse.Namespace) -> None:
         models, options = parsers.assignments(args.words, "%llmserve start")
         if len(models) > 1:
             raise UserError(str(mistyped("%llmserve start", "one model", models)))
         model = models[0] if models else None
-        asked = {"model": model, "engine": args.engine, "port": args.port, **options}
+        requested = {"model": model, "engine": args.engine, "port": args.port, **options}
         running = self._running()
         if running is not None:
-            plain = asked == {"model": None, "engine": registry.AUTO, "port": 0}
-            if not args.force and (plain or asked == self._started_with):
+            plain = requested == {"model": None, "engine": registry.AUTO, "port": 0}
+            if not args.force and (plain or requested == self._started_with):
                 show(note("It is running already:"))
                 show(cards.server_card(running, self._name))
                 return
@@ -80,23 +80,23 @@ class LlmserveMagic:
                     "%llmserve set changes knobs; %llmserve start --force … starts anew"
                 )
             show(note(str(running.close())))
-        self._start(asked)
+        self._start(requested)
 
-    def _start(self, asked: dict[str, Any]) -> None:
+    def _start(self, requested: dict[str, Any]) -> None:
         from llmserve.core.clock import MonotonicClock
         from llmserve.entrypoints.session.serve import serve
 
         clock = MonotonicClock()
         began = clock.now()
-        what = asked["model"] or registry.default_model(asked["engine"])
+        what = requested["model"] or registry.default_model(requested["engine"])
         try:
             with Elapsed(f"Starting {what}") as line:
-                self._session = serve(**asked)
-                self._started_with = asked
+                self._session = serve(**requested)
+                self._started_with = requested
         except KeyboardInterrupt:
             raise Interrupted("nothing was started, and nothing is left behind.") from None
         except TypeError as error:
-            raise UserError(_unknown_option(asked["engine"], error)) from error
+            raise UserError(_unknown_option(requested["engine"], error)) from error
         self._name = self._expose(self._session)
         line.update(cards.server_card(self._session, self._name, clock.now() - began))
 
@@ -159,13 +159,13 @@ class LlmserveMagic:
 
     def _measured(self, kind: Literal["bench", "sweep", "compare"], args: Any) -> Any:
         """Of the server that runs here, or of a --url, for which none need run."""
-        from llmserve.entrypoints.commands.measure import Asked
+        from llmserve.entrypoints.commands.measure import MeasureCommand
 
-        asked = Asked(kind, args)
-        if asked.model and not asked.urls:
+        command = MeasureCommand(kind, args)
+        if command.model and not command.urls:
             raise UserError("--model is of a --url")
-        found = asked.measure(lambda: nullcontext(self._need()))
-        asked.write(found, lambda text: show({"text/plain": text}))
+        found = command.measure(lambda: nullcontext(self._need()))
+        command.write(found, lambda text: show({"text/plain": text}))
         return found
 
     def _do_url(self, args: argparse.Namespace) -> None:
@@ -188,20 +188,20 @@ class LlmserveMagic:
     def _do_sleep(self, args: argparse.Namespace) -> None:
         session = self._need()
         with Elapsed("Going to sleep") as line:
-            told = session.sleep(args.level, drain_s=args.drain)
-        line.update(note(_sentence(told)))
+            outcome = session.sleep(args.level, drain_s=args.drain)
+        line.update(note(_sentence(outcome)))
 
     def _do_wake(self, args: argparse.Namespace) -> None:
         session = self._need()
         with Elapsed("Waking up") as line:
-            told = session.wake()
-        line.update(note(_sentence(told)))
+            outcome = session.wake()
+        line.update(note(_sentence(outcome)))
 
     def _do_restart(self, args: argparse.Namespace) -> None:
         session = self._need()
         with Elapsed("Restarting the engine") as line:
-            told = session.restart(drain_s=args.drain)
-        line.update(note(_sentence(told)))
+            outcome = session.restart(drain_s=args.drain)
+        line.update(note(_sentence(outcome)))
 
     def _do_stop(self, args: argparse.Namespace) -> None:
         session = self._running()
@@ -226,8 +226,8 @@ class LlmserveMagic:
             line = parsers.uncommented(line)
         words, typed = parsers.split_ask(line, self._parsers["ask"])
         if cell is not None and typed:
-            told = mistyped("%%llmserve", "options", typed)
-            raise UserError(f"{told}; the cell is the prompt")
+            message = mistyped("%%llmserve", "options", typed)
+            raise UserError(f"{message}; the cell is the prompt")
         options = parsers.given(self._parsers["ask"].parse_args(words))
         text = (cell if cell is not None else typed).strip("\n")
         if not text.strip():
@@ -241,7 +241,7 @@ class LlmserveMagic:
                 {"role": "user", "content": text},
             ]
         session = self._need()
-        _telling(lambda _: ask(session, prompt, options), None)
+        _reporting(lambda _: ask(session, prompt, options), None)
 
     def _running(self) -> Session | None:
         from llmserve.entrypoints.session.session import Session
@@ -272,7 +272,7 @@ class LlmserveMagic:
         return name
 
 
-def _telling(command: Callable[[Any], Any], args: Any) -> Any:
+def _reporting(command: Callable[[Any], Any], args: Any) -> Any:
     """Run it; what the user can mend becomes one line, anything else stays a traceback."""
     from llmserve.serving.stream import Refused, RequestTimeout
 

@@ -121,7 +121,7 @@ def build_parsers() -> dict[str, Parser]:
     _ask(parsers["ask"])
     for table in ("requests", "steps"):
         parsers[table].add_argument(
-            "--last", type=int, default=20, metavar="N", help="newest rows; 20 unless told"
+            "--last", type=int, default=20, metavar="N", help="newest rows; 20 by default"
         )
         parsers[table].add_argument("--all", action="store_true", help="every row that is kept")
     parsers["requests"].add_argument(
@@ -133,7 +133,7 @@ def build_parsers() -> dict[str, Parser]:
     _measuring(parsers)
     parsers["why"].add_argument(
         "--window", type=float, default=30.0, metavar="S",
-        help="seconds that it looks back; 30 unless told",
+        help="seconds that it looks back; 30 by default",
     )  # fmt: skip
     parsers["help"].add_argument("subcommand", nargs="?", choices=None)
     return parsers
@@ -168,14 +168,14 @@ def _life(parsers: Mapping[str, Parser]) -> None:
     for name, seconds in (("sleep", 30.0), ("restart", 5.0)):
         parsers[name].add_argument(
             "--drain", type=float, default=seconds, metavar="S",
-            help=f"seconds in which running requests may end first; {seconds:g} unless told",
+            help=f"seconds in which running requests may end first; {seconds:g} by default",
         )  # fmt: skip
 
 
 def _ask(parser: Parser) -> None:
     add = parser.add_argument
-    add("--max-tokens", type=number, metavar="N", help="longest reply; 256 unless told")
-    add("--temperature", type=number, metavar="T", help="0 is greedy; 1 unless told")
+    add("--max-tokens", type=number, metavar="N", help="longest reply; 256 by default")
+    add("--temperature", type=number, metavar="T", help="0 is greedy; 1 by default")
     add("--top-p", type=number, metavar="P", help="draw from the likeliest tokens of this mass")
     add("--top-k", type=number, metavar="K", help="draw from the K likeliest tokens")
     add("--seed", type=number, metavar="S", help="draw the same again")
@@ -187,7 +187,7 @@ def _ask(parser: Parser) -> None:
     add("--system", metavar="TEXT", help="the system's turn before yours")
     add("--raw", action="store_true", default=None, help="complete the text, without chat template")
     add("--priority", type=number, metavar="P", help="lower goes first, where policy=priority")
-    add("--tenant", metavar="NAME", help="on whose account")
+    add("--tenant", metavar="NAME", help="tenant that requests count for")
 
 
 def _measuring(parsers: Mapping[str, Parser]) -> None:
@@ -208,7 +208,7 @@ def _measuring(parsers: Mapping[str, Parser]) -> None:
 
 
 def uncommented(line: str) -> str:
-    """Without the ` # comment` at its end, which IPython hands to a magic as if it were typed."""
+    """Without the ` # comment` at its end, which IPython passes to a magic as if it were typed."""
     return re.sub(r"""((?:^|\s)#.*)|("[^"]*"|'[^']*')""", lambda found: found[2] or "", line)
 
 
@@ -271,7 +271,7 @@ def help_text(parsers: Mapping[str, Parser], subcommand: str | None = None) -> s
     lines = [f"  %llmserve {name:<{width}}  {summary}" for name, summary in SUMMARIES.items()]
     return "\n".join(
         ["llmserve: a model server in this kernel.", "", *lines, "",
-         "%llmserve help SUBCOMMAND tells its options. Tab completes names and values.",
+         "%llmserve help SUBCOMMAND lists its options. Tab completes names and values.",
          "In code the server is `session`: session.client(), session.generate(…), session.url."]
     )
 

@@ -62,7 +62,7 @@ class RequestsView(pd.DataFrame):
         return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
 
     def _shown(self) -> tuple[list[str], list[list[str]]]:
-        """Titles with their units, and a row of texts per request; columns that tell nothing here
+        """Titles with their units, and a row of texts per request; columns that say nothing here
         are left out."""
         rows = [self._cells(str(name), row) for name, row in self.iterrows()]
         several = {

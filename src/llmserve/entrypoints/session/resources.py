@@ -33,7 +33,7 @@ _COUNT_TIMEOUT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """None leaves a setting of the interpreter alone."""
+    """Interpreter settings to change while serving; None leaves one alone."""
 
     switch_interval_s: float | None
     gc_threshold: int | None
@@ -48,7 +48,7 @@ class Switches:
 
 
 class SessionResources:
-    """`open` returns when requests can come; `close` when all is given back, with `freed`."""
+    """What a session holds: `open` starts it, `close` gives it back and reports it in `freed`."""
 
     def __init__(
         self,
@@ -77,9 +77,10 @@ class SessionResources:
         self._device_at_open: int | None = None
 
     def open(self, engine: str) -> None:
-        """engine: its name, for who waits."""
+        """Start everything and return when requests can come. engine: its name, for the progress
+        line."""
         self._device_at_open = device_used()
-        self._runtime.call(self._open(), telling=lambda: self._starting(engine))
+        self._runtime.call(self._open(), progress=lambda: self._starting(engine))
         wanted = self._switches
         self._while_serving = WhileServing(wanted.switch_interval_s, wanted.gc_threshold)
 

@@ -12,7 +12,7 @@ from llmserve.entrypoints.http.response_cache import CacheOptions
 from llmserve.entrypoints.session.resources import Switches
 from llmserve.entrypoints.session.session import Session
 from llmserve.observe.request_log_lines import LogOptions
-from llmserve.serving.api_keys import Source, read_agreements
+from llmserve.serving.api_keys import Source, read_key_terms
 from llmserve.serving.interpreter import GC_THRESHOLD, SWITCH_INTERVAL_S
 
 
@@ -38,7 +38,7 @@ def serve(
 
     model: a hub id or a folder; None is the bundled toy storyteller.
     engine: one that `llmserve engines` lists, or "auto": vLLM where there is a GPU, else torch.
-    host: this machine alone unless told; "0.0.0.0" lets others in who know the key.
+    host: this machine alone by default; "0.0.0.0" lets others in who know the key.
     port: 0 takes a free one; a taken one raises OSError here, in the cell.
     api_key: None makes a random one. It is never printed; read `session.api_key`.
     api_keys: keys of tenants, with their terms: a mapping or a JSON file
@@ -68,7 +68,7 @@ def serve(
         api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
         knobs=Knobs().changed(first),
         switches=Switches.read(switch_interval_s, gc_threshold),
-        agreements=read_agreements(api_keys),
+        key_terms=read_key_terms(api_keys),
         cache=CacheOptions.read(response_cache),
         log=LogOptions.read(log_requests),
         options=options,

@@ -1,4 +1,5 @@
-"""`Session` builds the parts and owns them; a magic, a notebook and a command line are its faces.
+"""`Session` builds the parts and owns them; magics, notebooks and the command line are entry points
+to it.
 
 No module globals: several sessions live side by side, and `close` gives everything of one back.
 """
@@ -37,7 +38,7 @@ from llmserve.observe.request_log_lines import LifecycleLog, LogOptions
 from llmserve.observe.stats import Snapshot
 from llmserve.observe.trace import TraceWriter
 from llmserve.scheduling.user_policy import Choice, try_out
-from llmserve.serving.api_keys import Keyring, KeyTerms, Source, read_agreements, terms_of
+from llmserve.serving.api_keys import Keyring, KeyTerms, Source, read_key_terms, terms_of
 from llmserve.serving.publisher import publish_step
 from llmserve.serving.requests import Prompt, Reply, collect, next_piece, pieces_of, prompt_text
 from llmserve.serving.runtime import Runtime
@@ -71,7 +72,7 @@ class Session:
         api_key: str,
         knobs: Knobs,
         switches: Switches,
-        agreements: Mapping[str, KeyTerms],
+        key_terms: Mapping[str, KeyTerms],
         cache: CacheOptions | None,
         log: LogOptions | None,
         options: Mapping[str, object],
@@ -87,23 +88,23 @@ class Session:
             options = {"model": model, **options}
         sink = partial(publish_step, self.bus)
         made = registry.create(engine, sink=sink, clock=self.clock, **options)
-        self._keyring = Keyring(api_key, agreements)
-        terms = terms_of(agreements)
+        self._keyring = Keyring(api_key, key_terms)
+        terms = terms_of(key_terms)
         self.service = Service(made, self.board, self.bus, self.clock, terms)
         app = build_app(self.service, self.telemetry, self._keyring, cache)
         sock = bind(*address)
         self.host, self.port = sock.getsockname()[:2]
         server = HttpServer(app, sock)
         self.runtime = Runtime()
-        house = SessionResources(self.runtime, self.service, server, self.clock, switches)
-        self._closer = weakref.finalize(self, house.close)
-        self._house = house
+        resources = SessionResources(self.runtime, self.service, server, self.clock, switches)
+        self._closer = weakref.finalize(self, resources.close)
+        self._resources = resources
         try:
             if log is not None:
                 lifecycle = LifecycleLog(log, partial(prompt_text, self.service))
                 self.bus.attach(lifecycle)
-                house.after_close.append(lifecycle.close)
-            house.open(engine)
+                resources.after_close.append(lifecycle.close)
+            resources.open(engine)
         except BaseException:
             self._closer()
             raise
@@ -212,22 +213,22 @@ class Session:
         """
         before = weighed(self.service.pids)
         sleep = self.service.supervisor.sleep(level, drain_s)
-        told = self.runtime.call(sleep, telling="going to sleep")
-        return f"{told}; {came_back(before, weighed(self.service.pids))} came back"
+        outcome = self.runtime.call(sleep, progress="going to sleep")
+        return f"{outcome}; {came_back(before, weighed(self.service.pids))} came back"
 
     def wake(self) -> str:
         """Let the engine serve again, with the knobs as they are now. EngineError if it cannot."""
-        return self.runtime.call(self.service.supervisor.wake(), telling="waking the engine")
+        return self.runtime.call(self.service.supervisor.wake(), progress="waking the engine")
 
     def restart(self, *, drain_s: float = 5.0) -> str:
-        """A new engine, in whatever state this one is; who waits goes on waiting meanwhile.
+        """A new engine, in whatever state this one is; waiting requests go on waiting meanwhile.
 
         Requests in the engine may end first, for `drain_s` seconds. EngineError as of `wake`.
         """
-        return self.runtime.call(self.service.supervisor.restart(drain_s), telling="restarting")
+        return self.runtime.call(self.service.supervisor.restart(drain_s), progress="restarting")
 
     def pause(self) -> None:
-        """Freeze the engine between two steps. Who is in it keeps place and KV, and goes on after
+        """Freeze the engine between two steps. Requests in it keep slot and KV, and go on after
         `resume` as if nothing was; `request_timeout_s` goes on counting. ParamError if it cannot.
         """
         self.runtime.call(self._pausing().pause())
@@ -237,7 +238,7 @@ class Session:
         self.runtime.call(self._pausing().resume())
 
     def policy(self, function: F) -> F:
-        """Let your function choose who goes next, as a decorator: `policy=custom` from now on.
+        """Let your function choose the next request, as a decorator: `policy=custom` from now on.
 
         function(waiting, ledger, knobs) -> the id of one of `waiting`, a tuple of Request in order
         of arrival. `ledger.now` is the time, `ledger.tenants[name]` has `served`, `waiting` and
@@ -260,8 +261,8 @@ class Session:
         On ValueError nothing has changed. Requests that are here go on, under their tenant's new
         terms; a key that is left out opens no more.
         """
-        agreements = read_agreements(source)
-        self.runtime.call(self._agree(agreements))
+        key_terms = read_key_terms(source)
+        self.runtime.call(self._set_terms(key_terms))
 
     def stats(self) -> Snapshot:
         """Figures of the last 30 s, and totals since the start: `ttft`, `itl`, `tpot`, `e2e`,
@@ -320,7 +321,7 @@ class Session:
         """Run a load against this session: TTFT, ITL, throughput, each with its interval.
 
         bench(rate=20, duration=30): an open loop, so many requests per second for so many seconds.
-        bench(concurrency=8, requests=64): a closed loop, so many clients; 8 of them unless told.
+        bench(concurrency=8, requests=64): a closed loop, so many clients; 8 of them by default.
         load, or more fields of `llmserve.bench.load.workload.Workload`: prompt_tokens=128,
         max_tokens=64, mix, seed …
         repeats=3, after a warmup=True; slo="ttft:200 tpot:50" (ms) counts goodput; progress=True.
@@ -360,7 +361,7 @@ class Session:
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Call `callback` when the session closes, in the closing thread."""
-        self._house.on_close.append(callback)
+        self._resources.on_close.append(callback)
 
     def close(self) -> ShutdownReport:
         """Give back the thread, the port, the child processes and their memory; say how much.
@@ -370,10 +371,10 @@ class Session:
         """
         first = not self.closed
         self._closer()
-        self._house.close()  # once more: an interrupt may have ended the wait for it
-        if first and (stayed := self._house.freed.stayed) is not None:
+        self._resources.close()  # once more: an interrupt may have ended the wait for it
+        if first and (stayed := self._resources.freed.stayed) is not None:
             warnings.warn(stayed, MemoryStayed, stacklevel=2)
-        return self._house.freed
+        return self._resources.freed
 
     def __enter__(self) -> Self:
         return self
@@ -392,6 +393,6 @@ class Session:
         others = registry.able_to(Pauses)
         raise ParamError("engine", f"the {self.info.engine} engine cannot pause; {others} can")
 
-    async def _agree(self, agreements: Mapping[str, KeyTerms]) -> None:
-        self._keyring.replace(agreements)
-        self.service.agree(terms_of(agreements))
+    async def _set_terms(self, key_terms: Mapping[str, KeyTerms]) -> None:
+        self._keyring.replace(key_terms)
+        self.service.set_terms(terms_of(key_terms))

@@ -15,7 +15,7 @@ from llmserve.observe.process_memory import MemoryReadings, MemoryScales, Proces
 
 MIB = 2**20
 TOLERATED = 64 * MIB
-"""More than this in engine processes that should have gone is told by a warning."""
+"""More than this in engine processes that should have gone is reported by a warning."""
 
 _GRACE_S = 2.0
 _PATIENCE_S = 5.0
@@ -29,7 +29,7 @@ class MemoryStayed(UserWarning):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ShutdownReport:
-    """`str` of it is a sentence and a table. The kernel is told of, not judged: it keeps the
+    """`str` of it is a sentence and a table. The kernel is reported, not judged: it keeps the
     modules that it has imported."""
 
     before: MemoryReadings = field(default_factory=MemoryReadings)
@@ -106,7 +106,7 @@ class ShutdownReport:
         ]
         known = any(one.device is not None for one in self.before.engine)
         if self.before.device_used is not None and not known:
-            label = "GPU, all who use it (the driver does not tell who)"
+            label = "GPU, all processes (the driver does not say which)"
             rows.append((label, _mib(self.before.device_used), _mib(self.after.device_used)))
             if self.before.own_count is not None:
                 after = "unknown" if self.left else "gone"

@@ -1,4 +1,4 @@
-"""Tenants in a table: what was agreed with each, what it holds now, what became of its requests."""
+"""Tenants in a table: the terms of each, what it holds now, what became of its requests."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class TenantStanding(NamedTuple):
 
 
 async def standings(service: Service) -> list[TenantStanding]:
-    """Of tenants with terms and of those that came; on the loop's thread."""
+    """Rows of tenants with terms and of those that sent requests; on the loop's thread."""
     knobs, ledger = service.board.current, service.ledger
     standing = []
     for tenant in sorted({*service.terms, *ledger.tenants}):
-        terms, account = service.terms.get(tenant, NONE), ledger.account(tenant)
+        terms, usage = service.terms.get(tenant, NONE), ledger.usage(tenant)
         standing.append(
             TenantStanding(
                 tenant,
@@ -42,10 +42,10 @@ async def standings(service: Service) -> list[TenantStanding]:
                 terms.rate_limit_tps or knobs.rate_limit_tps,
                 terms.max_active or knobs.max_active_per_tenant,
                 terms.ttft_slo_ms or knobs.ttft_slo_ms,
-                account.waiting,
-                account.active,
-                account.tokens_in_flight,
-                account.counter,
+                usage.waiting,
+                usage.active,
+                usage.tokens_in_flight,
+                usage.counter,
             )
         )
     return standing
