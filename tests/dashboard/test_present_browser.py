@@ -242,7 +242,8 @@ def test_the_table_s_titles_and_cells_are_whole_and_on_one_line(
         found = shown.page.evaluate(
             "() => { const box = document.querySelector('.scroll').getBoundingClientRect(); return "
             "[...document.querySelectorAll('.requests th, .requests td')]"
-            ".filter((c) => c.offsetParent).map((c) => { const r = c.getBoundingClientRect(); return [c.textContent, r.height, "
+            ".filter((c) => c.offsetParent).map((c) => { const r = c.getBoundingClientRect();"
+            " return [c.textContent, r.height, "
             "box.right - r.right, c.scrollWidth - c.clientWidth]; }); }"
         )
         assert len(found) > 80

@@ -173,7 +173,8 @@ class BenchRecorder:
             self._first_error = self._first_error or event.error
             return
         self._good += 1
-        if asked is not None and event.prompt_tokens:  # of text a server may tell no count
+        asked = asked or journey.prompt_tokens  # what was sent, where nobody says what was meant
+        if asked and event.prompt_tokens:  # of text a server may tell no count
             self._asked += asked
             self._counted += event.prompt_tokens
         # what was counted by delivery is now known by token
