@@ -88,7 +88,7 @@ def test_open_loop_latency_counts_from_the_scheduled_arrival_when_the_driver_is_
     report = World().run(main)
     assert report.lag.p99 == pytest.approx(0.5, abs=CLOSE)
     assert report.client_limited
-    assert "CLIENT WAS THE LIMIT: it sent 1 % of its requests 500.0 ms late" in str(report)
+    assert "CLIENT WAS THE LIMIT: it sent 1 % of its requests 500 ms late" in str(report)
     assert report.ttft.p50 == pytest.approx(0.525, abs=CLOSE)
 
 

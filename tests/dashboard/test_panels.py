@@ -9,7 +9,8 @@ import pytest
 
 from dashboard.parts import GIB, Parts
 from llmserve.core.events import DeviceSampled, Dispatched, Rejection, Submitted
-from llmserve.dashboard.panels import COLUMNS, Panel, panels, row
+from llmserve.dashboard.panels import COLUMNS, Panel, panels, row, shown_in
+from llmserve.dashboard.plotly_figure import to_figure
 from llmserve.dashboard.png import to_png
 from llmserve.dashboard.queue_figures import REASONS, QueueFigures
 from llmserve.plots.svg import nice_ceiling
@@ -139,6 +140,28 @@ def test_the_picture_is_a_png_with_the_lines_in_their_colours() -> None:
     colours = {colour for _, colour in image.getcolors(1 << 20) or ()}
     assert {(0x1F, 0x77, 0xB4), (0xE0, 0x7B, 0x00)} <= colours
     assert len(drawn) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("highest_ms", "unit", "drawn"),
+    [(845.0, "ms", 845.0), (25_143.0, "s", 25.143), (121_152.0, "min", 2.0192)],
+)
+def test_a_panel_of_times_is_drawn_in_the_unit_of_its_longest(
+    highest_ms: float, unit: str, drawn: float
+) -> None:
+    values = np.array([[np.nan, 1.0], [highest_ms, 0.0]], np.float32)
+    name, scaled = shown_in(shown()["ttft"], values)
+    assert name == unit
+    assert float(np.nanmax(scaled)) == pytest.approx(drawn)
+    assert shown_in(shown()["throughput"], values)[0] == "tokens/s"
+    times = np.array([0.0, 240.0])
+    figure = to_figure(
+        (shown()["ttft"],), times, np.full((2, len(COLUMNS)), highest_ms, np.float32), (), 0.0
+    )
+    assert figure.layout.annotations[0].text == f"Time to first token ({unit})"
+    assert figure.layout.xaxis.title.text == "time (min)"
+    assert max(figure.data[0].x) == 4.0
+    assert max(figure.data[0].y) == pytest.approx(drawn)
 
 
 def test_the_picture_of_an_empty_session_can_be_drawn() -> None:

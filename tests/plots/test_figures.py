@@ -8,7 +8,7 @@ import xml.etree.ElementTree
 import pandas as pd
 import plotly.graph_objects as go
 
-from llmserve.plots.figures import Figure, heat, lines
+from llmserve.plots.figures import Figure, heat, in_unit, lines
 
 
 def words(figure: Figure) -> list[str]:
@@ -60,3 +60,20 @@ def test_more_lines_than_inks_are_all_drawn_and_single_points_are_seen() -> None
     assert [trace["name"] for trace in figure.plotly["data"]] == [f"line {n}" for n in range(6)]
     assert figure.svg.count("<circle") == 6
     assert all(trace["mode"] == "lines+markers" for trace in figure.plotly["data"])
+
+
+def test_an_axis_of_times_is_in_the_unit_of_the_longest() -> None:
+    curves = {"a": ([0.1, 0.9], [1, 2]), "b": ([121.2], [3])}
+    drawn, unit = in_unit(curves, "x")
+    assert unit == "min"
+    assert drawn["b"] == ([121.2 / 60], [3])
+    short, unit = in_unit({"a": ([1, 2], [0.1, 0.9])}, "y")
+    assert (unit, short["a"]) == ("ms", ([1, 2], [100, 900]))
+    assert in_unit({}, "x") == ({}, "ms")
+
+
+def test_no_axis_writes_a_number_with_an_exponent() -> None:
+    figure = lines("Large", {"a": ([0, 40_000], [0, 250_000])}, x="tokens", y="tokens/s")
+    assert {"40,000", "200,000"} <= set(words(figure))
+    drawn = go.Figure(figure.plotly)
+    assert drawn.layout.yaxis.exponentformat == drawn.layout.xaxis.exponentformat == "none"

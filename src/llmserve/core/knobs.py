@@ -113,7 +113,7 @@ class Knobs:
     """The live settings. `changed` is where values come in, and the only place that checks them."""
 
     policy: PolicyName = _knob(
-        "fifo", "Dispatch order: by arrival, priority, tenants' service, length, deadline or yours.",
+        "fifo", "Dispatch order: arrival, priority, tenants' service, length, deadline, yours.",
         "scheduler",
         choices=get_args(PolicyName),
     )

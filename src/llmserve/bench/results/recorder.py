@@ -173,7 +173,8 @@ class BenchRecorder:
             self._first_error = self._first_error or event.error
             return
         self._good += 1
-        if requested is not None and event.prompt_tokens:  # of text a server may send no count
+        requested = requested or journey.prompt_tokens  # what was sent, where no length was meant
+        if requested and event.prompt_tokens:  # of text a server may send no count
             self._requested += requested
             self._counted += event.prompt_tokens
         # what was counted by delivery is now known by token
