@@ -74,7 +74,7 @@ def test_what_depends_on_the_start_the_method_answers_itself() -> None:
     """Here of a torch engine on a CPU, and of one with no tokenizer that tells tokens' bytes."""
     engine = registry.create("torch", sink=lambda _: None, clock=MonotonicClock())
     assert isinstance(engine, base.ChecksSchemas)
-    with pytest.raises(ParamError, match="does not tell"):
+    with pytest.raises(ParamError, match="does not give"):
         asyncio.run(engine.check_form(Structured("regex", "a+")))
     with llmserve.serve(engine="torch", threads=1) as session:
         started = session.service.engine

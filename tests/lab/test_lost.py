@@ -22,8 +22,8 @@ from llmserve.core.types import Request
 from llmserve.engines.base import EngineError
 from llmserve.lab.compare import Comparing
 from llmserve.lab.comparison import Comparison
+from llmserve.lab.live_sweep import Sweeping
 from llmserve.lab.settings import ServiceKnobPanel, Side, Stage, Switch
-from llmserve.lab.sweep import Sweeping
 from llmserve.lab.sweep_result import Sweep
 from llmserve.serving.service import Service
 from support.scripted import ScriptedEngine

@@ -16,8 +16,8 @@ from llmserve.bench.results.report import Report
 from llmserve.core.clock import VirtualClock
 from llmserve.core.events import Event, EventBus, KnobsChanged, Submitted
 from llmserve.core.knobs import KnobError
+from llmserve.lab.live_sweep import Sweeping, redrawing
 from llmserve.lab.settings import here
-from llmserve.lab.sweep import Sweeping, redrawing
 from llmserve.lab.sweep_result import Sweep, combinations
 from llmserve.observe.window import Summary
 from llmserve.plots.live_figure import LiveFigure

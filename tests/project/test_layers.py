@@ -107,3 +107,18 @@ def test_importing_llmserve_imports_nothing_heavy() -> None:
 
 def test_there_is_no_utils_module() -> None:
     assert not [path for path in MODULES if path.stem in ("utils", "helpers", "common")]
+
+
+def test_no_name_that_a_package_exports_is_also_a_module_of_it() -> None:
+    """Importing the module later would put it in the name's place."""
+    for module, path in NAMES.items():
+        if path.name != "__init__.py":
+            continue
+        own = {name.removeprefix(f"{module}.") for name in NAMES if name.startswith(f"{module}.")}
+        exported = {
+            alias.asname or alias.name
+            for node in TREES[path].body
+            if isinstance(node, ast.ImportFrom) and f"{node.module}" not in ("__future__", module)
+            for alias in node.names
+        }
+        assert not exported & own, module

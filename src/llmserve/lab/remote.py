@@ -77,7 +77,7 @@ class Remote:
 
     def sweep(self, load: Load | None = None, **axes: Any) -> Sweep:
         """As Session.sweep: fields of the load of any server, and an llmserve's knobs."""
-        from llmserve.lab.sweep import sweep
+        from llmserve.lab.live_sweep import sweep
 
         return sweep(self._runtime, self._stage(), load, **axes)
 

@@ -84,8 +84,8 @@ class TorchEngine:
         """The model computes in another form; it may be before the start is over."""
         self._details |= details
         if self._info is not None:
-            told = {**self._info.details, **details}
-            self._info = msgspec.structs.replace(self._info, details=told)
+            known = {**self._info.details, **details}
+            self._info = msgspec.structs.replace(self._info, details=known)
 
     async def stop(self) -> None:
         run, self._run = self._run, None
@@ -127,7 +127,7 @@ class TorchEngine:
         from llmserve.engines.torch.sampling.schemas import check
 
         if not self._constrains:
-            said = "a form needs the bytes of tokens, which this model's tokenizer does not tell"
+            said = "a form needs the bytes of tokens, which this model's tokenizer does not give"
             raise ParamError("structured_outputs", said)
         try:
             await asyncio.to_thread(check, form)
@@ -158,13 +158,13 @@ class TorchEngine:
         if len(ids) >= longest:
             raise ParamError("prompt", f"a prompt of {len(ids)} tokens leaves none of {longest}")
         sampling = request.sampling
-        for param, told in (
+        for param, given in (
             ("prompt", ids),
             ("stop_token_ids", sampling.stop_token_ids),
             ("logit_bias", [token for token, _ in sampling.logit_bias]),
         ):
             try:
-                wholes("a token id", told, 0, self._vocab_size - 1)
+                wholes("a token id", given, 0, self._vocab_size - 1)
             except ValueError as error:
                 raise blame(param, error) from None
 

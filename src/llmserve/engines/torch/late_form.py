@@ -24,7 +24,7 @@ from llmserve.engines.torch.model.open_model import (
     prove,
 )
 from llmserve.engines.torch.model.race import give_back
-from llmserve.engines.torch.model.select_forward import Tell
+from llmserve.engines.torch.model.select_forward import ReportStage
 from llmserve.engines.torch.model.weights import Weights
 from llmserve.engines.torch.step_loop import StepLoop
 
@@ -38,9 +38,9 @@ QUIET_S = 60.0
 class LateForm:
     """`begin` it; then `settle` between any two steps, until that says what came of it."""
 
-    def __init__(self, unproven: Unproven, tell: Tell, wake: Callable[[], None]) -> None:
+    def __init__(self, unproven: Unproven, report: ReportStage, wake: Callable[[], None]) -> None:
         """wake: ends the wait for a message, from any thread."""
-        self._unproven, self._tell, self._wake = unproven, tell, wake
+        self._unproven, self._report, self._wake = unproven, report, wake
         self._quiet_from, self._quiet_to = threading.Event(), threading.Event()
         self._wanted = threading.Event()
         self._found: OpenedModel | None = None
@@ -85,7 +85,7 @@ class LateForm:
         try:
             torch.set_num_threads(one.options.thread_count)  # of this thread's own pool
             ways = QuietChoices(
-                self._quiet, one.options, self._tell, one.folder, one.facts, one.expected
+                self._quiet, one.options, self._report, one.folder, one.facts, one.expected
             )
             self._found = prove(one, ways)
         except Exception:  # the plain form goes on

@@ -50,13 +50,13 @@ def main() -> None:
     message = link.inbox.get()
     assert isinstance(message, LoadModel)
     try:
-        runner, ready, unproven = prepare(message, lambda what: tell(link, Busy(what)))
+        runner, ready, unproven = prepare(message, lambda what: send(link, Busy(what)))
     except BaseException as error:
         traceback.print_exc()
-        tell(link, Failed(f"{type(error).__name__}: {error}"))
+        send(link, Failed(f"{type(error).__name__}: {error}"))
         link.flush(5.0)
         os._exit(1)
-    tell(link, ready)
+    send(link, ready)
     if unproven is not None:
         serve_unproven(runner, link, unproven)
     gc.collect()
@@ -64,14 +64,14 @@ def main() -> None:
     serve(runner, link)
 
 
-def tell(link: ParentLink, message: FromChild) -> None:
+def send(link: ParentLink, message: FromChild) -> None:
     link.send(partial(_encode, message))
 
 
 def prepare(
     message: LoadModel, busy: Callable[[str], None]
 ) -> tuple[StepLoop, Ready, Unproven | None]:
-    """Load the model, telling what it is busy with; raises whatever makes that impossible. The
+    """Load the model, reporting what it is busy with; raises whatever makes that impossible. The
     last one is of a faster form that is to be proven while this one serves."""
     started = time.monotonic()
     options = message.options
@@ -190,13 +190,13 @@ def serve_unproven(runner: StepLoop, link: ParentLink, unproven: Unproven) -> No
 
     late = LateForm(
         unproven,
-        lambda what: tell(link, Busy(what)),
+        lambda what: send(link, Busy(what)),
         wake=lambda: link.inbox.put(WAKE),
     )
     late.begin()
     while (details := late.settle(runner)) is None:
         turn(runner, link, lambda: late.asks(runner))
-    tell(link, Reformed(details))
+    send(link, Reformed(details))
 
 
 def turn(
@@ -208,7 +208,7 @@ def turn(
         pass
     stepped = runner.step()
     if stepped is not None:
-        tell(link, stepped)
+        send(link, stepped)
     elif not asked():
         answer_one(runner, link, block=True, timeout_s=runner.wake_in())
 
@@ -225,7 +225,7 @@ def answer_one(
         return True
     answer = runner.handle(message)  # type: ignore[arg-type]  # the decoder admits no other
     if answer is not None:
-        tell(link, answer)
+        send(link, answer)
     return True
 
 

@@ -354,8 +354,8 @@ class Session:
 
         sweep(max_num_seqs=[1, 8, 32], concurrency=16).plot()
         """
+        from llmserve.lab.live_sweep import sweep
         from llmserve.lab.settings import here
-        from llmserve.lab.sweep import sweep
 
         return sweep(self.runtime, here(self.service, self.bus, "sweep"), load, **axes)
 

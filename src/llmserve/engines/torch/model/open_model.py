@@ -23,7 +23,7 @@ from llmserve.engines.torch.model.proof_store import FormProof, ProofStore, comp
 from llmserve.engines.torch.model.select_forward import (
     ForwardChoices,
     NotHere,
-    Tell,
+    ReportStage,
     chosen,
     load,
 )
@@ -60,15 +60,15 @@ class DirectChoices(ForwardChoices):
     """The forms that can be built from weights read directly, and no other."""
 
     def __init__(
-        self, options: TorchOptions, tell: Tell, folder: Path, facts: NetworkFacts,
+        self, options: TorchOptions, report: ReportStage, folder: Path, facts: NetworkFacts,
         expected: list[Tensor], settled: FormProof | None = None,
     ) -> None:
         """settled: takes from it what else is found by racing."""
         self._folder, self.facts, self.expected = folder, facts, expected
         self._settled = settled
         self.settled_wide: int | None = None
-        self.tell = tell
-        super().__init__(options, tell)
+        self.report = report
+        super().__init__(options, report)
 
     def start_anew(self) -> None:
         facts = self.facts
@@ -100,17 +100,17 @@ class DirectChoices(ForwardChoices):
 
 
 def open_model(
-    options: TorchOptions, tell: Tell = lambda _: None, *, plain_first: bool = False
+    options: TorchOptions, report: ReportStage = lambda _: None, *, plain_first: bool = False
 ) -> OpenedModel:
     """Raises as `load` does. plain_first: where a proof is yet to be made, the plain form at once
     and what it takes to prove another, unless one was insisted on or memory is short."""
     if not _may_keep(options):
-        return OpenedModel(load(options, tell), EACH_START)
+        return OpenedModel(load(options, report), EACH_START)
     folder = Path(options.model_path)
     store = ProofStore.of(folder, options)
     if store is not None and (kept := store.find()) is not None:
         try:
-            return _by_proof(kept, options, tell, folder)
+            return _by_proof(kept, options, report, folder)
         except Exception:  # whatever a form that was proven elsewhere fails with
             traceback.print_exc()
             store.forget()
@@ -118,13 +118,13 @@ def open_model(
     model, expected = read(options)
     facts = note_facts(model, folder)
     if facts is None:
-        return OpenedModel(load(options, tell, (model, expected)), EACH_START)
+        return OpenedModel(load(options, report, (model, expected)), EACH_START)
     unproven = Unproven(options, folder, facts, expected, store, started)
     if plain_first and _may_wait(options, model):
         said = "being made; transformers' modelling code serves meanwhile"
         return OpenedModel(model, said, unproven)
     del model  # its weights are read again
-    return prove(unproven, DirectChoices(options, tell, folder, facts, expected))
+    return prove(unproven, DirectChoices(options, report, folder, facts, expected))
 
 
 def _may_wait(options: TorchOptions, model: FlatModel) -> bool:
@@ -142,7 +142,7 @@ def prove(unproven: Unproven, ways: DirectChoices) -> OpenedModel:
     except UnsupportedModel:
         if options.forward != "auto":
             raise
-        return OpenedModel(load(options, ways.tell), EACH_START)
+        return OpenedModel(load(options, ways.report), EACH_START)
     took = time.perf_counter() - unproven.started
     left = _keep(unproven.store, ways, took)
     return OpenedModel(ways.model, f"made at this start in {took:.1f} s, {left}")
@@ -176,9 +176,11 @@ def _may_keep(options: TorchOptions) -> bool:
     return direct and options.is_folder and pick_device(options.device).type == "cpu"
 
 
-def _by_proof(kept: FormProof, options: TorchOptions, tell: Tell, folder: Path) -> OpenedModel:
+def _by_proof(
+    kept: FormProof, options: TorchOptions, report: ReportStage, folder: Path
+) -> OpenedModel:
     start = time.perf_counter()
-    ways = DirectChoices(options, tell, folder, kept.facts, kept.expected(), kept)
+    ways = DirectChoices(options, report, folder, kept.facts, kept.expected(), kept)
     ways.take(kept.form)
     ways.model.path = kept.path
     took = time.perf_counter() - start

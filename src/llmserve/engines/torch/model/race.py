@@ -1,7 +1,7 @@
 """Whether kernels of our own are worth taking here: a decode step of some layers by both.
 
 A CPU with tiles (AMX) may have oneDNN win. The steps are those of the engine, over enough weights
-that a cache does not hold all, and what is told apart is large: a factor of two either way.
+that a cache does not hold all, and what is distinguished is large: a factor of two either way.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ MOST_FEW = 128
 """Rows that kernels of our own take at once."""
 LATE_S = 2.0
 
-Tell = Callable[[str], None]
+ReportStage = Callable[[str], None]
 """Takes what a start is busy with, should it take long; "" when it is over. From any thread."""
 
 
@@ -55,11 +55,11 @@ Loaded = tuple[FlatModel, list[Tensor]]
 
 
 def load(
-    options: TorchOptions, tell: Tell = lambda _: None, loaded: Loaded | None = None
+    options: TorchOptions, report: ReportStage = lambda _: None, loaded: Loaded | None = None
 ) -> FlatModel:
     """Raises UnsupportedModel, or what transformers raises for a model it cannot find or read.
     loaded: by `read`, where it was read already."""
-    return chosen(ForwardChoices(options, tell, loaded), options)
+    return chosen(ForwardChoices(options, report, loaded), options)
 
 
 def chosen(ways: ForwardChoices, options: TorchOptions) -> FlatModel:
@@ -88,9 +88,9 @@ class ForwardChoices:
     """A model that is to compute in one of them."""
 
     def __init__(
-        self, options: TorchOptions, tell: Tell, loaded: Loaded | None = None
+        self, options: TorchOptions, report: ReportStage, loaded: Loaded | None = None
     ) -> None:
-        self._options, self._tell, self._loaded = options, tell, loaded
+        self._options, self._report, self._loaded = options, report, loaded
         self._note = ""
         self.form = ""
         """The one taken last."""
@@ -160,7 +160,7 @@ class ForwardChoices:
             raise NotHere(slow)
 
     def _open_rows(self, weights: Weights) -> FusedRows:
-        with telling_late(self._tell, "compiling kernels, once per machine"):
+        with reporting_late(self._report, "compiling kernels, once per machine"):
             from llmserve.engines.torch.cpu_kernels.kernel import FusedRows
 
             return FusedRows(
@@ -222,13 +222,13 @@ class ForwardChoices:
 
 
 @contextmanager
-def telling_late(tell: Tell, what: str) -> Iterator[None]:
-    """Tell what goes on, where it goes on for long."""
-    told = threading.Event()
+def reporting_late(report: ReportStage, what: str) -> Iterator[None]:
+    """ReportStage what goes on, where it goes on for long."""
+    reported = threading.Event()
 
     def late() -> None:
-        told.set()
-        tell(what)
+        reported.set()
+        report(what)
 
     timer = threading.Timer(LATE_S, late)
     timer.daemon = True
@@ -237,6 +237,6 @@ def telling_late(tell: Tell, what: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-        timer.join()  # it may be telling just now
-        if told.is_set():
-            tell("")
+        timer.join()  # it may be reporting just now
+        if reported.is_set():
+            report("")

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from llmserve.engines.torch.model import select_forward
-from llmserve.engines.torch.model.select_forward import telling_late
+from llmserve.engines.torch.model.select_forward import reporting_late
 
 
 def test_a_long_start_tells_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,12 +23,12 @@ def test_a_long_start_tells_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
             told.append(what)
             loop.call_soon_threadsafe(first.set)
 
-        with telling_late(tell, "compiling"):
+        with reporting_late(tell, "compiling"):
             await first.wait()
 
     asyncio.run(asyncio.wait_for(main(), 10))
     monkeypatch.setattr(select_forward, "LATE_S", 60.0)
-    with telling_late(told.append, "nothing long"):
+    with reporting_late(told.append, "nothing long"):
         pass
     assert told == ["compiling", ""]
 
@@ -47,6 +47,6 @@ def test_a_stage_that_ends_as_it_is_told_is_told_to_be_over_last(
         told.append(what)
 
     left = threading.Event()
-    with telling_late(tell, "compiling"):
+    with reporting_late(tell, "compiling"):
         begun.wait()
     assert told == ["compiling", ""]
