@@ -243,10 +243,10 @@ def vllm_sleep(place: Place, results: Results) -> None:
 
 
 def vllm_bench(place: Place, results: Results) -> None:
-    blocks = "1" if place.tiny else "5"
+    concurrency, blocks = ("8", "1") if place.tiny else ("32", "5")
     with results.check("our endpoint against vllm serve") as said:
         command = [
-            sys.executable, "-m", "benchmarks.vllm_server", "--concurrency", "32",
+            sys.executable, "-m", "benchmarks.vllm_server", "--concurrency", concurrency,
             "--blocks", blocks,
         ]  # fmt: skip
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
