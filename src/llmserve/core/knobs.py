@@ -104,7 +104,7 @@ def _weight(text: str) -> float:
 
 
 def weights_text(text: str) -> str:
-    """Weights as text, always written alike: `free:1,gold:3`."""
+    """Weights as text, always written alike: `gold:3,free:1`."""
     return ",".join(f"{tenant}:{weight:g}" for tenant, weight in weights_of(text).items())
 
 
@@ -113,7 +113,7 @@ class Knobs:
     """The live settings. `changed` is where values come in, and the only place that checks them."""
 
     policy: PolicyName = _knob(
-        "fifo", "Dispatch order: arrival, priority, tenants' service, length, deadline, yours.",
+        "fifo", "Dispatch by arrival, priority, tenants' service, length, deadline or yours.",
         "scheduler",
         choices=get_args(PolicyName),
     )

@@ -106,7 +106,7 @@ class ShutdownReport:
         ]
         known = any(one.device is not None for one in self.before.engine)
         if self.before.device_used is not None and not known:
-            label = "GPU, all processes (the driver does not say which)"
+            label = "GPU, all who use it (the driver does not say who)"
             rows.append((label, _mib(self.before.device_used), _mib(self.after.device_used)))
             if self.before.own_count is not None:
                 after = "unknown" if self.left else "gone"
