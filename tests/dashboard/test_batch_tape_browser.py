@@ -50,8 +50,10 @@ def test_why_it_is_slow_stands_above_the_charts_in_words_and_bars(shown: Shown) 
     assert "max_num_seqs = 32 binds" in text
     assert "4 → 32 at step" in text
     width = "e => e.getBoundingClientRect().width"
-    bar = why.locator("[data-llmserve=bar-TTFT]")
-    assert bar.locator("span").first.evaluate(width) > 0.9 * bar.evaluate(width)
+    under = why.locator("[data-llmserve=bar-under]").all_inner_texts()
+    assert under == ["max_num_seqs = 4", "max_num_seqs = 32 now"]
+    for bar in why.locator("[data-llmserve=bar-TTFT]").all():
+        assert bar.locator("span").first.evaluate(width) > 0.9 * bar.evaluate(width)
 
 
 def test_hovering_a_cell_tells_tokens_kv_and_why_it_waited(shown: Shown) -> None:
