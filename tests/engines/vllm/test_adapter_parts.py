@@ -105,7 +105,7 @@ A_FOLDER = importlib.machinery.ModuleSpec("vllm", None)
 def test_auto_is_vllm_where_it_imports_and_a_gpu_is_there(
     monkeypatch: pytest.MonkeyPatch, spec: object, gpu: bool, module: object, taken: str
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
+    monkeypatch.setattr(registry, "find_spec", lambda _: spec)
     monkeypatch.setattr(registry, "has_gpu", lambda: gpu)
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
     monkeypatch.setitem(sys.modules, "vllm.engine", ModuleType("vllm.engine"))
