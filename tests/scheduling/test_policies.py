@@ -220,6 +220,19 @@ def test_a_rekeyed_heap_gives_the_smallest_key_that_was_put_last(
         assert first is None or keys[first] == min(keys.values())
 
 
+def test_of_equal_keys_the_one_that_came_to_its_key_last_goes_last() -> None:
+    """A tenant that was served comes behind one that has waited at the same service."""
+    keys = {"a": 0.0, "b": 1.0}
+    heap: RekeyedHeap[str] = RekeyedHeap(lambda item: (keys[item],) if item in keys else None)
+    heap.put("a")
+    heap.put("b")
+    assert heap.first() == "a"
+    keys["a"] = 1.0
+    assert heap.first() == "b"
+    keys["b"] = 2.0
+    assert heap.first() == "a"
+
+
 @pytest.mark.parametrize("kind", [LazyHeap, RekeyedHeap])
 def test_what_left_behind_the_first_takes_no_memory(kind: type[LazyHeap[int]]) -> None:
     here = {0}

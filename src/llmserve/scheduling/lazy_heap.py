@@ -23,8 +23,7 @@ class LazyHeap(Generic[T]):
         """Add an item that has a key."""
         key = self._key(item)
         assert key is not None, item
-        self._count += 1
-        heapq.heappush(self._heap, (key, self._count, item))
+        heapq.heappush(self._heap, (key, self._number(item), item))
         if 2 * self._gone > len(self._heap) + 16:
             self._heap = [node for node in self._heap if self._fresh(node) is not None]
             heapq.heapify(self._heap)
@@ -45,8 +44,13 @@ class LazyHeap(Generic[T]):
             elif fresh <= node[0]:
                 return node[2]
             else:
-                heapq.heapreplace(heap, (fresh, node[1], node[2]))
+                heapq.heapreplace(heap, (fresh, self._number(node[2]), node[2]))
         return None
+
+    def _number(self, item: T) -> int:
+        """Of equal keys the one that was given first is first."""
+        self._count += 1
+        return self._count
 
     def _fresh(self, node: tuple[Key, int, T]) -> Key | None:
         """The key of a node's item as it is now; None where the node is to be skipped."""
@@ -62,8 +66,11 @@ class RekeyedHeap(LazyHeap[T]):
 
     def put(self, item: T) -> None:
         self.discard(item)
-        self._newest[item] = self._count + 1
         super().put(item)
+
+    def _number(self, item: T) -> int:
+        self._newest[item] = number = super()._number(item)
+        return number
 
     def discard(self, item: T) -> None:
         if self._newest.pop(item, None) is not None:
