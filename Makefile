@@ -23,7 +23,7 @@ LONG ?=
 SHORT := $(if $(LONG),, and not long)
 EXAMPLES := $(if $(LONG),--hypothesis-profile long --timeout 3600)
 PARALLEL := not browser and not vllm and not serial
-PHASES := "venv" "dev lint widgets | vllm-packages" "unit" "browser notebooks | vllm" "serial"
+PHASES := "venv" "dev lint widgets | vllm-packages" "unit" "browser" "notebooks | vllm" "serial"
 VIRTUAL_NOTEBOOKS := $(addprefix notebooks/,01_quickstart.ipynb 02_batching.ipynb 04_policies.ipynb \
   05_overload.ipynb)
 TIMED_NOTEBOOKS := $(addprefix notebooks/,06_dashboard.ipynb 07_benchmark.ipynb)
