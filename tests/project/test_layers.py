@@ -70,11 +70,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_the_package_root_holds_rooms_and_nothing_else() -> None:
-    entries = {
-        entry.name
-        for entry in SRC.iterdir()
-        if not entry.name.startswith("__") and (entry.is_file() or any(entry.rglob("*.py")))
-    }  # a folder of a former layout may still hold what was built there
+    entries = {entry.name for entry in SRC.iterdir() if not entry.name.startswith("__")}
     assert entries == {*ROOMS, "py.typed"}
 
 

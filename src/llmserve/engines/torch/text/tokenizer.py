@@ -127,7 +127,7 @@ def compile_template(source: str) -> Any:
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Generation(ext.Extension):
+    class GenerationTag(ext.Extension):
         """{% generation %} marks the assistant's text for training; serving just renders it."""
 
         tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
@@ -149,7 +149,7 @@ def compile_template(source: str) -> Any:
         )
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, ext.loopcontrols]
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
