@@ -20,6 +20,8 @@ from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 
+from llmserve.lab.simulate import StepCost, run_virtual
+
 from benchmarks.page import write_section
 from benchmarks.servers import KEY, free_port, llmserve, machine, running
 from llmserve.bench.load.workload import Workload
@@ -29,7 +31,6 @@ from llmserve.bench.run.client import Client
 from llmserve.bench.run.driver import Bench
 from llmserve.bench.run.http_target import HttpTarget
 from llmserve.core.clock import MonotonicClock
-from llmserve.lab.simulate import StepCost, run_virtual
 from llmserve.models import bundled_path
 
 ROOT = Path(__file__).parents[2]

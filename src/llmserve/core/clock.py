@@ -8,9 +8,12 @@ then takes as long as its computation, and every sleep ends exactly when it shou
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
+import math
 import selectors
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -75,27 +78,59 @@ def _resolve(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-class _JumpingSelector(selectors.SelectSelector):
-    """Never waits: it moves the clock by the time it was asked to wait."""
+class _Timer(asyncio.TimerHandle):
+    """Of timers of one time the first that was set fires first; asyncio promises no order."""
 
-    def __init__(self, clock: VirtualClock) -> None:
-        super().__init__()
-        self._clock = clock
+    __slots__ = ("number",)
+    number: int
+
+    def __lt__(self, other: object) -> bool:
+        if not isinstance(other, _Timer):
+            return NotImplemented
+        return (self.when(), self.number) < (other.when(), other.number)
+
+
+class _JumpingSelector(selectors.SelectSelector):
+    """Never waits: it moves the clock to the next timer, if it was asked to wait."""
+
+    loop: _VirtualLoop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if not ready and timeout is None:
             raise RuntimeError("virtual time: everything waits and no timer is set")
         if not ready and timeout:
-            self._clock._now += timeout
+            self.loop.jump()
         return ready
 
 
 class _VirtualLoop(asyncio.SelectorEventLoop):
+    _scheduled: list[_Timer]  # asyncio's own heap; a cancelled timer is never its first here
+
     def __init__(self, clock: VirtualClock) -> None:
-        super().__init__(_JumpingSelector(clock))
+        selector = _JumpingSelector()
+        super().__init__(selector)
+        selector.loop = self
         self._virtual = clock
-        self._clock_resolution = 1e-9
+        self._numbers = itertools.count()
+        self._arrive(clock.now())
 
     def time(self) -> float:
         return self._virtual.now()
+
+    def jump(self) -> None:
+        """Make it the very time of the next timer: no sum of waits, which would be rounded."""
+        self._arrive(self._scheduled[0].when())
+
+    def call_at(  # type: ignore[override]  # typeshed's has TypeVarTuple
+        self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        timer = _Timer(when, callback, args, self, context)
+        timer.number = next(self._numbers)
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True  # type: ignore[attr-defined]  # as asyncio's: it counts the cancelled
+        return timer
+
+    def _arrive(self, now: float) -> None:
+        self._virtual._now = now
+        self._clock_resolution = math.ulp(now)  # what is due now fires, and nothing before its time

@@ -2,6 +2,7 @@
 
 from llmserve.bench.load.workload import Workload
 from llmserve.engines.simulator.costs import StepCost
-from llmserve.lab.simulate import Run, run_virtual, sweep
+from llmserve.lab.simulation import SimulationResult, simulate, sweep
+from llmserve.lab.whole_run import Run, run_virtual
 
-__all__ = ["Run", "StepCost", "Workload", "run_virtual", "sweep"]
+__all__ = ["Run", "SimulationResult", "StepCost", "Workload", "run_virtual", "simulate", "sweep"]

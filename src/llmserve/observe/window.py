@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -36,6 +37,32 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             return cls()
         p50, p90, p95, p99 = (_at(ordered, n, rank) for rank in (0.50, 0.90, 0.95, 0.99))
         return cls(n=n, mean=float(ordered[:n].sum()) / n, p50=p50, p90=p90, p95=p95, p99=p99)
+
+    @classmethod
+    def of_counted(cls, values: NDArray[np.float64], counts: NDArray[np.int64]) -> Summary:
+        """As of so many of each value."""
+        n = int(counts.sum())
+        if not n:
+            return cls()
+        p50, p90, p95, p99 = counted_quantiles(values, counts, (0.50, 0.90, 0.95, 0.99))
+        return cls(n=n, mean=float(values @ counts) / n, p50=p50, p90=p90, p95=p95, p99=p99)
+
+
+def counted_quantiles(
+    values: NDArray[np.float64], counts: NDArray[np.int64], ranks: Iterable[float]
+) -> list[float]:
+    """Where there are so many of each value, at least one in all."""
+    import numpy as np
+
+    order = np.argsort(values)
+    values, ends = values[order], np.cumsum(counts[order])
+    places = (int(ends[-1]) - 1) * np.fromiter(ranks, np.float64)
+    lows = places.astype(np.int64)
+    below = values[ends.searchsorted(lows, side="right")]
+    above = values[ends.searchsorted(np.minimum(lows + 1, ends[-1] - 1), side="right")]
+    parts, steps = places - lows, above - below
+    found = np.where(parts >= 0.5, above - steps * (1.0 - parts), below + steps * parts)
+    return [float(value) for value in found]
 
 
 def _at(ordered: NDArray[np.float64], n: int, rank: float) -> float:

@@ -64,6 +64,15 @@ class TenantUsage:
         """Count tokens given to one of its requests as service."""
         self.counter += OUTPUT_WEIGHT * tokens / weight
 
+    def emitted_singly(self, times: int, weight: float) -> None:
+        """As `emitted` so many times with one token: rounded as often."""
+        each = OUTPUT_WEIGHT / weight
+        if each.is_integer() and self.counter.is_integer():
+            self.counter += each * times
+            return
+        for _ in range(times):
+            self.counter += each
+
 
 class Ledger:
     """Usage by tenant, the least recently touched first."""

@@ -194,6 +194,15 @@ class Scheduler:
         entry.emitted_tokens += tokens
         entry.usage.emitted(tokens, self.weight(entry.tenant))
 
+    def served(self, tenant: str, times: int) -> None:
+        """Count so many single tokens given to a tenant's active requests, in one go; how many each
+        request had, `counted` says before its end."""
+        self._ledger.usage(tenant).emitted_singly(times, self.weight(tenant))
+
+    def counted(self, request_id: str, tokens: int) -> None:
+        """Note how many tokens an active request was given, all of them `served` already."""
+        self._entries[request_id].emitted_tokens = tokens
+
     def finish(self, request_id: str, now: float, complete: bool = False) -> None:
         """End an active request that left the engine; its slot is free. `complete`: by its own
         end."""

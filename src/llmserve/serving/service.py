@@ -29,7 +29,7 @@ from llmserve.serving.knob_updates import KnobUpdates
 from llmserve.serving.publisher import Publisher
 from llmserve.serving.running import RunningRequests
 from llmserve.serving.stream import Refused, RequestTimeout, Stream
-from llmserve.serving.waiting import WaitingRequests
+from llmserve.serving.waiting import WaitingRequests, expired_in_life, expired_in_queue
 
 
 class Service:
@@ -252,14 +252,10 @@ class Service:
     def _expire(self, knobs: Knobs, now: float) -> None:
         expired = self._scheduler.expire(knobs, now)
         for entry in expired.queued_too_long:
-            message = f"no slot came free within {knobs.queue_timeout_s:g} s (queue_timeout_s)"
-            rate = self._scheduler.free_per_s(now)
-            rejected = Rejected("queue_timeout", 1 / rate if rate else None, message)
+            rejected = expired_in_queue(knobs, self._scheduler.free_per_s(now))
             self._waiting.reject(entry, rejected)
-        limit = knobs.request_timeout_s
         for entry in expired.lived_too_long:
-            message = f"the request was not done within {limit:g} s (request_timeout_s)"
-            late = RequestTimeout(message)
+            late = RequestTimeout(expired_in_life(knobs))
             if not self._running.cancel(entry.id, "timeout", late):
                 self._waiting.end(entry, "timeout", late)
 

@@ -9,6 +9,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
+from llmserve.core.knobs import Knobs
 from llmserve.core.types import Chunk, FinishReason
 from llmserve.scheduling.admission import Rejected
 from llmserve.scheduling.entry import Entry
@@ -71,3 +72,15 @@ class WaitingRequests:
 
     def _all(self) -> list[Entry]:
         return [entry for entry in self._scheduler.entries if entry.waits]
+
+
+def expired_in_queue(knobs: Knobs, free_per_s: float | None) -> Rejected:
+    """What one is told that waited longer than `queue_timeout_s`."""
+    message = f"no slot came free within {knobs.queue_timeout_s:g} s (queue_timeout_s)"
+    return Rejected("queue_timeout", 1 / free_per_s if free_per_s else None, message)
+
+
+def expired_in_life(knobs: Knobs) -> str:
+    """What one is told that was not done within `request_timeout_s`."""
+    limit = knobs.request_timeout_s
+    return f"the request was not done within {limit:g} s (request_timeout_s)"

@@ -37,7 +37,7 @@ def text_of(arrival: Arrival, run_salt: int = 0, history: str = "") -> str:
 def make_prompt(tokenizer: Tokenizer, tokens: int, salt: int) -> tuple[int, ...]:
     """Token ids of plain words. `salt` stands in front, so that no prefix cache helps."""
     ids: list[int] = []
-    words = tokens
+    words = max(1, tokens // getattr(tokenizer, "tokens_per_word", 1))
     while len(ids) < tokens:
         ids = tokenizer.encode(make_text(words, salt))
         words *= 2

@@ -14,7 +14,7 @@ Invariant (`check` asserts it): the holders of a key are the running sequences w
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -58,6 +58,9 @@ class Match(NamedTuple):
 NOTHING = Match((), False)
 
 
+_TOKEN_BYTES = 8
+
+
 def next_key(before: bytes, tokens: list[int]) -> bytes:
     return sha256(before + array("q", tokens).tobytes()).digest()
 
@@ -65,11 +68,19 @@ def next_key(before: bytes, tokens: list[int]) -> bytes:
 class PrefixCache:
     """Only `StepPlanner` calls it. Where `enabled` is False it finds and keeps nothing."""
 
-    def __init__(self, pool: BlockPool, *, enabled: bool) -> None:
+    def __init__(
+        self, pool: BlockPool, *, enabled: bool,
+        fill: Callable[[Sequence], None] = lambda seq: None,
+    ) -> None:
         self.enabled = enabled
+        self._fill = fill
         self.moves: list[Move] = []
         self._pool = pool
         self._holders: dict[bytes, dict[str, Sequence]] = {}
+        self.late: dict[bytes, dict[str, Sequence]] = {}
+        """By the last key that they hold, running sequences that may hold more blocks by now than
+        was noted: `catch_up` notes it before anyone asks for what follows that key."""
+        self.catch_up: Callable[[bytes], None] = lambda key: None
 
     def match(self, seq: Sequence) -> Match:
         """Find the cached blocks of a waiting sequence. The last one must be computed anyhow, for
@@ -80,8 +91,11 @@ class PrefixCache:
         whole = (len(seq.tokens) - 1) // size
         self._extend(seq, whole)
         sources: list[str | bytes] = []
+        before = b""
         for index, key in enumerate(seq.keys[:whole]):
-            source = self._source(key, index)
+            if before in self.late:
+                self.catch_up(before)
+            source, before = self._source(key, index), key
             if source is None:
                 break
             sources.append(source)
@@ -125,6 +139,7 @@ class PrefixCache:
                 if not holders:
                     del self._holders[key]
             computed = seq.computed // self._pool.block_size if keep else 0
+            self._extend(seq, computed)  # what it computed since it was `late` is not noted
             for index in reversed(range(computed)):
                 key = seq.keys[index]
                 if not self._pool.touch(key) and self._source(key, index) is None:
@@ -158,7 +173,12 @@ class PrefixCache:
         return key if key in self._pool.shelved else None
 
     def _extend(self, seq: Sequence, blocks: int) -> None:
-        size = self._pool.block_size
-        for index in range(len(seq.keys), blocks):
-            before = seq.keys[-1] if seq.keys else b""
-            seq.keys.append(next_key(before, seq.tokens[index * size : (index + 1) * size]))
+        known, size = len(seq.keys), self._pool.block_size
+        if blocks <= known:
+            return
+        self._fill(seq)
+        key, width = seq.keys[-1] if known else b"", size * _TOKEN_BYTES
+        raw = array("q", seq.tokens[known * size : blocks * size]).tobytes()
+        for start in range(0, len(raw), width):
+            key = sha256(key + raw[start : start + width]).digest()
+            seq.keys.append(key)

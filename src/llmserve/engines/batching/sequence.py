@@ -77,6 +77,8 @@ class Plan:
     rows: list[PlannedRow]
     max_num_seqs: int
     max_num_batched_tokens: int
+    together: int = 0
+    """So many sequences decode one token each beside the rows (`lockstep.py`)."""
     preempted: list[Sequence] = field(default_factory=list)
     """These lost their KV in this plan: free their storage before the rows run."""
     cached_tokens: int = 0
@@ -98,6 +100,7 @@ class Draft:
     def __init__(self, budget: int, threshold: int) -> None:
         self.rows: dict[str, PlannedRow] = {}
         self.preempted: list[Sequence] = []
+        self.together = 0
         self.budget = budget
         self.cached = 0
         self._threshold = threshold

@@ -33,7 +33,7 @@ nothing, their slots only stay empty.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, ValuesView
+from collections.abc import Callable, Iterable, Mapping, ValuesView
 from itertools import islice
 
 from llmserve.core.knobs import Knobs
@@ -51,13 +51,22 @@ class StepPlanner:
     """Plans steps for one engine. `plan` and `commit` alternate; the rest may come in between."""
 
     def __init__(
-        self, *, kv_blocks: int, block_size: int, max_model_len: int, prefix_caching: bool = False
+        self,
+        *,
+        kv_blocks: int,
+        block_size: int,
+        max_model_len: int,
+        prefix_caching: bool = False,
+        fill: Callable[[Sequence], None] = lambda seq: None,
     ) -> None:
+        """`fill` is called before a sequence's tokens are read: whoever commits some that are not
+        drawn yet draws them then."""
         self.pool = BlockPool(kv_blocks, block_size)
-        self._cache = PrefixCache(self.pool, enabled=prefix_caching)
+        self._cache = PrefixCache(self.pool, enabled=prefix_caching, fill=fill)
         self.max_model_len = max_model_len
         self._waiting: OrderedDict[str, Sequence] = OrderedDict()
         self._running: dict[str, Sequence] = {}  # in order of admission
+        self._prefilling: dict[str, Sequence] = {}  # those of them that still prefill
         self._batch: set[str] = set()  # unfinished members of the closed static batch
         self._unexplained: list[Sequence] = []  # joined the queue since the last plan
         self._plans = 0
@@ -109,6 +118,7 @@ class StepPlanner:
         seq = self._running.pop(request_id, None)
         if seq:
             self._short = False
+            self._prefilling.pop(request_id, None)
             self._cache.leave(seq, keep=keep)
         else:
             seq = self._waiting.pop(request_id, None)
@@ -141,7 +151,7 @@ class StepPlanner:
         draft = Draft(knobs.max_num_batched_tokens, knobs.long_prefill_token_threshold)
         self._plan_running(draft)
         reason = self._admit(draft, knobs)
-        if not draft.rows:
+        if not draft.rows and not draft.together:
             return None
         self._plans += 1
         for row in draft.rows.values():
@@ -150,6 +160,7 @@ class StepPlanner:
             rows=list(draft.rows.values()),
             max_num_seqs=knobs.max_num_seqs,
             max_num_batched_tokens=knobs.max_num_batched_tokens,
+            together=draft.together,
             preempted=draft.preempted,
             cached_tokens=draft.cached,
             wait_reasons=self._explain(reason),
@@ -163,9 +174,11 @@ class StepPlanner:
 
     def commit(self, plan: Plan, sampled: Mapping[str, int]) -> None:
         """The step was run. `sampled` has a token for each row that samples and is still here."""
-        for seq, _, tokens, _, samples in plan.rows:
+        for seq, _, tokens, kind, samples in plan.rows:
             if self._running.get(seq.id) is seq:
                 seq.computed += tokens
+                if kind == "prefill" and seq.computed >= seq.prefill_end:
+                    del self._prefilling[seq.id]
                 self._cache.grow(seq)
                 if samples:
                     seq.tokens.append(sampled[seq.id])
@@ -198,6 +211,8 @@ class StepPlanner:
         for seq in self._running.values():
             assert 0 < seq.computed <= len(seq.tokens) <= seq.limit, seq
             assert len(seq.blocks) == self.pool.needed(seq.computed), seq
+        prefilling = [seq for seq in self._running.values() if seq.computed < seq.prefill_end]
+        assert [*self._prefilling.values()] == prefilling, "the index of those that prefill is off"
         self.pool.check(seq.blocks for seq in self._running.values())
         self._cache.check(self._running.values())
 
@@ -205,11 +220,10 @@ class StepPlanner:
         if len(self._running) > draft.budget:
             order = sorted(self._running.values(), key=lambda seq: seq.served)
         else:
-            decodes: list[Sequence] = []
-            prefills: list[Sequence] = []
-            for seq in self._running.values():
-                (prefills if seq.computed < seq.prefill_end else decodes).append(seq)
-            order = decodes + prefills
+            order = [*self._running.values()]
+            if self._prefilling:
+                order = [seq for seq in order if seq.id not in self._prefilling]
+                order += self._prefilling.values()
         most = 1 if len(order) > draft.budget else draft.budget
         for seq in order:
             if seq.id in self._running and draft.budget > 0:
@@ -232,6 +246,7 @@ class StepPlanner:
 
     def _preempt(self, seq: Sequence, *, keep: bool) -> None:
         del self._running[seq.id]
+        self._prefilling.pop(seq.id, None)
         self._cache.leave(seq, keep=keep)
         seq.computed = 0
         seq.preemptions += 1
@@ -243,11 +258,7 @@ class StepPlanner:
         """Admit from the queue as far as it goes; why its head must wait, if there is one."""
         if not self._waiting:
             return None
-        promised = sum(
-            self.pool.needed(seq.prefill_end) - len(seq.blocks)
-            for seq in self._running.values()
-            if seq.computed < seq.prefill_end
-        )
+        promised = self._promised()
         while self._waiting:
             seq = next(iter(self._waiting.values()))
             needed = self.pool.needed(len(seq.tokens))
@@ -261,9 +272,16 @@ class StepPlanner:
             promised += needed - len(seq.blocks)
         return None
 
+    def _promised(self) -> int:
+        """Blocks that the running still need for what they must prefill."""
+        return sum(
+            self.pool.needed(seq.prefill_end) - len(seq.blocks)
+            for seq in self._prefilling.values()
+        )
+
     def _admit_one(self, draft: Draft, seq: Sequence, match: Match) -> None:
         del self._waiting[seq.id]
-        self._running[seq.id] = seq
+        self._running[seq.id] = self._prefilling[seq.id] = seq
         seq.wait_reason = None
         seq.prefill_end = len(seq.tokens)
         self._cache.enter(seq, match)
@@ -288,8 +306,7 @@ class StepPlanner:
 
     def _prefills_are_full(self, knobs: Knobs) -> bool:
         """The slots that `min_decode_slots` leaves to prefills are taken; one is always left."""
-        prefills = sum(seq.computed < seq.prefill_end for seq in self._running.values())
-        return prefills >= max(1, knobs.max_num_seqs - knobs.min_decode_slots)
+        return len(self._prefilling) >= max(1, knobs.max_num_seqs - knobs.min_decode_slots)
 
     def _form_batch(self, knobs: Knobs, now: float) -> None:
         closes = self._window_closes(knobs)

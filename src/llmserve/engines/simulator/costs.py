@@ -24,8 +24,9 @@ class StepCost:
         for name, cost in asdict(self).items():
             object.__setattr__(self, name, real(name, cost, 0, MOST_MS, "ms"))
 
-    def seconds(self, rows: Iterable[PlannedRow]) -> float:
-        tokens = {"prefill": 0, "decode": 0}
+    def seconds(self, rows: Iterable[PlannedRow], together: int = 0) -> float:
+        """Of a step with these rows, and so many decodes of one token beside them."""
+        tokens = {"prefill": 0, "decode": together}
         for row in rows:
             tokens[row.kind] += row.tokens
         ms = tokens["prefill"] * self.prefill_token_ms + tokens["decode"] * self.decode_token_ms

@@ -9,21 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
 from llmserve.core.types import Chunk, FinishReason, Request, TokenLogprob
-from llmserve.core.validation import real, whole
-from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink
+from llmserve.engines.base import Deliver, EngineError, StepSink
 from llmserve.engines.batching.sequence import Plan, Sequence
 from llmserve.engines.batching.step_planner import StepPlanner
-from llmserve.engines.limits import ANY_WHOLE, MOST_TOKENS, ceiling, clamp
+from llmserve.engines.limits import clamp
 from llmserve.engines.process.delivery import Delivery
-from llmserve.engines.simulator.costs import StepCost
-from llmserve.engines.simulator.vocabulary import VOCABULARY, WordTokenizer, piece, voice, word
+from llmserve.engines.simulator.setup import SimulatorSetup, StepTimes
+from llmserve.engines.simulator.vocabulary import WordTokenizer, piece, voice, word
 from llmserve.engines.stop_strings import StopStrings
 
 log = logging.getLogger(__name__)
@@ -63,29 +61,26 @@ class SimulatorEngine:
         """`jitter` is the standard deviation of a step's duration, relative to its cost."""
         self.tokenizer = WordTokenizer()
         self._sink, self._clock = sink, clock
-        self._cost = StepCost(
+        self._setup = SimulatorSetup(
+            model=model,
             prefill_ms=prefill_ms,
             decode_ms=decode_ms,
             prefill_token_ms=prefill_token_ms,
             decode_token_ms=decode_token_ms,
+            jitter=jitter,
+            seed=seed,
+            kv_capacity_tokens=kv_capacity_tokens,
+            block_size=block_size,
+            max_model_len=max_model_len,
+            enable_prefix_caching=enable_prefix_caching,
+            max_num_seqs_ceiling=max_num_seqs_ceiling,
+            max_num_batched_tokens_ceiling=max_num_batched_tokens_ceiling,
         )
-        self._jitter = real("jitter", jitter, 0, 1)
-        self._seed = whole("seed", seed, *ANY_WHOLE)
-        self._block_size = whole("block_size", block_size, 1, MOST_TOKENS, "tokens")
-        room = whole("kv_capacity_tokens", kv_capacity_tokens, self._block_size, MOST_TOKENS)
-        self._kv_blocks = room // self._block_size
-        self._max_model_len = whole("max_model_len", max_model_len, 1, MOST_TOKENS, "tokens")
-        self._prefix_caching = enable_prefix_caching
-        self._ceilings = {
-            "max_num_seqs": ceiling("max_num_seqs", max_num_seqs_ceiling),
-            "max_num_batched_tokens": ceiling(
-                "max_num_batched_tokens", max_num_batched_tokens_ceiling
-            ),
-        }
+        self.info = self._setup.info()
+        self._ceilings = self.info.ceilings
         self._knobs, _ = clamp(Knobs(), self._ceilings)
         self._task: asyncio.Task[None] | None = None
         self._reset()
-        self.info = self._describe(model or "simulator")
 
     async def start(self) -> None:
         if self._task is None:
@@ -139,32 +134,17 @@ class SimulatorEngine:
 
     def _reset(self) -> None:
         self._planner = StepPlanner(
-            kv_blocks=self._kv_blocks,
-            block_size=self._block_size,
-            max_model_len=self._max_model_len,
-            prefix_caching=self._prefix_caching,
+            kv_blocks=self._setup.kv_blocks,
+            block_size=self._setup.block_size,
+            max_model_len=self._setup.max_model_len,
+            prefix_caching=self._setup.enable_prefix_caching,
         )
-        self._random = random.Random(self._seed)
+        self._times = StepTimes(self._setup)
         self._replies: dict[str, _Reply] = {}
         self._changes: list[_Change] = []
         self._wake = asyncio.Event()
         self._in_step = False
         self._index = 0
-
-    def _describe(self, model_id: str) -> EngineInfo:
-        return EngineInfo(
-            engine="simulator",
-            model_id=model_id,
-            max_model_len=self._planner.room,
-            kv_capacity_tokens=self._planner.pool.capacity_tokens,
-            block_size=self._block_size,
-            vocab_size=VOCABULARY,
-            ceilings=self._ceilings,
-            device="simulated",
-            simulated=True,
-            details={name: f"{ms:g}" for name, ms in asdict(self._cost).items()}
-            | {"jitter": f"{self._jitter:g}", "seed": str(self._seed)},
-        )
 
     async def _run(self) -> None:
         try:
@@ -187,9 +167,7 @@ class SimulatorEngine:
                 end = None
                 await self._idle()
                 continue
-            duration = self._cost.seconds(plan.rows)
-            if self._jitter:
-                duration *= max(0.0, self._random.gauss(1.0, self._jitter))
+            duration = self._times.draw(self._times.cost.seconds(plan.rows))
             end = start + duration
             self._in_step = True
             await self._clock.sleep_until(end)

@@ -31,6 +31,9 @@ VOCABULARY = FOLLOWING + len(WORDS)
 class WordTokenizer:
     """Satisfies `engines.Tokenizer`. `decode(encode(text)) == text` for all valid Unicode."""
 
+    tokens_per_word = 4
+    """Of plain English, at least: so a prompt of so many tokens takes few words."""
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "replace"))
 
@@ -69,6 +72,11 @@ def piece(token_id: int) -> str:
 def voice(prompt_ids: Sequence[int], seed: int | None) -> int:
     """What decides a reply's words: the same prompt and seed always say the same."""
     return zlib.crc32(repr((tuple(prompt_ids), seed)).encode())
+
+
+def words(voice: int, first: int, end: int) -> list[int]:
+    """The tokens of a reply from one position to before another."""
+    return [word(voice, position) for position in range(first, end)]
 
 
 def word(voice: int, position: int) -> int:

@@ -1,0 +1,99 @@
+"""The simulator's options, checked, and the duration of its steps."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass
+
+from llmserve.core.validation import real, whole
+from llmserve.engines.base import EngineInfo
+from llmserve.engines.limits import ANY_WHOLE, MOST_TOKENS, ceiling
+from llmserve.engines.simulator.costs import StepCost
+from llmserve.engines.simulator.vocabulary import VOCABULARY
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorSetup:
+    """The simulator's options. Raises ValueError with the bounds where one is out of them."""
+
+    model: str | None = None
+    prefill_ms: float = 25.0
+    decode_ms: float = 10.0
+    prefill_token_ms: float = 0.0
+    decode_token_ms: float = 0.0
+    jitter: float = 0.0
+    """Standard deviation of a step's duration, relative to its cost."""
+    seed: int = 0
+    kv_capacity_tokens: int = 131_072
+    block_size: int = 16
+    max_model_len: int = 8192
+    enable_prefix_caching: bool = True
+    max_num_seqs_ceiling: int = 256
+    max_num_batched_tokens_ceiling: int = 16_384
+
+    def __post_init__(self) -> None:
+        _ = self.cost, self.ceilings
+        checked = {
+            "jitter": real("jitter", self.jitter, 0, 1),
+            "seed": whole("seed", self.seed, *ANY_WHOLE),
+            "block_size": whole("block_size", self.block_size, 1, MOST_TOKENS, "tokens"),
+            "max_model_len": whole("max_model_len", self.max_model_len, 1, MOST_TOKENS, "tokens"),
+        }
+        least = int(checked["block_size"])
+        checked["kv_capacity_tokens"] = whole(
+            "kv_capacity_tokens", self.kv_capacity_tokens, least, MOST_TOKENS
+        )
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def cost(self) -> StepCost:
+        return StepCost(
+            prefill_ms=self.prefill_ms,
+            decode_ms=self.decode_ms,
+            prefill_token_ms=self.prefill_token_ms,
+            decode_token_ms=self.decode_token_ms,
+        )
+
+    @property
+    def ceilings(self) -> dict[str, int]:
+        batched = ceiling("max_num_batched_tokens", self.max_num_batched_tokens_ceiling)
+        return {
+            "max_num_seqs": ceiling("max_num_seqs", self.max_num_seqs_ceiling),
+            "max_num_batched_tokens": batched,
+        }
+
+    @property
+    def kv_blocks(self) -> int:
+        return self.kv_capacity_tokens // self.block_size
+
+    def info(self) -> EngineInfo:
+        capacity = self.kv_blocks * self.block_size
+        return EngineInfo(
+            engine="simulator",
+            model_id=self.model or "simulator",
+            max_model_len=min(self.max_model_len, capacity + 1),  # the last token is never stored
+            kv_capacity_tokens=capacity,
+            block_size=self.block_size,
+            vocab_size=VOCABULARY,
+            ceilings=self.ceilings,
+            device="simulated",
+            simulated=True,
+            details={name: f"{ms:g}" for name, ms in asdict(self.cost).items()}
+            | {"jitter": f"{self.jitter:g}", "seed": str(self.seed)},
+        )
+
+
+class StepTimes:
+    """How long each step takes: its cost, times a factor that is drawn anew for each."""
+
+    def __init__(self, setup: SimulatorSetup) -> None:
+        self.cost = setup.cost
+        self.jitter = setup.jitter
+        self._random = random.Random(setup.seed)
+
+    def draw(self, seconds: float) -> float:
+        """The duration of a step that costs so much."""
+        if not self.jitter:
+            return seconds
+        return seconds * max(0.0, self._random.gauss(1.0, self.jitter))
