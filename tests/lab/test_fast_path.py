@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from llmserve.core.events import (
     Dispatched,
@@ -118,7 +118,7 @@ def check_both(load: RandomLoad) -> None:
 
 
 @given(load=random_loads())
-@settings(max_examples=examples(60), suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60))
 def test_the_fast_path_and_the_service_have_the_same_events_at_the_same_times(
     load: RandomLoad,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from llmserve.core.knobs import Knobs
 from llmserve.core.tenants import Terms
 from llmserve.core.types import Request, SamplingParams
-from llmserve.engines.simulator.vocabulary import WORDS
+from llmserve.engines.simulator.vocabulary import WORDS, voice, words
 from llmserve.lab.senders import Timed
 from llmserve.lab.simulation import Change
 from llmserve.scheduling.user_policy import Choice, LedgerView
@@ -67,72 +68,91 @@ TURNS: dict[str, list[object]] = {
 """Values to try of every knob that there is."""
 
 
-def _times(most_s: float) -> st.SearchStrategy[float]:
-    steps = st.integers(0, int(most_s / GRID_S)).map(lambda n: n * GRID_S)
-    return steps | steps | st.floats(0, most_s)
+def random_load(seed: int, requests: int) -> RandomLoad:
+    """One of so many requests."""
+    rng = random.Random(seed)
+    policy = rng.choice(POLICIES)
+    knobs: dict[str, object] = _knobs(rng, rng.choice((0, 2, 4, 8))) | {"policy": policy}
+    span_s = rng.choice((0.0, 0.1, 0.4, 1.5))
+    changes: list[Change] = [
+        (_time(rng, span_s + 0.3), _knobs(rng, 2)) for _ in range(rng.choice((0, 0, 1, 4)))
+    ]
+    if changes and rng.random() < 0.3:  # several at once
+        changes += [(changes[0][0], _knobs(rng, 2)) for _ in range(2)]
+    custom = policy == "custom" or any(values.get("policy") == "custom" for _, values in changes)
+    return RandomLoad(
+        _requests(rng, requests, span_s),
+        knobs,
+        least_served if custom else None,
+        changes,
+        rng.choice(TERMS),
+        {name: rng.choice(values) for name, values in ENGINE.items()},
+    )
 
 
-def _knobs(most: int) -> st.SearchStrategy[dict[str, object]]:
-    name = st.sampled_from(sorted(TURNS))
-    one = name.flatmap(lambda name: st.tuples(st.just(name), st.sampled_from(TURNS[name])))
-    return st.lists(one, max_size=most).map(dict)
+def random_loads(most: int = 40) -> st.SearchStrategy[RandomLoad]:
+    """A seed draws all but the number of requests: else almost all loads would be idle ones."""
+    return st.builds(random_load, st.integers(0, 2**32), st.integers(1, most))
 
 
-@st.composite
-def _prompts(draw: st.DrawFn) -> tuple[int, ...]:
-    """Some share a beginning; some repeat words of replies, as the turns of a chat do."""
-    head = draw(st.sampled_from([(), (), (1,) * 4, (1,) * 9, (1,) * 9 + (2,) * 8]))
-    own = draw(st.lists(st.sampled_from([1, 2, 256, 300, 400]), min_size=1, max_size=14))
-    return head + tuple(own)
+TERMS: list[dict[str, Terms]] = [
+    {}, {}, {"a": Terms(max_active=1)}, {"b": Terms(weight=4), "c": Terms(ttft_slo_ms=50)},
+]  # fmt: skip
+ENGINE: dict[str, list[Any]] = {
+    "block_size": [1, 4, 4, 16],
+    "kv_capacity_tokens": [64, 96, 160, 400, 131_072],
+    "max_model_len": [40, 8192],
+    "enable_prefix_caching": [True, True, False],
+    "max_num_seqs_ceiling": [4, 256, 256],
+    "prefill_ms": [25, 5, 5, 0],
+    "decode_ms": [10, 5, 5, 0.0005, 0],
+    "prefill_token_ms": [0, 0, 0.37],
+    "decode_token_ms": [0, 0, 0.11],
+    "jitter": [0, 0, 0, 0.1, 1],
+    "seed": [0, 1, 2],
+}
+HEADS: list[tuple[int, ...]] = [(), (), (1,) * 4, (1,) * 9, (1,) * 9 + (2,) * 8, (3,) * 40]
 
 
-@st.composite
-def _requests(draw: st.DrawFn) -> list[Timed]:
-    arrivals = sorted(draw(st.lists(_times(0.4), min_size=1, max_size=24)))
-    pool = draw(st.lists(_prompts(), min_size=1, max_size=6))
+def _time(rng: random.Random, most_s: float) -> float:
+    steps = rng.randint(0, round(most_s / GRID_S)) * GRID_S
+    return steps if rng.random() < 0.6 else rng.uniform(0, most_s)
+
+
+def _knobs(rng: random.Random, most: int) -> dict[str, object]:
+    names = rng.sample(sorted(TURNS), min(most, len(TURNS)))
+    return {name: rng.choice(TURNS[name]) for name in names}
+
+
+def _prompt(rng: random.Random) -> tuple[int, ...]:
+    """Some share a beginning."""
+    own = [rng.choice((1, 2, 3)) for _ in range(rng.choice((1, 3, 12, 30)))]
+    return (*rng.choice(HEADS), *own)
+
+
+def _requests(rng: random.Random, count: int, span_s: float) -> list[Timed]:
+    """Some prompts go on from another's reply, as the turns of a chat do."""
+    pool = [_prompt(rng) for _ in range(rng.randint(1, 6))]
     given: list[Timed] = []
-    for number, arrival in enumerate(arrivals):
-        most = draw(st.integers(1, 4) | st.integers(1, 60))
-        stop = draw(st.sampled_from([(), (), (), ("a",), (draw(st.sampled_from(WORDS)),)]))
+    for number, arrival in enumerate(sorted(_time(rng, span_s) for _ in range(count))):
+        prompt, seed = rng.choice(pool), rng.randint(0, 1)
+        if rng.random() < 0.2:
+            prompt = (*prompt, *words(voice(prompt, seed), 0, rng.randint(1, 30)))
         request = Request(
             id=f"r{number}",
-            prompt_ids=draw(st.sampled_from(pool) | _prompts()),
-            sampling=SamplingParams(max_tokens=most, stop=stop, seed=draw(st.integers(0, 1))),
+            prompt_ids=prompt if rng.random() < 0.7 else _prompt(rng),
+            sampling=SamplingParams(
+                max_tokens=rng.choice((1, 2, 5, 20, 60)), seed=seed, stop=_stop(rng)
+            ),
             arrival=arrival,
-            priority=draw(st.integers(-1, 2)),
-            tenant=draw(st.sampled_from("aabc")),
-            ttft_slo_ms=draw(st.sampled_from([None, None, 30, 300])),
+            priority=rng.randint(-1, 2),
+            tenant=rng.choice("aabc"),
+            ttft_slo_ms=rng.choice((None, None, 30, 300)),
         )
-        leaves = draw(st.none() | st.none() | _times(0.6))
-        given.append(request if leaves is None else (request, arrival + leaves))
+        leaves_s = arrival + _time(rng, 0.4)
+        given.append((request, leaves_s) if rng.random() < 0.2 else request)
     return given
 
 
-@st.composite
-def random_loads(draw: st.DrawFn) -> RandomLoad:
-    policy = draw(st.sampled_from(POLICIES))
-    knobs = draw(_knobs(5))
-    knobs["policy"] = policy
-    changes: list[Change] = draw(st.lists(st.tuples(_times(0.5), _knobs(2)), max_size=4))
-    custom = policy == "custom" or any(values.get("policy") == "custom" for _, values in changes)
-    terms = draw(
-        st.sampled_from(
-            [{}, {}, {"a": Terms(max_active=1)}, {"b": Terms(weight=4), "c": Terms(ttft_slo_ms=50)}]
-        )
-    )
-    engine = {
-        "block_size": draw(st.sampled_from([1, 4, 16])),
-        "kv_capacity_tokens": draw(st.sampled_from([64, 96, 160, 131_072])),
-        "max_model_len": draw(st.sampled_from([40, 8192])),
-        "enable_prefix_caching": draw(st.booleans()),
-        "max_num_seqs_ceiling": draw(st.sampled_from([4, 256])),
-        "prefill_ms": draw(st.sampled_from([25, 5, 0])),
-        "decode_ms": draw(st.sampled_from([10, 5, 0.0005, 0])),
-        "prefill_token_ms": draw(st.sampled_from([0, 0, 0.37])),
-        "decode_token_ms": draw(st.sampled_from([0, 0, 0.11])),
-        "jitter": draw(st.sampled_from([0, 0, 0.1, 1])),
-        "seed": draw(st.integers(0, 3)),
-    }
-    return RandomLoad(
-        draw(_requests()), knobs, least_served if custom else None, changes, terms, engine
-    )
+def _stop(rng: random.Random) -> tuple[str, ...]:
+    return (rng.choice(WORDS), rng.choice("aeiz")) if rng.random() < 0.15 else ()
