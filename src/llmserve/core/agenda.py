@@ -98,17 +98,16 @@ class Agenda(VirtualClock):
         """Go on until `stopped`. RuntimeError where nothing is left to happen before."""
         ready, heap = self._ready, self._heap
         while not self.stopped:
-            when = self.horizon
             if not ready:
+                when = self.horizon
                 if when == NEVER:
                     raise RuntimeError("virtual time: everything waits and no timer is set")
                 if when > self._now:
                     self._now = when
-            while when <= self._now:
+            while heap and heap[0][0] <= self._now and self.horizon <= self._now:
                 timer = heapq.heappop(heap)[2]
                 timer.when = timer.queued = NEVER
                 ready.append((timer.callback, timer.args))
-                when = self.horizon
             for _ in range(len(ready)):
                 callback, args = ready.popleft()
                 callback(*args)

@@ -60,6 +60,8 @@ class Columns:
         self.ended_count = self.good = self.met = 0
         self._limited = slo is not None
         self._sums: Counter[str] = Counter()
+        self._fill = [0, 0, 0, 0, 0]
+        """Tokens, their budget, sequences, their cap, summed over steps; and preemptions."""
         self._kv_peak = self._shared_tokens = 0
 
     def rejected(self, request: Request, number: int, rejected: Rejected, now: float) -> None:
@@ -87,12 +89,16 @@ class Columns:
         self.gap_log.add(times, gaps_s, requests)
 
     def stepped(self, plan: Plan, steps: int, kv_used_blocks: int) -> None:
-        sums, together = self._sums, plan.together
-        sums["tokens"] += steps * (sum([row.tokens for row in plan.rows]) + together)
-        sums["budget"] += steps * plan.max_num_batched_tokens
-        sums["rows"] += steps * (len(plan.rows) + together)
-        sums["cap"] += steps * plan.max_num_seqs
-        sums["preempted"] += len(plan.preempted)
+        tokens = rows = plan.together
+        if plan.rows:
+            rows += len(plan.rows)
+            tokens += sum([row.tokens for row in plan.rows])
+        fill = self._fill
+        fill[0] += steps * tokens
+        fill[1] += steps * plan.max_num_batched_tokens
+        fill[2] += steps * rows
+        fill[3] += steps * plan.max_num_seqs
+        fill[4] += len(plan.preempted)
         if kv_used_blocks > self._kv_peak:
             self._kv_peak = kv_used_blocks
 
@@ -114,6 +120,7 @@ class Columns:
     ) -> Report:
         """`expected`: whether it is known how many prompt tokens a cache may have had."""
         sums, times = self._sums, self._seconds()
+        tokens, budget, rows, cap, preempted = self._fill
         began, ended = self._began, max(self._began, self._ended_s)
         firsts = times["firsts"]
         return Report(
@@ -138,10 +145,10 @@ class Columns:
             cached_tokens=sums["cached"],
             shared_tokens=self._shared_tokens if expected else None,
             same_prompts=same_prompts,
-            preempted=sums["preempted"],
-            kv_peak=self._kv_peak / kv_blocks if sums["budget"] else None,
-            batch_fill=sums["tokens"] / sums["budget"] if sums["budget"] else None,
-            seq_fill=sums["rows"] / sums["cap"] if sums["cap"] else None,
+            preempted=preempted,
+            kv_peak=self._kv_peak / kv_blocks if budget else None,
+            batch_fill=tokens / budget if budget else None,
+            seq_fill=rows / cap if cap else None,
             lag=zero_lag(lags),
             quantiles={
                 "ttft": curves.quantiles(firsts[:, 1]),

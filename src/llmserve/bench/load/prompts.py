@@ -11,6 +11,7 @@ _TEXT = (
     "a lighthouse stood by the sea and its keeper read old letters while rain fell on grey stones "
     "until one morning ships came home with salt bread apples and news from far green islands"
 )
+_WORDS = tuple(_TEXT.split())
 
 
 def prompt_of(
@@ -46,5 +47,5 @@ def make_prompt(tokenizer: Tokenizer, tokens: int, salt: int) -> tuple[int, ...]
 
 def make_text(words: int, salt: int) -> str:
     """Plain words behind the salt: for a server whose tokenizer is not at hand."""
-    drawn = random.Random(salt).choices(_TEXT.split(), k=words)
+    drawn = random.Random(salt).choices(_WORDS, k=words)
     return f"{salt:x} {' '.join(drawn)}"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, Protocol
 
 from llmserve.bench.load.arrivals import CHANGING, PROCESSES, Process, Shape
@@ -224,13 +225,10 @@ class Workload:
         shape = self.shape
         times = random.Random(f"{self.seed} times")
         starts = itertools.repeat(0.0) if shape is None else shape.times(times)
-        requests = self._requests()
-        for at_s in itertools.islice(starts, self.limit):
-            if shape is not None and self.limit_s is not None and at_s >= self.limit_s:
-                return
-            yield replace(next(requests), at_s=at_s)
+        within = math.inf if shape is None or self.limit_s is None else self.limit_s
+        return self._requests(takewhile(within.__gt__, itertools.islice(starts, self.limit)))
 
-    def _requests(self) -> Iterator[Arrival]:
+    def _requests(self, times: Iterable[float]) -> Iterator[Arrival]:
         kinds = list(self.kinds.values())
         weights = [kind.weight for kind in kinds]
         which, lengths, salts = (
@@ -239,12 +237,12 @@ class Workload:
         groups = random.Random(f"{self.seed} groups")
         heads = {id(kind): [groups.getrandbits(48) for _ in range(kind.prefix_groups)]
                  for kind in kinds}  # fmt: skip
-        while True:
+        for at_s in times:
             kind = kinds[0] if len(kinds) == 1 else which.choices(kinds, weights)[0]
             first = ChatTurn(draw(kind.prompt_tokens, lengths), draw(kind.max_tokens, lengths))
             more = 0 if kind.turns == 1 else draw(kind.turns, lengths) - 1
             yield Arrival(
-                at_s=0.0,
+                at_s=at_s,
                 prompt_tokens=first.prompt_tokens,
                 max_tokens=first.max_tokens,
                 salt=salts.getrandbits(48),

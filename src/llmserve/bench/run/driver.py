@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from llmserve.bench.load.prompts import prompt_of
@@ -21,7 +22,7 @@ from llmserve.bench.results.report import CLIENT_LIMIT, Report
 from llmserve.bench.results.slo import Slo
 from llmserve.core.clock import Clock
 from llmserve.core.events import EventBus
-from llmserve.core.types import Request
+from llmserve.core.types import Request, SamplingParams
 from llmserve.engines.base import CachesPrefixes, EngineError
 from llmserve.observe import Telemetry
 from llmserve.observe.window import Samples, Summary
@@ -122,12 +123,21 @@ def maker(
     arrival: Arrival, prompt: tuple[int, ...], new_id: Callable[[], str], payload: Any = None
 ) -> Callable[[float], Request]:
     """Return what makes the request of an arrival, at its scheduled time."""
-    options = {"max_tokens": arrival.max_tokens, "temperature": 0.0, "ignore_eos": True}
-    sampling = read_sampling(options)
-    sender = Sender(arrival.priority, arrival.tenant, arrival.ttft_slo_ms)
+    sampling = _sampling(arrival.max_tokens)
+    sender = _sender(arrival.priority, arrival.tenant, arrival.ttft_slo_ms)
     return lambda when: make_request(
         new_id(), prompt, sampling, arrival=when, sender=sender, payload=payload
     )
+
+
+@lru_cache(4096)
+def _sampling(max_tokens: int) -> SamplingParams:
+    return read_sampling({"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True})
+
+
+@lru_cache(4096)
+def _sender(priority: int, tenant: str, ttft_slo_ms: float | None) -> Sender:
+    return Sender(priority, tenant, ttft_slo_ms)
 
 
 def run_salt(load: Load) -> int:

@@ -51,7 +51,7 @@ class LockstepPlanner(StepPlanner):
         block_size: int,
         max_model_len: int,
         prefix_caching: bool = False,
-        fill: Callable[[Sequence], None] = lambda seq: None,
+        fill: Callable[[Sequence], None],
     ) -> None:
         super().__init__(
             kv_blocks=kv_blocks, block_size=block_size, max_model_len=max_model_len,

@@ -69,10 +69,11 @@ class PrefixCache:
     """Only `StepPlanner` calls it. Where `enabled` is False it finds and keeps nothing."""
 
     def __init__(
-        self, pool: BlockPool, *, enabled: bool,
-        fill: Callable[[Sequence], None] = lambda seq: None,
+        self, pool: BlockPool, *, enabled: bool, fill: Callable[[Sequence], None] | None = None
     ) -> None:
+        """`fill`: as of `StepPlanner`; with it no moves are noted."""
         self.enabled = enabled
+        self._moving = fill is None
         self._fill = fill
         self.moves: list[Move] = []
         self._pool = pool
@@ -113,7 +114,8 @@ class PrefixCache:
             seq.computed = len(match.sources) * self._pool.block_size
             for key in reversed(seq.keys[: len(match.sources)]):
                 self._pool.touch(key)
-            self.moves.append(Reuse(seq.id, match.sources))
+            if self._moving:
+                self.moves.append(Reuse(seq.id, match.sources))
         if seq.cached is None:
             seq.cached = seq.computed
         self._extend(seq, len(seq.tokens) // self._pool.block_size)
@@ -138,18 +140,32 @@ class PrefixCache:
                 del holders[seq.id]
                 if not holders:
                     del self._holders[key]
-            computed = seq.computed // self._pool.block_size if keep else 0
-            self._extend(seq, computed)  # what it computed since it was `late` is not noted
-            for index in reversed(range(computed)):
-                key = seq.keys[index]
-                if not self._pool.touch(key) and self._source(key, index) is None:
-                    self._pool.shelve(key, seq.blocks.pop(index))
-                    self.moves.append(Keep(key, seq.id, index))
+            if keep:
+                self._shelve(seq, seq.computed // self._pool.block_size)
         self._pool.give_back(seq.blocks)
+
+    def _shelve(self, seq: Sequence, blocks: int) -> None:
+        """Keep so many of its blocks, but those that others have too."""
+        self._extend(seq, blocks)  # what it computed since it was `late` is not noted
+        if self.late:
+            for key in [key for key in (b"", *seq.keys) if key in self.late]:
+                self.catch_up(key)
+        keys, owned, shelf, holders = seq.keys, seq.blocks, self._pool.shelf, self._holders
+        for index in range(blocks - 1, -1, -1):
+            key = keys[index]
+            if key in shelf:
+                shelf.move_to_end(key)
+            elif key not in holders or self._source(key, index) is None:
+                shelf[key] = owned.pop(index)
+                if self._moving:
+                    self.moves.append(Keep(key, seq.id, index))
 
     def take(self, seq: Sequence, blocks: int) -> None:
         """Give a sequence free blocks, shelved ones if it must be."""
-        self.moves += map(Drop, self._pool.take(seq.blocks, blocks))
+        if blocks > 0:
+            lost = self._pool.take(seq.blocks, blocks)
+            if self._moving:
+                self.moves += map(Drop, lost)
 
     def clear(self) -> None:
         """Forget what is shelved and all moves not yet made; running sequences stay as they are."""
@@ -176,7 +192,8 @@ class PrefixCache:
         known, size = len(seq.keys), self._pool.block_size
         if blocks <= known:
             return
-        self._fill(seq)
+        if self._fill is not None:
+            self._fill(seq)
         key, width = seq.keys[-1] if known else b"", size * _TOKEN_BYTES
         raw = array("q", seq.tokens[known * size : blocks * size]).tobytes()
         for start in range(0, len(raw), width):

@@ -16,12 +16,12 @@ class Sequence:
     """
 
     __slots__ = (
-        "added_s", "blocks", "cached", "computed", "keys", "limit", "preemptions", "prefill_end",
-        "prompt_tokens", "request", "served", "tokens", "wait_reason",
+        "added_s", "blocks", "cached", "computed", "id", "keys", "limit", "preemptions",
+        "prefill_end", "prompt_tokens", "request", "served", "tokens", "wait_reason",
     )
 
     def __init__(self, request: Request, added_s: float, limit: int) -> None:
-        self.request = request
+        self.request, self.id = request, request.id
         self.tokens = list(request.prompt_ids)
         self.prompt_tokens = len(self.tokens)
         self.limit = limit
@@ -41,10 +41,6 @@ class Sequence:
         """Number of the last plan with a row of this sequence."""
         self.wait_reason: WaitReason | None = None
         """The last reported reason for its wait."""
-
-    @property
-    def id(self) -> str:
-        return self.request.id
 
     @property
     def generated(self) -> int:

@@ -57,10 +57,10 @@ class StepPlanner:
         block_size: int,
         max_model_len: int,
         prefix_caching: bool = False,
-        fill: Callable[[Sequence], None] = lambda seq: None,
+        fill: Callable[[Sequence], None] | None = None,
     ) -> None:
-        """`fill` is called before a sequence's tokens are read: whoever commits some that are not
-        drawn yet draws them then."""
+        """`fill`: of an owner without a model, who has no KV to move. It is called before the
+        tokens of a sequence are read: those committed undrawn are drawn then."""
         self.pool = BlockPool(kv_blocks, block_size)
         self._cache = PrefixCache(self.pool, enabled=prefix_caching, fill=fill)
         self.max_model_len = max_model_len

@@ -212,10 +212,12 @@ class SteppedSimulator:
         if not agenda.quiet or end + SETTLE_S >= horizon:
             return
         most = group.alike(plan, _MOST_ALIKE)
-        draw, times = self._times.draw, list[float]()
-        while len(times) < most and end + SETTLE_S < horizon and duration > _SHORTEST_S:
+        draw, jitter, times = self._times.draw, self._times.jitter, list[float]()
+        for _ in range(most):
+            if end + SETTLE_S >= horizon or duration <= _SHORTEST_S:
+                break
             times.append(end)
-            start, duration = end, draw(seconds)
+            start, duration = end, draw(seconds) if jitter else seconds
             end = start + duration
         if not times:
             return

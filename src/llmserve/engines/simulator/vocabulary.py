@@ -27,6 +27,10 @@ OPENING = 256
 FOLLOWING = OPENING + len(WORDS)
 VOCABULARY = FOLLOWING + len(WORDS)
 
+_SPREAD, _STEP, _MIX = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_FEW = 12
+"""Fewer words are quicker one by one."""
+
 
 class WordTokenizer:
     """Satisfies `engines.Tokenizer`. `decode(encode(text)) == text` for all valid Unicode."""
@@ -74,13 +78,23 @@ def voice(prompt_ids: Sequence[int], seed: int | None) -> int:
     return zlib.crc32(repr((tuple(prompt_ids), seed)).encode())
 
 
-def words(voice: int, first: int, end: int) -> list[int]:
-    """The tokens of a reply from one position to before another."""
-    return [word(voice, position) for position in range(first, end)]
-
-
 def word(voice: int, position: int) -> int:
     """The token at a position of a reply."""
-    mixed = (voice * 0x9E3779B97F4A7C15 + (position + 1) * 0xBF58476D1CE4E5B9) % 2**64
-    mixed = (mixed ^ (mixed >> 31)) * 0x94D049BB133111EB % 2**64
+    mixed = (voice * _SPREAD + (position + 1) * _STEP) % 2**64
+    mixed = (mixed ^ (mixed >> 31)) * _MIX % 2**64
     return (FOLLOWING if position else OPENING) + (mixed >> 33) % len(WORDS)
+
+
+def words(voice: int, first: int, end: int) -> list[int]:
+    """The tokens of a reply from one position to before another."""
+    if end - first < _FEW:
+        return [word(voice, position) for position in range(first, end)]
+    import numpy as np
+
+    start = (voice * _SPREAD + (first + 1) * _STEP) % 2**64
+    mixed = np.arange(end - first, dtype=np.uint64) * np.uint64(_STEP) + np.uint64(start)
+    mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(_MIX) >> np.uint64(33)
+    found: list[int] = (mixed % np.uint64(len(WORDS)) + np.uint64(FOLLOWING)).tolist()
+    if not first:
+        found[0] -= FOLLOWING - OPENING
+    return found
