@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 
+from llmserve.bench.load.request_kinds import Kind
+from llmserve.bench.load.workload import Workload
+from llmserve.bench.results.curves import Moment
+from llmserve.bench.results.report import Report
 from llmserve.core.events import (
     Dispatched,
     Event,
@@ -22,6 +28,7 @@ from llmserve.core.events import (
 from llmserve.core.knobs import SPECS
 from llmserve.lab import run_virtual, simulate
 from llmserve.lab.simulation import SimulationResult
+from llmserve.observe.window import Summary
 from support.examples import examples
 from support.random_loads import TURNS, RandomLoad, random_loads
 from support.whole_path import through_service
@@ -84,14 +91,6 @@ def check_columns(result: SimulationResult, expected: list[Row], *, times: bool)
         assert got == [row["times"] for row in expected]
 
 
-def gaps_of(expected: list[Row]) -> dict[float, int]:
-    counted: dict[float, int] = defaultdict(int)
-    for row in expected:
-        for before, after in zip(row["times"], row["times"][1:], strict=False):
-            counted[after - before] += 1
-    return counted
-
-
 def check_both(load: RandomLoad) -> None:
     whole = through_service(load.requests, load.knobs, **options(load))
     assert whole.failed is None
@@ -114,7 +113,7 @@ def check_both(load: RandomLoad) -> None:
     assert counted.report.e2e == run.report.e2e
     itl, told = counted.report.itl, run.report.itl
     assert (itl.n, itl.p50, itl.p90, itl.p99) == (told.n, told.p50, told.p90, told.p99)
-    assert itl.n == sum(gaps_of(expected).values())
+    assert itl.n == sum(max(0, len(row["times"]) - 1) for row in expected)
 
 
 @given(load=random_loads())
@@ -123,3 +122,103 @@ def test_the_fast_path_and_the_service_have_the_same_events_at_the_same_times(
     load: RandomLoad,
 ) -> None:
     check_both(load)
+
+
+@pytest.mark.long
+@given(load=random_loads(120))
+@settings(max_examples=examples(30))
+def test_crowds_have_the_same_events_at_the_same_times_too(load: RandomLoad) -> None:
+    check_both(load)
+
+
+LOADS: dict[str, tuple[Workload, dict[str, object]]] = {
+    "poisson": (Workload(rate=40, requests=60, max_tokens=(1, 40), seed=3), {"max_num_seqs": 4}),
+    "constant, in step with the engine": (
+        Workload(rate=100, process="constant", requests=60, prompt_tokens=16, max_tokens=(1, 9)),
+        {"max_num_seqs": 4, "max_active": 4},
+    ),
+    "bursts, most of them refused": (
+        Workload(rate=200, process="gamma", requests=90, max_tokens=20, ttft_slo_ms=100, seed=2),
+        {"max_num_seqs": 4, "queue_max": 6, "admission_slo": "refuse"},
+    ),
+    "a closed loop": (Workload(concurrency=9, requests=50, max_tokens=(1, 30)), {}),
+    "a closed loop that is refused": (
+        Workload(concurrency=9, duration_s=1.5, max_tokens=(1, 30)),
+        {"max_num_seqs": 2, "queue_mode": "reject"},
+    ),
+    "more clients than may wait": (
+        Workload(concurrency=30, requests=60, max_tokens=9), {"max_num_seqs": 2, "queue_max": 5},
+    ),
+    "shared prefixes": (
+        Workload(rate=60, requests=60, prompt_tokens=100, prefix_tokens=70, prefix_groups=3,
+                 max_tokens=(1, 40)),
+        {},
+    ),
+    "chats": (
+        Workload(rate=20, requests=20, prompt_tokens=(5, 40), max_tokens=(1, 40), turns=(1, 4),
+                 think_s=0.05, seed=1),
+        {"max_num_seqs": 4},
+    ),
+    "chats that think of nothing": (
+        Workload(concurrency=4, requests=12, prompt_tokens=20, max_tokens=12, turns=3),
+        {"policy": "shortest_first"},
+    ),
+    "kinds of tenants": (
+        Workload(rate=80, requests=80, seed=5, mix={
+            "small": Kind(weight=3, prompt_tokens=8, max_tokens=(1, 20), tenant="a"),
+            "large": Kind(prompt_tokens=200, max_tokens=30, tenant="b", priority=1,
+                          ttft_slo_ms=400),
+        }),
+        {"policy": "fair_share", "tenant_weights": "a:3", "max_num_seqs": 3},
+    ),
+}  # fmt: skip
+ENGINES: dict[str, dict[str, Any]] = {
+    "roomy": {},
+    "scarce, with jitter": {"kv_capacity_tokens": 480, "jitter": 0.2, "seed": 4},
+    "small blocks": {"block_size": 4, "kv_capacity_tokens": 2000, "decode_token_ms": 0.3},
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", LOADS)
+def test_a_load_has_the_report_that_the_bench_driver_measures(name: str, engine: str) -> None:
+    load, knobs = LOADS[name]
+    load = replace(load, same_prompts=True)
+    whole = through_service(load, knobs, **ENGINES[engine])
+    events: list[Event] = []
+    run = run_virtual(load, knobs, fold=events.append, **ENGINES[engine])
+    assert events == whole.events
+    assert run.report == whole.report
+    counted = simulate(load, knobs, **ENGINES[engine])
+    assert whole.report is not None
+    check_report(counted.report, whole.report)
+    assert len(counted.requests()) == counted.report.sent
+    assert counted.steps == len(run.records)
+
+
+def check_report(mine: Report, theirs: Report) -> None:
+    """Equal, but for the order in which gaps were summed up."""
+    for name in Report.__struct_fields__:
+        got, told = getattr(mine, name), getattr(theirs, name)
+        if name == "itl":
+            assert got.mean == pytest.approx(told.mean, rel=1e-12)
+            got, told = (replace_mean(one) for one in (got, told))
+        if name == "timeline":
+            assert [list(flat(one)) for one in got] == [
+                pytest.approx(list(flat(one)), rel=1e-9, nan_ok=True) for one in told
+            ]
+        elif name == "quantiles":
+            assert got.keys() == told.keys()
+            for part in got:
+                assert got[part] == pytest.approx(told[part], rel=1e-12), part
+        else:
+            assert got == told, name
+
+
+def replace_mean(summary: Summary) -> Summary:
+    return msgspec.structs.replace(summary, mean=None)
+
+
+def flat(moment: Moment) -> Iterator[float]:
+    yield from (moment.t_s, moment.tokens_per_s)
+    yield math.nan if moment.ttft_s is None else moment.ttft_s

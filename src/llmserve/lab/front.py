@@ -97,9 +97,10 @@ class SimulatedFront:
         publisher: Publisher | None = None,
         sink: Callable[..., None] | None = None,
         keep_times: bool = False,
+        read: bool = True,
     ) -> None:
         """With a publisher and a sink all events are published; without them the engine counts
-        what it can count."""
+        what it can count. Not `read` where nobody reads replies."""
         self.policy_error: PolicyError | None = None
         self.sent = 0
         self._agenda, self.board, self._ends = agenda, board, ends
@@ -107,7 +108,7 @@ class SimulatedFront:
         self._publisher = publisher
         self._keep_times = keep_times
         counted = publisher is None and not keep_times
-        self.engine = SteppedSimulator(setup, agenda, self, sink=sink, lockstep=counted)
+        self.engine = SteppedSimulator(setup, agenda, self, sink=sink, lockstep=counted, read=read)
         info = self.engine.info
         self.scheduler = Scheduler(0, self._terms)
         self._alarm = AgendaTimer(self._pump, ())

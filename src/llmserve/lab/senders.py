@@ -11,7 +11,7 @@ from functools import partial
 from typing import Protocol
 
 from llmserve.bench.load.prompts import prompt_of
-from llmserve.bench.load.workload import Arrival, Load
+from llmserve.bench.load.workload import Arrival, Load, Workload
 from llmserve.bench.results.report import CLIENT_LIMIT
 from llmserve.bench.run.driver import BACK_OFF_S, MAX_OUTSTANDING, maker, run_salt
 from llmserve.core.agenda import Agenda
@@ -19,6 +19,11 @@ from llmserve.core.types import Request
 from llmserve.core.validation import mistyped, out_of
 from llmserve.engines.simulator.vocabulary import WordTokenizer
 from llmserve.lab.front import Simulated, SimulatedFront
+
+_SALT = 16
+"""A prompt's salt and more are within its first tokens."""
+_PROMPT_BITS = 14
+"""Salts have 48 bits, and a token 63."""
 
 Timed = Request | tuple[Request, float]
 """A request, or one with the time at which its client leaves."""
@@ -37,13 +42,15 @@ class LoadSender:
 
     def __init__(
         self, agenda: Agenda, front: SimulatedFront, load: Load, *, expect: Expect,
-        refuse: Callable[[float, str], object],
+        refuse: Callable[[float, str], object], spelt: bool = True,
     ) -> None:
         """expect: is told of each request before it is sent. refuse: takes in one that is not
-        sent, for too many are unanswered."""
+        sent, for too many are unanswered. Prompts that are not `spelt` are numbers, the same where
+        the words would be."""
         self._agenda, self._front, self._load = agenda, front, load
         self._expect, self._refuse = expect, refuse
         self._salt = run_salt(load)
+        self._spelt = spelt
         self._tokenizer = WordTokenizer()
         self._arrivals: Iterator[Arrival] = iter(())
         self._begun: set[int] = set()
@@ -122,7 +129,10 @@ class LoadSender:
     def _prepare(
         self, arrival: Arrival, history: tuple[int, ...] = ()
     ) -> Callable[[float], Request]:
-        prompt = prompt_of(self._tokenizer, arrival, self._salt, history)
+        if self._spelt:
+            prompt = prompt_of(self._tokenizer, arrival, self._salt, history)
+        else:
+            prompt = _numbers(arrival, self._salt)
         return maker(arrival, prompt, self._new_id)
 
     def _new_id(self) -> str:
@@ -162,6 +172,21 @@ class LoadSender:
         ended = partial(self._answered, arrival, turn, then)
         if self._front.submit(request, ended) is None:
             then(False)
+
+
+def reads_replies(load: object, block_size: int) -> bool:
+    """Whether words matter in it: those of chats, for their next turns hold them, and of prompts
+    of which a block may be too short to be unlike any other."""
+    alone = isinstance(load, Workload) and all(kind.turns == 1 for kind in load.kinds.values())
+    return not alone or block_size < _SALT
+
+
+def _numbers(arrival: Arrival, run_salt: int) -> tuple[int, ...]:
+    shared = arrival.prefix_tokens
+    head = (arrival.prefix_salt ^ run_salt) << _PROMPT_BITS
+    own = (arrival.salt ^ run_salt) << _PROMPT_BITS
+    numbers = range(own, own + arrival.prompt_tokens - shared)
+    return (*range(head, head + shared), *numbers) if shared else tuple(numbers)
 
 
 class RequestSender:

@@ -29,7 +29,7 @@ from llmserve.engines.simulator.costs import StepCost
 from llmserve.engines.simulator.setup import SimulatorSetup
 from llmserve.lab.columns import COUNTS, TIMES, Columns
 from llmserve.lab.front import Ends, SimulatedFront
-from llmserve.lab.senders import Expect, LoadSender, RequestSender, Timed
+from llmserve.lab.senders import Expect, LoadSender, RequestSender, Timed, reads_replies
 from llmserve.observe.requests import RequestRow
 from llmserve.scheduling.user_policy import Choice, try_out
 from llmserve.serving.publisher import Publisher, publish_step
@@ -59,22 +59,25 @@ class Simulation:
         terms: Mapping[str, Terms] | None = None,
         keep_times: bool = False,
         bus: EventBus | None = None,
+        read: bool = True,
     ) -> None:
-        """bus: all events are published on it, where there is one."""
+        """bus: all events are published on it, where there is one. Not `read` where words do not
+        matter."""
         if policy is not None:
             try_out(policy)
         began = _read(knobs, policy)
         turns = [(_AT.read(when), values, _read(values, policy)) for when, values in changes]
         self.agenda = agenda = Agenda()
         self.front = SimulatedFront(
-            agenda, setup, KnobBoard(began), ends, terms=terms, keep_times=keep_times,
+            agenda, setup, KnobBoard(began), ends, terms=terms, keep_times=keep_times, read=read,
             publisher=None if bus is None else Publisher(bus, agenda),
             sink=None if bus is None else partial(publish_step, bus),
         )  # fmt: skip
+        self._read = read
         if policy is not None:
             self.front.use_policy(policy)
-        for when, values, read in turns:
-            agenda.at(when, agenda.soon, self.front.set_knobs, values.keys(), read, "simulate")
+        for when, values, turned in turns:
+            agenda.at(when, agenda.soon, self.front.set_knobs, values.keys(), turned, "simulate")
 
     def sender_of(
         self, load: Load | Iterable[Timed], *, expect: Expect,
@@ -82,7 +85,9 @@ class Simulation:
     ) -> LoadSender | RequestSender:  # fmt: skip
         if isinstance(load, Iterable):
             return RequestSender(self.agenda, self.front, load)
-        return LoadSender(self.agenda, self.front, load, expect=expect, refuse=refuse)
+        return LoadSender(
+            self.agenda, self.front, load, expect=expect, refuse=refuse, spelt=self._read
+        )
 
     def run(self, sender: LoadSender | RequestSender) -> None:
         """Run to the end. PolicyError where a function of the user's own fails on the way."""
@@ -176,8 +181,9 @@ def simulate(
     columns = Columns(parse_slo(slo), each=each, tick=waiting if progress else None)
     setup = read_options(cost, engine)
     simulation = Simulation(
-        setup, knobs, columns, policy=policy, changes=changes, terms=terms, keep_times=token_times
-    )
+        setup, knobs, columns, policy=policy, changes=changes, terms=terms,
+        keep_times=token_times, read=reads_replies(load, setup.block_size),
+    )  # fmt: skip
     sender = simulation.sender_of(load, expect=columns.expect, refuse=columns.refused)
     outcome = "failed"
     try:

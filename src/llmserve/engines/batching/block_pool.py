@@ -32,11 +32,6 @@ class BlockPool:
         return self.blocks - self.free
 
     @property
-    def shelf(self) -> OrderedDict[bytes, int]:
-        """Shelved blocks by their keys, the least recently used first."""
-        return self._shelf
-
-    @property
     def shelved(self) -> KeysView[bytes]:
         """The least recently used first."""
         return self._shelf.keys()
@@ -69,6 +64,11 @@ class BlockPool:
         owned.reverse()
         self._free += owned
         owned.clear()
+
+    def shelve(self, key: bytes, block: int) -> None:
+        """Free an owned block, keeping its KV under a new key, now the most recently used."""
+        assert key not in self._shelf, "shelved twice"
+        self._shelf[key] = block
 
     def touch(self, key: bytes) -> bool:
         """This key is now the most recently used; False where it is not shelved."""

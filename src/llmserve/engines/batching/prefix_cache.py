@@ -150,13 +150,11 @@ class PrefixCache:
         if self.late:
             for key in [key for key in (b"", *seq.keys) if key in self.late]:
                 self.catch_up(key)
-        keys, owned, shelf, holders = seq.keys, seq.blocks, self._pool.shelf, self._holders
+        pool, holders = self._pool, self._holders
         for index in range(blocks - 1, -1, -1):
-            key = keys[index]
-            if key in shelf:
-                shelf.move_to_end(key)
-            elif key not in holders or self._source(key, index) is None:
-                shelf[key] = owned.pop(index)
+            key = seq.keys[index]
+            if not pool.touch(key) and (key not in holders or self._source(key, index) is None):
+                pool.shelve(key, seq.blocks.pop(index))
                 if self._moving:
                     self.moves.append(Keep(key, seq.id, index))
 

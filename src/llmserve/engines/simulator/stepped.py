@@ -24,7 +24,13 @@ from llmserve.engines.batching.step_planner import StepPlanner
 from llmserve.engines.limits import clamp
 from llmserve.engines.simulator.engine import MAX_LATE_S, SETTLE_S, SETTLE_TURNS
 from llmserve.engines.simulator.setup import SimulatorSetup, StepTimes
-from llmserve.engines.simulator.vocabulary import piece, voice, words
+from llmserve.engines.simulator.vocabulary import (
+    piece,
+    stand_in_voice,
+    stand_ins,
+    voice,
+    words,
+)
 from llmserve.engines.stop_strings import StopStrings
 
 _MOST_ALIKE = 1_000_000
@@ -37,6 +43,8 @@ class SteppedReply:
     """A request in the engine."""
 
     seq: sequence.Sequence
+    read: bool
+    """Somebody may read its words, if only a cache that meets them in a prompt."""
     voice: int | None = None
     drawn: int = 0
     """So many tokens of the reply are written into the sequence; the others are zeros."""
@@ -53,9 +61,10 @@ class SteppedReply:
         seq = self.seq
         generated = seq.generated
         if generated > self.drawn:
+            speak, draw = (voice, words) if self.read else (stand_in_voice, stand_ins)
             if self.voice is None:
-                self.voice = voice(seq.request.prompt_ids, seq.request.sampling.seed)
-            seq.tokens[seq.prompt_tokens + self.drawn :] = words(self.voice, self.drawn, generated)
+                self.voice = speak(seq.request.prompt_ids, seq.request.sampling.seed)
+            seq.tokens[seq.prompt_tokens + self.drawn :] = draw(self.voice, self.drawn, generated)
             self.drawn = generated
 
     @property
@@ -110,9 +119,12 @@ class SteppedSimulator:
         *,
         sink: StepSink | None = None,
         lockstep: bool = True,
+        read: bool = True,
     ) -> None:
+        """Not `read` where no prompt holds words of a reply, and no reply ends at a stop."""
         assert not (lockstep and sink), "a group has no rows to record"
         self._agenda, self._listener, self._sink = agenda, listener, sink
+        self._read = read
         self.info = setup.info()
         self._times = StepTimes(setup)
         self._planner, self._lockstep = _planners(setup, self._fill, lockstep)
@@ -142,7 +154,7 @@ class SteppedSimulator:
 
     def add(self, request: Request) -> SteppedReply:
         seq = self._planner.add(request, self._agenda.now())
-        reply = self._replies[request.id] = SteppedReply(seq)
+        reply = self._replies[request.id] = SteppedReply(seq, self._read)
         sampling = request.sampling
         if sampling.stop or sampling.stop_token_ids:
             reply.voice = voice(request.prompt_ids, sampling.seed)

@@ -28,6 +28,7 @@ FOLLOWING = OPENING + len(WORDS)
 VOCABULARY = FOLLOWING + len(WORDS)
 
 _SPREAD, _STEP, _MIX = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_STAND_IN_VOICES = 2**42 - 1
 _FEW = 12
 """Fewer words are quicker one by one."""
 
@@ -91,10 +92,26 @@ def words(voice: int, first: int, end: int) -> list[int]:
         return [word(voice, position) for position in range(first, end)]
     import numpy as np
 
-    start = (voice * _SPREAD + (first + 1) * _STEP) % 2**64
-    mixed = np.arange(end - first, dtype=np.uint64) * np.uint64(_STEP) + np.uint64(start)
-    mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(_MIX) >> np.uint64(33)
-    found: list[int] = (mixed % np.uint64(len(WORDS)) + np.uint64(FOLLOWING)).tolist()
+    start = np.uint64((voice * _SPREAD + (first + 1) * _STEP) % 2**64)
+    mixed = np.arange(end - first, dtype=np.uint64)
+    mixed *= np.uint64(_STEP)
+    mixed += start
+    mixed ^= mixed >> np.uint64(31)
+    mixed *= np.uint64(_MIX)
+    mixed >>= np.uint64(33)
+    mixed %= np.uint64(len(WORDS))
+    mixed += np.uint64(FOLLOWING)
+    found: list[int] = mixed.tolist()
     if not first:
         found[0] -= FOLLOWING - OPENING
     return found
+
+
+def stand_in_voice(prompt_ids: Sequence[int], seed: int | None) -> int:
+    return hash((prompt_ids, seed)) & _STAND_IN_VOICES
+
+
+def stand_ins(voice: int, first: int, end: int) -> list[int]:
+    """Numbers in place of words that nobody reads: equal for the same reply, and for no other."""
+    start = (voice << 20) + first
+    return list(range(start, start + end - first))
