@@ -30,7 +30,7 @@ TIMED_NOTEBOOKS := $(addprefix notebooks/,06_dashboard.ipynb 07_benchmark.ipynb)
 
 .PHONY: help lab test test-long venv dev lint unit serial notebooks browser widgets system \
   vllm vllm-packages vllm-cpu vllm-test vllm-contract gpu-check gpu-wheels \
-  bench-torch bench-cold bench-vllm bench-peers clean
+  bench-torch bench-cold bench-simulator bench-vllm bench-peers clean
 
 help:
 	@echo 'make lab    install and open JupyterLab on the quickstart (ARGS="--no-browser --port 8899")'
@@ -41,6 +41,7 @@ help:
 	@echo 'make vllm-contract VERSION=0.33.0   which private names that release of vLLM holds'
 	@echo 'make bench-torch           what the torch engine reaches on this machine'
 	@echo 'make bench-cold            how long the first reply takes, beside import torch'
+	@echo 'make bench-simulator       how many requests a simulation takes a second, and its memory'
 	@echo 'make bench-peers           the engines beside transformers and vLLM, into docs/benchmarks.md'
 	@echo 'make gpu-check             what only a GPU can show, in ten minutes, into a table'
 	@echo 'make gpu-wheels            what a bare machine with a GPU needs for that, into build/gpu-wheels'
@@ -175,6 +176,9 @@ bench-torch: $(VENV)/.dev
 
 bench-cold: $(VENV)/.dev
 	cd tests && ../$(PY) -m benchmarks.cold_start $(ARGS)
+
+bench-simulator: $(VENV)/.dev
+	cd tests && ../$(PY) -m benchmarks.simulator_speed $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VLLM) .venv-peers build dist widgets/node_modules src/llmserve/dashboard/static .mypy_cache .ruff_cache \

@@ -20,8 +20,6 @@ from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 
-from llmserve.lab.simulate import StepCost, run_virtual
-
 from benchmarks.page import write_section
 from benchmarks.servers import KEY, free_port, llmserve, machine, running
 from llmserve.bench.load.workload import Workload
@@ -31,6 +29,7 @@ from llmserve.bench.run.client import Client
 from llmserve.bench.run.driver import Bench
 from llmserve.bench.run.http_target import HttpTarget
 from llmserve.core.clock import MonotonicClock
+from llmserve.lab import StepCost, simulate
 from llmserve.models import bundled_path
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +53,7 @@ def figures_of(report: Report) -> Figures:
 
 def truth(load: Workload) -> Figures:
     cost = StepCost(prefill_ms=PREFILL_MS, decode_ms=DECODE_MS)
-    return figures_of(run_virtual(load, cost=cost).report)
+    return figures_of(simulate(load, cost=cost).report)
 
 
 def ours(url: str, model: str, load: Workload) -> Figures:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from llmserve.lab.simulate import Run, run_virtual, sweep
 
 from llmserve.bench.load.workload import Workload
 from llmserve.core.knobs import KnobError, Knobs
 from llmserve.core.types import Request
 from llmserve.engines.simulator.costs import StepCost
+from llmserve.lab import Run, run_virtual, sweep
 from llmserve.scheduling.user_policy import Choice, LedgerView, PolicyError
 
 CLASSIC = Workload(concurrency=64, requests=64, prompt_tokens=16, max_tokens=32)

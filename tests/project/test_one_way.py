@@ -30,6 +30,6 @@ def test_a_knobs_value_is_checked_only_where_it_comes_in() -> None:
         "entrypoints/session/serve.py",  # the first values
         "serving/service.py",  # cells, magics, sliders, HTTP
         "lab/settings.py",  # a comparison's and a sweep's, before anything runs
-        "lab/simulate.py",
+        "lab/simulation.py",
         "lab/remote.py",  # what another server says
     }

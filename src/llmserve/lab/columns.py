@@ -116,10 +116,11 @@ class Columns:
         return {name: np.frombuffer(column, column.typecode)[order] for name, column in kept}
 
     def report(
-        self, workload: str, *, kv_blocks: int, expected: bool, same_prompts: bool, lags: int
-    ) -> Report:
-        """`expected`: whether it is known how many prompt tokens a cache may have had."""
-        sums, times = self._sums, self._seconds()
+        self, workload: str, arrays: dict[str, NDArray[Any]], *, kv_blocks: int, expected: bool,
+        same_prompts: bool, lags: int,
+    ) -> Report:  # fmt: skip
+        """arrays: its own. expected: it is known how many prompt tokens a cache may have had."""
+        sums, times = self._sums, self._seconds(arrays)
         tokens, budget, rows, cap, preempted = self._fill
         began, ended = self._began, max(self._began, self._ended_s)
         firsts = times["firsts"]
@@ -158,11 +159,10 @@ class Columns:
             timeline=curves.timeline(firsts, self.gap_log.timed(), began, ended),
         )
 
-    def _seconds(self) -> dict[str, NDArray[np.float64]]:
+    def _seconds(self, columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
         """What is summed up of the times: of all first tokens, and of good ends."""
         import numpy as np
 
-        columns = self.arrays()
         arrival, first, ended = (columns[name] for name in ("arrival", "first_token", "ended"))
         tokens = columns["completion_tokens"]
         good = np.isin(columns["reason"], [self._names["reason"].get(one, -1) for one in _GOOD])

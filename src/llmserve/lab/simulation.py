@@ -239,14 +239,15 @@ def _result(
     front: SimulatedFront, columns: Columns, setup: SimulatorSetup,
     load: Load | Iterable[Timed], sender: LoadSender | RequestSender,
 ) -> SimulationResult:  # fmt: skip
+    arrays = columns.arrays()
     report = columns.report(
         "requests as given" if isinstance(load, Iterable) else str(load),
+        arrays,
         kv_blocks=setup.kv_blocks,
         expected=not isinstance(load, Iterable),
         same_prompts=isinstance(load, Iterable) or load.same_prompts,
         lags=sender.lags,
     )
-    arrays = columns.arrays()
     return SimulationResult(
         knobs=front.board.current,
         report=report,
