@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from benchmarks.page import write_section
@@ -25,6 +26,7 @@ from llmserve.bench.results.intervals import interval
 from llmserve.lab import simulate
 from support.whole_path import through_service
 
+PAGE = Path(__file__).parents[2] / "docs" / "simulation.md"
 HOUR = Workload(rate=23_608 / 3600, requests=23_608, prompt_tokens=(64, 512), max_tokens=(8, 128))
 PATIENT: dict[str, object] = {
     "queue_max": 100_000, "queue_timeout_s": 86_400, "request_timeout_s": 86_400,
@@ -148,12 +150,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--memory", type=int, nargs="*", default=[100_000])
-    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="into docs/simulation.md")
     args = parser.parse_args()
     lines = page(args)
     print("\n".join(lines))
     if args.write:
-        write_section("simulator-speed", lines)
+        write_section("simulator-speed", lines, PAGE)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,21 @@ def test_an_hour_of_virtual_sleep_ends_exactly_then() -> None:
     assert clock.run(main()) == pytest.approx([3600.0, 0.25, 1800.5], abs=1e-9)
 
 
+def test_timers_of_one_time_fire_in_the_order_in_which_they_were_set() -> None:
+    clock, said = VirtualClock(), list[int]()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for number in range(50):
+            loop.call_at(0.1 + 0.2, said.append, number)
+            loop.call_at(0.1, said.append, -1).cancel()
+        await clock.sleep_until(1e9 + 0.1)
+
+    clock.run(main())
+    assert said == list(range(50))
+    assert clock.now() == 1e9 + 0.1  # to the last bit, however far
+
+
 def test_virtual_time_says_when_everything_waits_for_nothing() -> None:
     async def stuck() -> None:
         await asyncio.Event().wait()

@@ -34,7 +34,12 @@ class AgendaTimer:
         return False  # only where one timer is in the heap twice
 
     def cancel(self) -> None:
-        self.when = NEVER
+        """Also where it is due in this very turn and was not called yet."""
+        self.when, self.number = NEVER, 0
+
+    def fire(self, number: int) -> None:
+        if self.number == number:  # neither taken back nor set anew since it became due
+            self.callback(*self.args)
 
 
 class Agenda(VirtualClock):
@@ -105,9 +110,9 @@ class Agenda(VirtualClock):
                 if when > self._now:
                     self._now = when
             while heap and heap[0][0] <= self._now and self.horizon <= self._now:
-                timer = heapq.heappop(heap)[2]
+                _, number, timer = heapq.heappop(heap)
                 timer.when = timer.queued = NEVER
-                ready.append((timer.callback, timer.args))
+                ready.append((timer.fire, (number,)))
             for _ in range(len(ready)):
                 callback, args = ready.popleft()
                 callback(*args)

@@ -21,7 +21,7 @@ from llmserve.bench.results.slo import Slo, parse_slo
 from llmserve.core.agenda import Agenda
 from llmserve.core.events import EventBus
 from llmserve.core.knobs import KnobBoard, KnobError, Knobs
-from llmserve.core.progress import Waiting
+from llmserve.core.progress import SHOWN_AFTER_S, Waiting
 from llmserve.core.tenants import Terms
 from llmserve.core.validation import Bounds
 from llmserve.engines.base import no_option
@@ -177,7 +177,9 @@ def simulate(
     Raises KnobError for a bad knob, PolicyError for a bad function, ValueError for another wrong
     value, RuntimeError where the run can make no progress.
     """
-    waiting = Waiting(lambda: f"simulating, {columns.ended_count:,} requests so far")
+    waiting = Waiting(
+        lambda: f"simulating, {columns.ended_count:,} requests so far", after_s=SHOWN_AFTER_S
+    )
     columns = Columns(parse_slo(slo), each=each, tick=waiting if progress else None)
     setup = read_options(cost, engine)
     simulation = Simulation(
