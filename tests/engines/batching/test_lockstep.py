@@ -61,6 +61,7 @@ class Pair:
         assert full + [row.seq.id for row in group.rows if row.samples and row.seq.full] == done
         for request_id in done:
             self.remove(request_id)
+        assert list(self.plain.pool.shelved) == list(self.group.pool.shelved)
         return True
 
     def _compare(self, plain: Plan, group: Plan) -> None:

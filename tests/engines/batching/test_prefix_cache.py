@@ -9,12 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmserve.engines.batching.block_pool import BlockPool
-from llmserve.engines.batching.prefix_cache import Drop, Keep, Reuse, next_key
+from llmserve.engines.batching.prefix_cache import Drop, Keep, Reuse, next_keys
 from support.stepping import Stepper
 
 
 def run(**options: object) -> Stepper:
     return Stepper(prefix_caching=True, **options)  # type: ignore[arg-type]  # its own keywords
+
+
+def next_key(before: bytes, tokens: list[int]) -> bytes:
+    """Of one block."""
+    return next_keys(before, tokens, len(tokens))[0]
 
 
 def cached(stepper: Stepper) -> int:

@@ -61,8 +61,13 @@ NOTHING = Match((), False)
 _TOKEN_BYTES = 8
 
 
-def next_key(before: bytes, tokens: list[int]) -> bytes:
-    return sha256(before + array("q", tokens).tobytes()).digest()
+def next_keys(before: bytes, tokens: list[int], size: int) -> list[bytes]:
+    """Keys of full blocks of tokens, behind the block with the key before."""
+    width, raw, keys = size * _TOKEN_BYTES, array("q", tokens).tobytes(), list[bytes]()
+    for start in range(0, len(raw), width):
+        before = sha256(before + raw[start : start + width]).digest()
+        keys.append(before)
+    return keys
 
 
 class PrefixCache:
@@ -119,8 +124,7 @@ class PrefixCache:
         if seq.cached is None:
             seq.cached = seq.computed
         self._extend(seq, len(seq.tokens) // self._pool.block_size)
-        for key in seq.keys:
-            self._holders.setdefault(key, {})[seq.id] = seq
+        self._hold(seq, 0)
 
     def grow(self, seq: Sequence) -> None:
         """Note that a running sequence has computed more."""
@@ -128,21 +132,32 @@ class PrefixCache:
         if full <= known or not self.enabled:
             return
         self._extend(seq, full)
-        for key in seq.keys[known:]:
-            self._holders.setdefault(key, {})[seq.id] = seq
+        self._hold(seq, known)
 
     def leave(self, seq: Sequence, *, keep: bool) -> None:
         """Free a running sequence's blocks. What nobody else has computed goes to the shelf, its
         end as the first to be taken again."""
         if self.enabled:
+            holders, own = self._holders, seq.id
             for key in seq.keys:
-                holders = self._holders[key]
-                del holders[seq.id]
-                if not holders:
-                    del self._holders[key]
+                others = holders[key]
+                if len(others) == 1:  # it is the one
+                    del holders[key]
+                else:
+                    del others[own]
             if keep:
                 self._shelve(seq, seq.computed // self._pool.block_size)
         self._pool.give_back(seq.blocks)
+
+    def _hold(self, seq: Sequence, first: int) -> None:
+        """Note that it holds the blocks of its keys from this one on."""
+        holders, own = self._holders, seq.id
+        for key in seq.keys[first:] if first else seq.keys:
+            others = holders.get(key)
+            if others is None:
+                holders[key] = {own: seq}
+            else:
+                others[own] = seq
 
     def _shelve(self, seq: Sequence, blocks: int) -> None:
         """Keep so many of its blocks, but those that others have too."""
@@ -150,11 +165,12 @@ class PrefixCache:
         if self.late:
             for key in [key for key in (b"", *seq.keys) if key in self.late]:
                 self.catch_up(key)
-        pool, holders = self._pool, self._holders
+        touch, shelve, holders = self._pool.touch, self._pool.shelve, self._holders
+        keys, owned = seq.keys, seq.blocks
         for index in range(blocks - 1, -1, -1):
-            key = seq.keys[index]
-            if not pool.touch(key) and (key not in holders or self._source(key, index) is None):
-                pool.shelve(key, seq.blocks.pop(index))
+            key = keys[index]
+            if not touch(key) and (key not in holders or self._source(key, index) is None):
+                shelve(key, owned.pop(index))
                 if self._moving:
                     self.moves.append(Keep(key, seq.id, index))
 
@@ -192,8 +208,5 @@ class PrefixCache:
             return
         if self._fill is not None:
             self._fill(seq)
-        key, width = seq.keys[-1] if known else b"", size * _TOKEN_BYTES
-        raw = array("q", seq.tokens[known * size : blocks * size]).tobytes()
-        for start in range(0, len(raw), width):
-            key = sha256(key + raw[start : start + width]).digest()
-            seq.keys.append(key)
+        before = seq.keys[-1] if known else b""
+        seq.keys += next_keys(before, seq.tokens[known * size : blocks * size], size)
