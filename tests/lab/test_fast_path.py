@@ -26,7 +26,9 @@ from llmserve.core.events import (
     TokensEmitted,
 )
 from llmserve.core.knobs import SPECS
+from llmserve.core.types import Request, SamplingParams
 from llmserve.lab import run_virtual, simulate
+from llmserve.lab.senders import Timed
 from llmserve.lab.simulation import SimulationResult
 from llmserve.observe.window import Summary
 from support.examples import examples
@@ -38,6 +40,11 @@ Row = dict[str, Any]
 
 def test_every_knob_is_among_those_that_are_tried() -> None:
     assert TURNS.keys() == SPECS.keys()
+
+
+def plain(id: str, arrival: float, tokens: int) -> Request:
+    sampling = SamplingParams(max_tokens=tokens)
+    return Request(id=id, prompt_ids=(1, 2, 3), sampling=sampling, arrival=arrival)
 
 
 def options(load: RandomLoad) -> dict[str, Any]:
@@ -113,6 +120,8 @@ def check_both(load: RandomLoad) -> None:
     assert counted.report.e2e == run.report.e2e
     itl, told = counted.report.itl, run.report.itl
     assert (itl.n, itl.p50, itl.p90, itl.p99) == (told.n, told.p50, told.p90, told.p99)
+    if told.mean is not None:  # so each gap is right
+        assert itl.mean == pytest.approx(told.mean, rel=1e-12)
     assert itl.n == sum(max(0, len(row["times"]) - 1) for row in expected)
 
 
@@ -122,6 +131,25 @@ def test_the_fast_path_and_the_service_have_the_same_events_at_the_same_times(
     load: RandomLoad,
 ) -> None:
     check_both(load)
+
+
+BINARY: dict[str, Any] = {"prefill_ms": 31.25, "decode_ms": 15.625}
+"""Steps end at whole 64ths of a second, which floats hold."""
+
+
+def test_one_that_times_out_in_the_turn_of_its_token_is_not_counted_as_served() -> None:
+    """The alarm is set during the step, so it rings behind the step's end."""
+    requests: list[Timed] = [plain("r0", 0.0, 50), plain("r1", 0.08, 5)]
+    check_both(RandomLoad(requests, {"request_timeout_s": 6 / 64}, None, [], {}, BINARY))
+
+
+@pytest.mark.parametrize("late_s", [-1e-9, 0.0, 4e-7, 1e-6, 2e-6])
+def test_an_arrival_just_behind_a_steps_end_is_in_the_next_step(late_s: float) -> None:
+    requests: list[Timed] = [plain("r0", 0.0, 50), plain("r1", 4 / 64 + late_s, 5)]
+    load = RandomLoad(requests, {}, None, [], {}, BINARY)
+    check_both(load)
+    first_tokens = simulate(requests, **BINARY).columns["first_token"]
+    assert first_tokens[1] == (7 / 64 if late_s < 1e-6 else 8 / 64)
 
 
 @pytest.mark.long
