@@ -9,6 +9,7 @@ from itertools import pairwise
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
 from llmserve.core.types import Chunk, Request
 from llmserve.engines.base import Deliver, EngineError, EngineInfo
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 
 
 class ByteTokenizer:
@@ -18,7 +19,9 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode(errors="replace")
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]:
         return self.encode("".join(f"{m['role']}:{m['content']}\n" for m in messages))
 
 

@@ -15,11 +15,12 @@ from llmserve.core.events import RejectReason
 from llmserve.core.knobs import KnobError
 from llmserve.core.types import Chunk, ParamError, Request, SamplingParams, TokenLogprob
 from llmserve.engines.base import EngineError, EngineInfo
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 from llmserve.entrypoints.http import prompts, protocol
 from llmserve.entrypoints.http.errors import ApiError, as_api_error
 from llmserve.entrypoints.http.logprobs import TokenTexts, chat_logprobs
 from llmserve.entrypoints.http.merged_streams import TaggedChunk, arrivals
-from llmserve.entrypoints.http.responses import ChatReply, CompletionReply, Head
+from llmserve.entrypoints.http.replies import ChatReply, CompletionReply, Head
 from llmserve.scheduling.admission import Rejected
 from llmserve.serving.requests import ContextExceeded
 from llmserve.serving.stream import Refused, RequestTimeout, Stream
@@ -37,7 +38,9 @@ class Letters:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]:
         return self.encode("|".join(f"{m['role']}:{m['content']}" for m in messages))
 
 
@@ -136,7 +139,9 @@ def test_more_messages_than_tokens_are_too_long_unread() -> None:
 
 def test_messages_without_text_are_counted_by_what_the_template_makes_of_them() -> None:
     class NeverAsked(Letters):
-        def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]:
             raise AssertionError("it would take as long as the messages are many")
 
     messages = [protocol.Message("user", "")] * (100 * 128 // len("user") + 1)

@@ -10,6 +10,7 @@ from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Knobs
 from llmserve.core.types import Chunk, Request
 from llmserve.engines.base import Deliver, EngineInfo, StepSink
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 
 
 class Letters:
@@ -21,7 +22,9 @@ class Letters:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]:
         return self.encode(str(messages[-1]["content"]))
 
 

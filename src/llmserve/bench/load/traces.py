@@ -21,8 +21,8 @@ from llmserve.bench.load.workload import MOST_WARM_UP, WARM_UP_CLIENTS, Arrival,
 from llmserve.core.bounds import BOUNDS
 from llmserve.core.events import Submitted
 from llmserve.core.validation import Bounds, real, shown, whole
-from llmserve.engines.base import Tokenizer
 from llmserve.engines.limits import MOST_TOKENS
+from llmserve.engines.tokenizer import Tokenizer
 from llmserve.observe.trace import TraceError, read_trace
 from llmserve.serving.requests import Sender, read_param
 

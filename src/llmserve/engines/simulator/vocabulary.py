@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 from llmserve.core.validation import wholes
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 
 _TEXT = """
     a above across all and another anchor at away bay beacon before began below bell bird boat
@@ -42,10 +43,13 @@ class WordTokenizer:
         )
         return raw.decode("utf-8", "replace")
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]:
         """ChatML, with the assistant's turn opened."""
         turns = [f"<|im_start|>{m.get('role')}\n{_content(m)}<|im_end|>\n" for m in messages]
-        return self.encode("".join(turns) + "<|im_start|>assistant\n")
+        opened = "<|im_start|>assistant\n" if options.add_generation_prompt else ""
+        return self.encode("".join(turns) + opened)
 
 
 def _content(message: Mapping[str, object]) -> str:

@@ -6,6 +6,8 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
+
 
 class VllmTokenizer:
     """A copy: the one that vLLM detokenises with may be in use in another thread."""
@@ -28,7 +30,9 @@ class VllmTokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]:
         from jinja2 import TemplateError
 
         if not messages:
@@ -38,8 +42,10 @@ class VllmTokenizer:
         try:
             ids: list[int] = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
-                add_generation_prompt=True,
+                tools=[dict(tool) for tool in options.tools] or None,
+                add_generation_prompt=options.add_generation_prompt,
                 return_dict=False,
+                **options.template_kwargs,
             )
         except (TemplateError, TypeError) as error:
             raise ValueError(f"the chat template refuses this: {error}") from error

@@ -12,14 +12,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmserve.entrypoints.http.auth import KeyGate
-from llmserve.entrypoints.http.completions import Generation
+from llmserve.entrypoints.http.chat import ChatRoute
+from llmserve.entrypoints.http.completions import CompletionRoute
 from llmserve.entrypoints.http.engine_api import EngineApi
 from llmserve.entrypoints.http.errors import SERVING_ERRORS, ApiError, ClientGone, as_api_error
 from llmserve.entrypoints.http.knobs import knob_routes
 from llmserve.entrypoints.http.lifecycle import lifecycle_routes
 from llmserve.entrypoints.http.models import model_routes
 from llmserve.entrypoints.http.monitoring import watch_routes
-from llmserve.entrypoints.http.protocol import ChatBody, CompletionBody
 from llmserve.entrypoints.http.response_cache import CacheOptions
 from llmserve.entrypoints.http.state import EndpointState
 from llmserve.observe import Telemetry
@@ -39,8 +39,8 @@ def build_app(
     served = EndpointState(service, cache)
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", Generation(served, ChatBody), methods=["POST"]),
-            Route("/v1/completions", Generation(served, CompletionBody), methods=["POST"]),
+            Route("/v1/chat/completions", ChatRoute(served), methods=["POST"]),
+            Route("/v1/completions", CompletionRoute(served), methods=["POST"]),
             *model_routes(served),
             *watch_routes(served, telemetry),
             *knob_routes(served),

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from llmserve.core.types import TokenLogprob
-from llmserve.engines.base import Tokenizer
+from llmserve.engines.tokenizer import Tokenizer
 
 _LOWEST = -9999.0
 """Sent instead of minus infinity, which JSON does not have; as OpenAI and vLLM do."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmserve.core.validation import mistyped
-from llmserve.engines.base import EngineInfo, Tokenizer
+from llmserve.engines.base import EngineInfo
+from llmserve.engines.tokenizer import Tokenizer
 from llmserve.entrypoints.http.errors import ApiError, invalid
 from llmserve.entrypoints.http.protocol import ChatBody, CompletionBody, Message, SamplingBody
 from llmserve.serving import requests

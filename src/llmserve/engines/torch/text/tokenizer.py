@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
+
 PLAIN = frozenset({
     "PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast",
 })
@@ -28,7 +30,9 @@ class ModelTokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]: ...
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]: ...
 
 
 def open_tokenizer(folder: Path, trust_remote_code: bool = False) -> ModelTokenizer:
@@ -72,8 +76,10 @@ class FolderTokenizer:
             text = self.backend.decode_batch([list(ids)], skip_special_tokens=True)[0]
         return text
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
-        text = render(self._template, self._words, messages)
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]:
+        text = render(self._template, self._words, messages, options)
         return self._ids(text, add_special_tokens=False)
 
     def _ids(self, text: str, **options: bool) -> list[int]:
@@ -107,14 +113,18 @@ class TransformersTokenizer:
         text: str = self._auto.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]:
         from jinja2 import TemplateError
 
         try:
             ids: list[int] = self._auto.apply_chat_template(
                 [dict(message) for message in messages],
-                add_generation_prompt=True,
+                tools=[dict(tool) for tool in options.tools] or None,
+                add_generation_prompt=options.add_generation_prompt,
                 return_dict=False,
+                **options.template_kwargs,
             )
         except (TemplateError, TypeError) as error:
             raise ValueError(f"the chat template refuses this: {error}") from error
@@ -158,7 +168,10 @@ def compile_template(source: str) -> Any:
 
 
 def render(
-    template: Any, words: Mapping[str, str], messages: Sequence[Mapping[str, object]]
+    template: Any,
+    words: Mapping[str, str],
+    messages: Sequence[Mapping[str, object]],
+    options: ChatOptions = PLAIN_CHAT,
 ) -> str:
     from jinja2 import TemplateError
 
@@ -169,10 +182,10 @@ def render(
     try:
         text: str = template.render(
             messages=[dict(message) for message in messages],
-            tools=None,
+            tools=[dict(tool) for tool in options.tools] or None,
             documents=None,
-            add_generation_prompt=True,
-            **words,
+            add_generation_prompt=options.add_generation_prompt,
+            **{**words, **options.template_kwargs},
         )
     except (TemplateError, TypeError) as error:
         raise ValueError(f"the chat template refuses this: {error}") from error

@@ -6,12 +6,14 @@ once per choice, and the text is encoded between the two halves.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from llmserve.core.types import Chunk, FinishReason, Outcome, TokenLogprob, Usage
+from llmserve.entrypoints.http.asgi import DONE
 from llmserve.entrypoints.http.logprobs import LegacyLogprobs, TokenTexts, chat_logprobs
 
 _encode = msgspec.json.encode
@@ -31,6 +33,11 @@ class Head(msgspec.Struct, frozen=True):
     model: str
 
 
+def new_head(id: str, model: str) -> Head:
+    # OpenAI's `created` is wall time; nothing of ours reckons with it
+    return Head(id, int(time.time()), model)
+
+
 class ReplyShape(Protocol):
     """One shape of answer."""
 
@@ -38,7 +45,9 @@ class ReplyShape(Protocol):
         """The SSE events of one chunk; empty when it has nothing to send yet."""
         ...
 
-    def usage_frame(self, usage: Usage) -> bytes: ...
+    def end(self, usage: Usage) -> bytes:
+        """The last SSE events of a stream."""
+        ...
 
     def whole(self, outcomes: Sequence[Outcome], usage: Usage) -> bytes: ...
 
@@ -64,8 +73,8 @@ class ChatReply:
             content["logprobs"] = chat_logprobs(chunk.logprobs, self._texts)
         return begin + self._frames.slow(_ended(content, chunk))
 
-    def usage_frame(self, usage: Usage) -> bytes:
-        return self._frames.usage(usage)
+    def end(self, usage: Usage) -> bytes:
+        return self._frames.end(usage)
 
     def whole(self, outcomes: Sequence[Outcome], usage: Usage) -> bytes:
         choices = [
@@ -100,8 +109,8 @@ class CompletionReply:
             content["logprobs"] = shape.of(chunk.logprobs)
         return self._frames.slow(_ended(content, chunk))
 
-    def usage_frame(self, usage: Usage) -> bytes:
-        return self._frames.usage(usage)
+    def end(self, usage: Usage) -> bytes:
+        return self._frames.end(usage)
 
     def whole(self, outcomes: Sequence[Outcome], usage: Usage) -> bytes:
         choices = [
@@ -128,6 +137,7 @@ class _Frames:
 
     def __init__(self, head: dict[str, Any], with_usage: bool, choice: _Choice) -> None:
         self._head = head
+        self._with_usage = with_usage
         self._rest: dict[str, Any] = {"usage": None} if with_usage else {}
         self._choice = choice
         self._halves: dict[int, tuple[bytes, bytes]] = {}
@@ -145,8 +155,10 @@ class _Frames:
     def slow(self, choice: dict[str, Any]) -> bytes:
         return event({**self._head, "choices": [choice], **self._rest})
 
-    def usage(self, usage: Usage) -> bytes:
-        return event({**self._head, "choices": [], "usage": _usage(usage)})
+    def end(self, usage: Usage) -> bytes:
+        if not self._with_usage:
+            return DONE
+        return event({**self._head, "choices": [], "usage": _usage(usage)}) + DONE
 
 
 def _chat_choice(index: int) -> dict[str, Any]:
