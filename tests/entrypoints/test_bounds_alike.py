@@ -216,7 +216,10 @@ def test_what_does_not_fit_behind_the_prompt_is_told_in_the_same_words(world: Wo
         error = post(world, path, prompt | asked)
         assert (error["code"], error["param"]) == ("context_length_exceeded", next(iter(prompt)))
         told.append(error["message"])
-    words = rf"\d+ prompt tokens and max_tokens={2**70} exceed the context of 8192 tokens"
+    words = (
+        r"This model's maximum context length is 8192 tokens, but the prompt has \d+ and "
+        rf"max_tokens asks for {2**70} more\. Shorten the prompt or the reply\."
+    )
     assert all(re.fullmatch(words, one) for one in told), told
 
 

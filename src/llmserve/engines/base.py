@@ -185,6 +185,12 @@ class HasApi(Protocol):
         """Its paths, each with its method; everything else is answered by our own routes."""
         ...
 
+    @property
+    def api_fields(self) -> Mapping[str, Mapping[str, Any]]:
+        """Of each path with a body the fields that it reads, once there is an application: None
+        for a field that holds what it likes, a mapping of the same kind where it holds objects."""
+        ...
+
     async def api(self, submit: Submit) -> ASGIApp:
         """The application for `api_paths`, whose every request goes through `submit`. Ask for it
         anew for each request: a restarted engine has another. EngineError while there is none."""

@@ -101,21 +101,35 @@ def room_left(prompt_tokens: int, info: EngineInfo, param: str) -> int:
     there are none."""
     limit = info.max_model_len
     if prompt_tokens >= limit:
-        reason = f"the prompt's {prompt_tokens} tokens leave no room to answer"
-        raise ContextExceeded(param, f"{reason} in the context of {limit} tokens")
+        asked = f"the prompt's {prompt_tokens:,} leave no room to answer"
+        raise ContextExceeded(param, over_context(limit, asked))
     return limit - prompt_tokens
 
 
-def reply_tokens(requested: object, prompt_tokens: int, info: EngineInfo, param: str) -> int:
+def reply_tokens(
+    requested: object, prompt_tokens: int, info: EngineInfo, param: str,
+    called: str = "max_tokens",
+) -> int:  # fmt: skip
     """The checked `max_tokens` of a request. ParamError where they are no number or out of bounds,
-    ContextExceeded where they do not fit behind the prompt."""
+    ContextExceeded where they do not fit behind the prompt.
+
+    called: the field's name where it came in.
+    """
     room, own = room_left(prompt_tokens, info, param), plain(requested)
     beyond = type(own) is int and own > room
-    tokens: int = own if beyond else read_param("max_tokens", own)
+    tokens: int = own if beyond else read_param("max_tokens", own, called)
     if tokens > room:
-        reason = f"{prompt_tokens} prompt tokens and max_tokens={shown(tokens)}"
-        raise ContextExceeded(param, f"{reason} exceed the context of {info.max_model_len} tokens")
+        asked = f"the prompt has {prompt_tokens:,} and {called} asks for {shown(tokens)} more"
+        raise ContextExceeded(param, over_context(info.max_model_len, asked))
     return tokens
+
+
+def over_context(limit: int, asked: str) -> str:
+    """The sentence by which clients know that a prompt is too long: OpenAI's own beginning."""
+    return (
+        f"This model's maximum context length is {limit} tokens, but {asked}. "
+        "Shorten the prompt or the reply."
+    )
 
 
 def check_tokens(sampling: SamplingParams, info: EngineInfo) -> None:
@@ -158,12 +172,12 @@ def request_of(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> 
     return make_request(service.new_id("cell"), ids, sampling, arrival=now, sender=sender)
 
 
-def read_param(name: str, value: object) -> Any:
-    """A number of the table by its name; ParamError in a sentence."""
+def read_param(name: str, value: object, called: str | None = None) -> Any:
+    """A number of the table by its name; ParamError in a sentence, which names it as `called`."""
     try:
-        return BOUNDS[name].read(value)
+        return BOUNDS[name].read(value, called=called or "")
     except ValueError as error:
-        raise blame(name, error) from None
+        raise blame(called or name, error) from None
 
 
 def read_sampling(given: Mapping[str, Any]) -> SamplingParams:

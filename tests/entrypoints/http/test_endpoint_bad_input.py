@@ -54,13 +54,17 @@ WRONG_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": None}, "messages"),
     ({"messages": []}, "messages"),
     ({"messages": "hello"}, "messages"),
-    ({"messages": [{"content": "no role"}]}, "messages"),
-    ({"messages": [{"role": "narrator", "content": "x"}]}, "messages"),
-    ({"messages": [{"role": "user"}]}, "messages"),
-    ({"messages": [{"role": "user", "content": 3}]}, "messages"),
+    ({"messages": [{"content": "no role"}]}, "messages[0].role"),
+    ({"messages": [{"role": "narrator", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-        "messages",
+        "messages[0].content[0].image_url",
+    ),
+    (
+        {"messages": [*MESSAGES, {"role": "user", "content": [{"type": "video"}]}]},
+        "messages[1].content[0]",
     ),
     ({"messages": [{"role": "user", "content": "a " * 5000}]}, "messages"),
     ({"messages": [{"role": "user", "content": "a" * 2_000_000}]}, "messages"),
@@ -70,7 +74,8 @@ WRONG_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": "12"}, "max_tokens"),
     ({"max_tokens": True}, "max_tokens"),
     ({"max_tokens": 10**9}, "messages"),
-    ({"max_completion_tokens": -5}, "max_tokens"),
+    ({"max_completion_tokens": -5}, "max_completion_tokens"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"max_tokens": 10**400}, "messages"),
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
@@ -91,8 +96,8 @@ WRONG_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"stop_token_ids": [2**40]}, "stop_token_ids"),
     ({"logprobs": 3}, "logprobs"),
     ({"top_logprobs": 3}, "top_logprobs"),
-    ({"logprobs": True, "top_logprobs": 21}, "logprobs"),
-    ({"logprobs": True, "top_logprobs": -1}, "logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
     ({"presence_penalty": 2.1}, "presence_penalty"),
     ({"frequency_penalty": -3}, "frequency_penalty"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
@@ -154,7 +159,7 @@ WRONG_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["a", 3]}, "prompt"),
     ({"prompt": [1, "a"]}, "prompt"),
     ({"prompt": [[1], "a"]}, "prompt"),
-    ({"prompt": [1.5]}, "prompt"),
+    ({"prompt": [1.5]}, "prompt[0]"),
     ({"prompt": {"text": "a"}}, "prompt"),
     ({"prompt": [-1]}, "prompt"),
     ({"prompt": [2**31]}, "prompt"),
@@ -221,7 +226,7 @@ def test_detokenize_refuses_ids_outside_the_vocabulary(http: httpx.Client) -> No
     for tokens in ([-1], [2**31], [2**70], ["a"], None):
         answer = http.post("/detokenize", json={"tokens": tokens})
         assert answer.status_code == 400
-        assert error_of(answer)["param"] == "tokens"
+        assert error_of(answer)["param"] in ("tokens", "tokens[0]")
 
 
 def test_a_body_over_the_bound_is_413(http: httpx.Client) -> None:
@@ -252,7 +257,7 @@ def test_a_body_of_more_values_than_the_bound_is_413(
 
 def test_as_many_values_as_the_bound_are_read(http: httpx.Client, server: Serving) -> None:
     most = MAX_VALUES + server.info.max_model_len
-    body = json.dumps({"prompt": "The sea", "max_tokens": 1, "x": [0] * (most - 3)})
+    body = json.dumps({"prompt": "The sea", "max_tokens": 1, "user": [0] * (most - 3)})
     assert sum(body.count(each) for each in ",[{") == most
     answer = http.post(COMPLETIONS, content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 200

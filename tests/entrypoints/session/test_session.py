@@ -86,7 +86,7 @@ def test_a_stream_that_the_collector_closes_on_the_serving_thread_just_ends(
     [
         ("", {}, "empty"),
         ("hi", {"max_token": 3}, "unknown option 'max_token'"),
-        ("hi", {"max_tokens": 10**6}, "exceed the context"),
+        ("hi", {"max_tokens": 10**6}, "maximum context length"),
         ("hi", {"temperature": "hot"}, "temperature"),
         ("hi", {"priority": "hot"}, "priority takes a whole number, not 'hot'"),
         ("hi", {"tenant": "\ud800"}, "a tenant is 1 to 128 printable characters"),

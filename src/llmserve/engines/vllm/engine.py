@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from llmserve.engines.process.delivery import LoopTurn
 from llmserve.engines.process.processes import end
 from llmserve.engines.process.threads import in_own_thread
 from llmserve.engines.vllm import private_api
+from llmserve.engines.vllm.api_fields import fields_of_routes
 from llmserve.engines.vllm.api_server import API_OPTIONS, API_PATHS, build_api, open_api
 from llmserve.engines.vllm.convert import Payload, to_payload
 from llmserve.engines.vllm.options import parse
@@ -52,6 +53,7 @@ class VllmEngine:
     """Satisfies `engines.base.Engine`, and most of what is optional there."""
 
     api_paths = API_PATHS
+    api_fields: Mapping[str, Mapping[str, Any]] = {}
 
     def __init__(self, *, sink: StepSink, clock: Clock, **options: object) -> None:
         args_class, on_cpu = import_vllm()
@@ -227,6 +229,7 @@ class VllmEngine:
                 args, extra = self._options.engine_args, self._options.api_args
                 app = await asyncio.to_thread(build_api, llm, args, extra)
                 await open_api(app, llm, submit)
+                self.api_fields = fields_of_routes(app, API_PATHS)
                 self._api = (llm, submit, app)
             return self._api[2]
 

@@ -34,9 +34,14 @@ def build_app(
     telemetry: Telemetry,
     keyring: Keyring,
     cache: CacheOptions | None = None,
+    *,
+    strict: bool = True,
 ) -> Starlette:
-    """The application of one session, for holders of a key on the ring; `cache` holds responses."""
-    served = EndpointState(service, cache)
+    """The application of one session, for holders of a key on the ring; `cache` holds responses.
+
+    strict: an unknown field of a body is 400, and not only named in a header.
+    """
+    served = EndpointState(service, cache, strict=strict)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", ChatRoute(served), methods=["POST"]),
@@ -48,7 +53,7 @@ def build_app(
         ],
         middleware=[
             Middleware(KeyGate, keyring),
-            Middleware(EngineApi, service, served.cache),
+            Middleware(EngineApi, service, served.cache, strict),
         ],
         exception_handlers={
             HTTPException: _http_error,

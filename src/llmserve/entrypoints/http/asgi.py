@@ -83,9 +83,9 @@ def _too_many(most: int) -> ApiError:
     )
 
 
-def json_response(content: object) -> Response:
+def json_response(content: object, headers: Mapping[str, str] | None = None) -> Response:
     """For routes that answer at once; the ones that generate use an `JsonAnswer`."""
-    return Response(msgspec.json.encode(content), media_type="application/json")
+    return Response(msgspec.json.encode(content), 200, headers, "application/json")
 
 
 class JsonAnswer:

@@ -26,9 +26,11 @@ from llmserve.entrypoints.http.errors import (
     as_api_error,
     not_ready,
 )
+from llmserve.entrypoints.http.fields import Fields
 from llmserve.entrypoints.http.held_response import ForwardedCall, HeldResponse
 from llmserve.entrypoints.http.protocol import check_sequences, understood
 from llmserve.entrypoints.http.response_cache import ReplyCache, asks_anew, looked
+from llmserve.entrypoints.http.route_fields import check_fields, of_engine
 from llmserve.serving.requests import Sender, make_request, read_param
 from llmserve.serving.service import Service
 from llmserve.serving.stream import Stream
@@ -50,8 +52,12 @@ _ASKED: ContextVar[_Asked] = ContextVar("llmserve_asked")
 class EngineApi:
     """ASGI middleware, behind the key. Passes on what the engine does not answer itself."""
 
-    def __init__(self, app: ASGIApp, service: Service, cache: ReplyCache) -> None:
+    def __init__(
+        self, app: ASGIApp, service: Service, cache: ReplyCache, strict: bool = True
+    ) -> None:
         self._app = app
+        self._strict = strict
+        self._known: dict[str, Fields] = {}
         self._service = service
         self._cache = cache
         engine = service.engine
@@ -87,6 +93,9 @@ class EngineApi:
         own_id = any(name == b"x-request-id" for name, _ in scope["headers"])
         app = await self._application(engine, receive)
         call = ForwardedCall(scope["path"], fields, context, choices)
+        if posted:
+            known = self._fields_of(engine, scope["path"])
+            call.headers |= check_fields(body, known, strict=self._strict)
         held = HeldResponse(send, call)
         # vLLM reads a call of a tool out of a stream piece by piece, and a cached one is one piece
         anew = asks_anew(scope) or bool(fields.get("tools") and fields.get("stream"))
@@ -98,6 +107,11 @@ class EngineApi:
                 raise
         finally:
             _ASKED.reset(token)
+
+    def _fields_of(self, engine: HasApi, path: str) -> Fields:
+        if path not in self._known:
+            self._known[path] = of_engine(path, engine.api_fields[path])
+        return self._known[path]
 
     async def _application(self, engine: HasApi, receive: Receive) -> ASGIApp:
         """The engine's, waiting for one that is being restarted or sleeps while its client waits:

@@ -106,6 +106,7 @@ class GeneratingRoute(ABC):
             await answer.fail(stopping())
 
     async def _answer(self, scope: Scope, raw: bytes, answer: JsonAnswer) -> None:
+        answer.headers |= self.served.check_fields(scope["path"], raw)
         call = await self._call(scope, raw)
         streams: list[Stream] = []
         try:

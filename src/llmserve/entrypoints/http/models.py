@@ -41,7 +41,8 @@ class _Model:
         return json_response(self._card())
 
     async def tokenize(self, request: Request) -> Response:
-        body = protocol.decode(await self._read(request), TokenizeBody)
+        raw, headers = await self._read(request)
+        body = protocol.decode(raw, TokenizeBody)
         info, tokenizer = self._served.check_model(body.model), self._served.tokenizer
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "send either prompt or messages", param="prompt")
@@ -56,21 +57,25 @@ class _Model:
                 "max_model_len": info.max_model_len,
                 "tokens": ids,
                 "token_strs": [texts[i] for i in ids] if body.return_token_strs else None,
-            }
+            },
+            headers,
         )
 
     async def detokenize(self, request: Request) -> Response:
-        body = protocol.decode(await self._read(request), DetokenizeBody)
+        raw, headers = await self._read(request)
+        body = protocol.decode(raw, DetokenizeBody)
         info = self._served.check_model(body.model)
         ids = known_tokens(body.tokens, info, "tokens")
         try:
             decode = self._served.tokenizer.decode
-            return json_response({"prompt": await tokenised(len(ids), decode, ids)})
+            return json_response({"prompt": await tokenised(len(ids), decode, ids)}, headers)
         except (ValueError, OverflowError) as error:
             raise ApiError(400, str(error), param="tokens", code="invalid_value") from None
 
-    async def _read(self, request: Request) -> bytes:
-        return await read_json(request.scope, request.receive, self._served.context)
+    async def _read(self, request: Request) -> tuple[bytes, dict[str, str]]:
+        """The body, and the headers to answer it with."""
+        raw = await read_json(request.scope, request.receive, self._served.context)
+        return raw, self._served.check_fields(request.url.path, raw)
 
     def _card(self) -> dict[str, Any]:
         info = self._served.info

@@ -25,7 +25,10 @@ async def chat_ids(tokenizer: Tokenizer, info: EngineInfo, messages: Sequence[Me
     if not messages:
         raise invalid("messages", "a conversation needs at least one message")
     _check_length(len(messages), "messages", info.max_model_len, info, "messages")
-    turns = [{"role": _role(message), "content": _text(message)} for message in messages]
+    turns = [
+        {"role": _role(message), "content": _text(message, f"messages[{index}]")}
+        for index, message in enumerate(messages)
+    ]
     length = sum(len(turn["role"]) + len(turn["content"]) for turn in turns)
     _check_text(length, info, "messages")
     try:
@@ -73,7 +76,8 @@ def reply_tokens(prompts: Sequence[Ids], body: SamplingBody, info: EngineInfo) -
         raise invalid(param, "the prompt is empty")
     longest = max(map(len, prompts))
     if body.asked_tokens is not None:
-        return requests.reply_tokens(body.asked_tokens, longest, info, param)
+        called = body.sent_names.get("max_tokens", "max_tokens")
+        return requests.reply_tokens(body.asked_tokens, longest, info, param, called)
     room = requests.room_left(longest, info, param)
     return min(room, body.default_tokens or room)
 
@@ -83,20 +87,19 @@ def _role(message: Message) -> str:
     return "system" if message.role == "developer" else message.role
 
 
-def _text(message: Message) -> str:
-    if message.tool_calls:
-        raise invalid("messages", "tool_calls are not supported by this server")
+def _text(message: Message, at: str) -> str:
+    """The message's text; `at` is its path in the body."""
     if message.content is None:
         if message.role != "assistant":
-            raise invalid("messages", f"a {message.role} message needs content")
+            raise invalid(f"{at}.content", f"a {message.role} message needs content")
         return ""
     if isinstance(message.content, str):
         return message.content
-    for part in message.content:
+    for index, part in enumerate(message.content):
         if part.type != "text" or part.text is None:
-            raise invalid("messages", f"content of type {part.type!r} is not supported; text is")
+            path = f"{at}.content[{index}]"
+            raise invalid(path, f"content of type {part.type!r} is not supported; text is")
     return "\n".join(part.text or "" for part in message.content)
-
 
 
 def _check_text(length: int, info: EngineInfo, param: str) -> None:
@@ -106,7 +109,7 @@ def _check_text(length: int, info: EngineInfo, param: str) -> None:
 def _check_length(length: int, of: str, most: int, info: EngineInfo, param: str) -> None:
     if length > most:
         context = info.max_model_len
-        raise _too_long(f"{length} {of} cannot fit the model's context of {context} tokens", param)
+        raise _too_long(requests.over_context(context, f"{length:,} {of} cannot fit it"), param)
 
 
 def _too_long(message: str, param: str) -> ApiError:

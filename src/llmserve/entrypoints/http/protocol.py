@@ -1,12 +1,11 @@
 """OpenAI's request bodies, checked: from bytes to typed fields, or ApiError 400. Pure.
 
-Fields this server has never heard of are ignored, as OpenAI's clients expect. Fields it knows and
-cannot honour are refused, unless they ask for what happens anyway.
+Fields that no struct here has are judged before (`fields.py`).
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -14,7 +13,8 @@ import msgspec
 from llmserve.core.types import SamplingParams
 from llmserve.core.validation import whole
 from llmserve.entrypoints.http.caller import Claims
-from llmserve.entrypoints.http.errors import ApiError, invalid
+from llmserve.entrypoints.http.errors import invalid
+from llmserve.entrypoints.http.objects import mistyped, not_json, too_deep
 from llmserve.entrypoints.http.structured import structured
 from llmserve.serving.requests import read_param, read_sampling
 
@@ -78,6 +78,11 @@ class SamplingBody(Claims, kw_only=True):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
+    def sent_names(self) -> Mapping[str, str]:
+        """Fields of SamplingParams that the body has under another name, with that name."""
+        return {}
+
+    @property
     def asked_tokens(self) -> Any:
         return self.max_tokens
 
@@ -100,7 +105,6 @@ class ContentPart(msgspec.Struct):
 class Message(msgspec.Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
-    tool_calls: list[Any] | None = None
 
 
 class ChatBody(SamplingBody, kw_only=True):
@@ -108,6 +112,14 @@ class ChatBody(SamplingBody, kw_only=True):
     max_completion_tokens: Any = None
     logprobs: bool | None = None
     top_logprobs: Any = None
+
+    @property
+    def sent_names(self) -> Mapping[str, str]:
+        newer = self.max_completion_tokens
+        return {
+            "logprobs": "top_logprobs",
+            "max_tokens": "max_tokens" if newer is None else "max_completion_tokens",
+        }
 
     @property
     def asked_tokens(self) -> Any:
@@ -146,59 +158,17 @@ class DetokenizeBody(msgspec.Struct, kw_only=True):
     model: str | None = None
 
 
-_NOT_HERE: dict[str, tuple[object, ...]] = {
-    "add_generation_prompt": (True,),
-    "add_special_tokens": (True,),
-    "allowed_token_ids": ([],),
-    "audio": (),
-    "bad_words": ([],),
-    "best_of": (1,),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
-    "documents": ([],),
-    "echo": (False,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "guided_grammar": (),
-    "include_stop_str_in_output": (False,),
-    "length_penalty": (1,),
-    "modalities": (["text"],),
-    "prediction": (),
-    "prompt_logprobs": (),
-    "skip_special_tokens": (True,),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
-    "web_search_options": (),
-}
-"""Fields that would change the answer and are not implemented, with the values that ask for
-nothing; null is one for all of them."""
-_NotHere = msgspec.defstruct("_NotHere", [(name, Any, None) for name in ("n", *_NOT_HERE)])
-
-
 def decode(raw: bytes, kind: type[Body]) -> Body:
-    """The body as `kind`, or ApiError 400 that names the field."""
-    unheard = _read(raw, _NotHere)
-    for name in _NOT_HERE:
-        _refuse_unless_neutral(name, unheard)
-    return _read(raw, kind)
-
-
-def _read(raw: bytes, kind: type[Body]) -> Body:
-    """Builds the fields of `kind` alone: others may hold a million values."""
+    """The body as `kind`, or ApiError 400 that names the field. Builds the fields of `kind` alone:
+    others may hold a million values."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except RecursionError:
-        raise ApiError(400, "the JSON body is nested too deeply", code="invalid_json") from None
+        raise too_deep() from None
     except msgspec.ValidationError as error:
-        raise _mistyped(error) from None
+        raise mistyped(error) from None
     except ValueError as error:  # msgspec's own, and bytes that are not UTF-8
-        raise ApiError(
-            400, f"the body is not valid JSON: {error}", code="invalid_json"
-        ) from None
+        raise not_json(error) from None
 
 
 def understood(fields: dict[str, Any], kind: type[Body]) -> Body:
@@ -206,28 +176,7 @@ def understood(fields: dict[str, Any], kind: type[Body]) -> Body:
     try:
         return msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
-        raise _mistyped(error) from None
-
-
-def _mistyped(error: msgspec.ValidationError) -> ApiError:
-    return ApiError(400, str(error), param=_param(str(error)), code="invalid_type")
-
-
-def _refuse_unless_neutral(name: str, given: Any) -> None:
-    value = getattr(given, name)
-    if value is None or value in _NOT_HERE[name]:
-        return
-    if name == "best_of" and value == given.n:
-        return
-    raise ApiError(
-        400, f"{name} is not supported by this server", param=name, code="unsupported_parameter"
-    )
-
-
-def _param(message: str) -> str | None:
-    """The field a validation message is about: "… - at `$.stop[0]`" is about stop."""
-    found = re.search(r"`\$\.(\w+)", message) or re.search(r"required field `(\w+)`", message)
-    return found[1] if found else None
+        raise mistyped(error) from None
 
 
 def check_shape(body: SamplingBody, prompts: int) -> None:
@@ -249,6 +198,7 @@ def check_sequences(count: int) -> None:
 
 def sampling(body: SamplingBody, max_tokens: int) -> SamplingParams:
     """The sampling of the first choice; ParamError where a value is out of its range."""
+    read_param("logprobs", body.alternatives, called=body.sent_names.get("logprobs"))
     given = {name: getattr(body, name) for name in _DRAWN} | {
         "max_tokens": max_tokens,
         "logprobs": body.alternatives,

@@ -7,14 +7,19 @@ from llmserve.engines.tokenizer import Tokenizer
 from llmserve.entrypoints.http.errors import ApiError, not_ready
 from llmserve.entrypoints.http.logprobs import TokenTexts
 from llmserve.entrypoints.http.response_cache import CacheOptions, ReplyCache
+from llmserve.entrypoints.http.route_fields import check_fields, of_route
 from llmserve.serving.service import Service
 
 
 class EndpointState:
     """The service, and its model once there is one: before that, 503 with Retry-After."""
 
-    def __init__(self, service: Service, cache: CacheOptions | None = None) -> None:
+    def __init__(
+        self, service: Service, cache: CacheOptions | None = None, *, strict: bool = True
+    ) -> None:
+        """strict: an unknown field of a body is 400, and not only named in a header."""
         self.service = service
+        self.strict = strict
         self.cache = ReplyCache(service, cache)
         self._texts: TokenTexts | None = None
 
@@ -40,6 +45,10 @@ class EndpointState:
         if self._texts is None:
             self._texts = TokenTexts(self.tokenizer)
         return self._texts
+
+    def check_fields(self, path: str, raw: bytes) -> dict[str, str]:
+        """ApiError 400 where a body asks for what the route does not read; headers to add."""
+        return check_fields(raw, of_route(path), strict=self.strict)
 
     def check_model(self, name: str | None) -> EngineInfo:
         """The served model; ApiError 404 where another is asked for. No name means this one."""
