@@ -124,13 +124,14 @@ def serving(
     *,
     key_terms: Mapping[str, KeyTerms] | None = None,
     cache: CacheOptions | None = None,
+    strict: bool = True,
     **options: object,
 ) -> Iterator[Serving]:
     clock, bus = MonotonicClock(), EventBus()
     telemetry = Telemetry(bus, clock)
     made: Engine = registry.create(engine, sink=partial(publish_step, bus), clock=clock, **options)
     service = Service(made, KnobBoard(), bus, clock, terms_of(key_terms or {}))
-    app = build_app(service, telemetry, Keyring(KEY, key_terms or {}), cache)
+    app = build_app(service, telemetry, Keyring(KEY, key_terms or {}), cache, strict=strict)
     server = HttpServer(app, bind("127.0.0.1", 0))
     with ExitStack() as stack:
         runtime = Runtime()

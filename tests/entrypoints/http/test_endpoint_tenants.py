@@ -25,8 +25,9 @@ ASK: dict[str, object] = {"messages": MESSAGES, "max_tokens": 3, "temperature": 
 @pytest.fixture(scope="module")
 def house() -> Iterator[Serving]:
     key_terms = read_key_terms({"gold": {"key": GOLD, "max_active": 1, "ttft_slo_ms": 321}})
-    options = {"prefill_ms": 1.0, "decode_ms": 1.0}
-    with serving("simulator", key_terms=key_terms, cache=CacheOptions(), **options) as served:
+    with serving(
+        "simulator", key_terms=key_terms, cache=CacheOptions(), prefill_ms=1.0, decode_ms=1.0
+    ) as served:
         yield served
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import traceback
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
@@ -215,8 +216,7 @@ class VllmEngine:
         except EngineDeadError as error:
             raise self._death() from error
         except VLLMClientError as error:
-            param = getattr(error, "parameter", None) or "prompt"
-            raise ParamError(param, str(error)) from error
+            raise ParamError(_blamed(error), str(error.args[0])) from error
         except BaseException:
             await llm.abort(request.id)
             raise
@@ -306,3 +306,10 @@ class VllmEngine:
             return outputs
 
         core.get_output_async = get_output_async
+
+
+def _blamed(error: Any) -> str:
+    """The field that vLLM's error is about; of a schema it does not say that."""
+    frames = (frame.name for frame in traceback.extract_tb(error.__traceback__))
+    about_schema = any("structured_output" in name for name in frames)
+    return error.parameter or ("structured_outputs" if about_schema else "prompt")

@@ -6,7 +6,7 @@ from llmserve.entrypoints.http import prompts, protocol
 from llmserve.entrypoints.http.generation import GeneratingRoute, Understood
 from llmserve.entrypoints.http.protocol import ChatBody
 from llmserve.entrypoints.http.replies import ChatReply, new_head
-from llmserve.entrypoints.http.structured import check_supported
+from llmserve.entrypoints.http.structured import check_supported, sent_form
 
 
 class ChatRoute(GeneratingRoute):
@@ -27,4 +27,5 @@ class ChatRoute(GeneratingRoute):
             reply=ChatReply(head, served.texts, with_usage=body.include_usage),
             n=body.choices,
             stream=bool(body.stream),
+            form=sent_form(body),
         )

@@ -6,7 +6,7 @@ from llmserve.entrypoints.http import prompts, protocol
 from llmserve.entrypoints.http.generation import GeneratingRoute, Understood
 from llmserve.entrypoints.http.protocol import CompletionBody
 from llmserve.entrypoints.http.replies import CompletionReply, new_head
-from llmserve.entrypoints.http.structured import check_supported
+from llmserve.entrypoints.http.structured import check_supported, sent_form
 
 
 class CompletionRoute(GeneratingRoute):
@@ -28,4 +28,5 @@ class CompletionRoute(GeneratingRoute):
             reply=CompletionReply(head, served.texts, with_usage=body.include_usage),
             n=body.choices,
             stream=bool(body.stream),
+            form=sent_form(body),
         )

@@ -27,6 +27,7 @@ from llmserve.entrypoints.http.errors import (
     not_ready,
 )
 from llmserve.entrypoints.http.fields import Fields
+from llmserve.entrypoints.http.forwarded import check_forwarded
 from llmserve.entrypoints.http.held_response import ForwardedCall, HeldResponse
 from llmserve.entrypoints.http.protocol import check_sequences, understood
 from llmserve.entrypoints.http.response_cache import ReplyCache, asks_anew, looked
@@ -96,6 +97,7 @@ class EngineApi:
         if posted:
             known = self._fields_of(engine, scope["path"])
             call.headers |= check_fields(body, known, strict=self._strict)
+            check_forwarded(scope["path"], body, self._service.engine.info)
         held = HeldResponse(send, call)
         # vLLM reads a call of a tool out of a stream piece by piece, and a cached one is one piece
         anew = asks_anew(scope) or bool(fields.get("tools") and fields.get("stream"))

@@ -23,7 +23,7 @@ MAX_SEQUENCES = 1024
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions; a chat may fill the context."""
 
-_DRAWN = (
+DRAWN = (
     "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "min_p", "min_tokens",
     "logit_bias",
@@ -199,7 +199,7 @@ def check_sequences(count: int) -> None:
 def sampling(body: SamplingBody, max_tokens: int) -> SamplingParams:
     """The sampling of the first choice; ParamError where a value is out of its range."""
     read_param("logprobs", body.alternatives, called=body.sent_names.get("logprobs"))
-    given = {name: getattr(body, name) for name in _DRAWN} | {
+    given = {name: getattr(body, name) for name in DRAWN} | {
         "max_tokens": max_tokens,
         "logprobs": body.alternatives,
         "structured_outputs": structured(body),

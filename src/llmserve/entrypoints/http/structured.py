@@ -12,6 +12,10 @@ from llmserve.core.validation import mistyped
 from llmserve.engines.base import ChecksSchemas, Engine
 from llmserve.entrypoints.http.errors import ApiError, invalid
 
+_FORMS = (
+    "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
+)  # fmt: skip
+_KINDS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
 ANY_OBJECT = Structured("json", '{"type":"object"}')
 
 
@@ -29,8 +33,28 @@ def structured(body: StructuredRequest) -> Structured | None:
     """The schema of the reply; None for any text. ApiError 400 for what cannot be read."""
     found = schema_fields(body)
     if len(found) > 1:
-        raise invalid(found[1][0], "one request can ask for one schema of its reply")
+        raise _only_one(found[1][0])
     return found[0][1] if found else None
+
+
+def sent_form(body: StructuredRequest) -> str:
+    """The field that a schema came in."""
+    names = (name for name in _FORMS if getattr(body, name) is not None)
+    return next(names, "structured_outputs")
+
+
+def check_one_form(body: StructuredRequest) -> None:
+    """ApiError 400 where two fields ask for a form, on the way to an engine that reads more kinds
+    of them than our own."""
+    text = {"type": "text"}
+    asked = [name for name in _FORMS if getattr(body, name) not in (None, text)]
+    if len(asked) > 1:
+        raise _only_one(asked[1])
+    if isinstance(body.structured_outputs, Mapping):
+        one = body.structured_outputs
+        kinds = [name for name in _KINDS if one.get(name) is not None]
+        if len(kinds) != 1:
+            raise _not_one("structured_outputs", one)
 
 
 def check_supported(body: StructuredRequest, engine: Engine) -> None:
@@ -88,7 +112,15 @@ def _structured_outputs(value: Any) -> Structured | None:
             return _regex(name, regex)
         case {"choice": choice, **rest} if not rest:
             return _choice(name, choice)
-    raise invalid(name, mistyped(name, "one of json, json_object, regex and choice", value))
+    raise _not_one(name, value)
+
+
+def _not_one(name: str, value: Any) -> ApiError:
+    return invalid(name, mistyped(name, "one of json, json_object, regex and choice", value))
+
+
+def _only_one(name: str) -> ApiError:
+    return invalid(name, "one request can ask for one schema of its reply")
 
 
 def _json(name: str, schema: Any) -> Structured | None:

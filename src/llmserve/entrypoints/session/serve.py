@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 
 from llmserve.core.knobs import SPECS, Knobs
+from llmserve.core.validation import flag
 from llmserve.engines import registry
 from llmserve.entrypoints.http.response_cache import CacheOptions
 from llmserve.entrypoints.session.resources import Switches
@@ -27,6 +28,7 @@ def serve(
     knobs: Mapping[str, object] | None = None,
     response_cache: bool | Mapping[str, object] | None = None,
     log_requests: bool | str | os.PathLike[str] | Mapping[str, object] | None = None,
+    strict: bool = True,
     switch_interval_s: float | None = SWITCH_INTERVAL_S,
     gc_threshold: int | None = GC_THRESHOLD,
     **options: object,
@@ -47,6 +49,8 @@ def serve(
     response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
     log_requests: a JSON line per request: to a file, or with True to the logger
         `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.
+    strict: a field of a request that is in no table (docs/http.md) is 400. False ignores it and
+        names it in the header `x-llmserve-ignored`.
     switch_interval_s: the interpreter's thread switch interval while serving, so that a cell that
         computes does not starve delivery; it costs such a cell a few per cent. None leaves it.
     gc_threshold: after how many new objects Python looks for cyclic garbage while serving; at its
@@ -71,5 +75,6 @@ def serve(
         key_terms=read_key_terms(api_keys),
         cache=CacheOptions.read(response_cache),
         log=LogOptions.read(log_requests),
+        strict=flag("strict", strict),
         options=options,
     )

@@ -75,6 +75,7 @@ class Session:
         key_terms: Mapping[str, KeyTerms],
         cache: CacheOptions | None,
         log: LogOptions | None,
+        strict: bool,
         options: Mapping[str, object],
     ) -> None:
         self.api_key = api_key
@@ -91,7 +92,7 @@ class Session:
         self._keyring = Keyring(api_key, key_terms)
         terms = terms_of(key_terms)
         self.service = Service(made, self.board, self.bus, self.clock, terms)
-        app = build_app(self.service, self.telemetry, self._keyring, cache)
+        app = build_app(self.service, self.telemetry, self._keyring, cache, strict=strict)
         sock = bind(*address)
         self.host, self.port = sock.getsockname()[:2]
         server = HttpServer(app, sock)
