@@ -20,6 +20,7 @@ from llmserve.entrypoints.http.knobs import knob_routes
 from llmserve.entrypoints.http.lifecycle import lifecycle_routes
 from llmserve.entrypoints.http.models import model_routes
 from llmserve.entrypoints.http.monitoring import watch_routes
+from llmserve.entrypoints.http.openapi.routes import description_routes
 from llmserve.entrypoints.http.response_cache import CacheOptions
 from llmserve.entrypoints.http.state import EndpointState
 from llmserve.observe import Telemetry
@@ -42,15 +43,16 @@ def build_app(
     strict: an unknown field of a body is 400, and not only named in a header.
     """
     served = EndpointState(service, cache, strict=strict)
+    routes = [
+        Route("/v1/chat/completions", ChatRoute(served), methods=["POST"]),
+        Route("/v1/completions", CompletionRoute(served), methods=["POST"]),
+        *model_routes(served),
+        *watch_routes(served, telemetry),
+        *knob_routes(served),
+        *lifecycle_routes(service.supervisor),
+    ]
     app = Starlette(
-        routes=[
-            Route("/v1/chat/completions", ChatRoute(served), methods=["POST"]),
-            Route("/v1/completions", CompletionRoute(served), methods=["POST"]),
-            *model_routes(served),
-            *watch_routes(served, telemetry),
-            *knob_routes(served),
-            *lifecycle_routes(service.supervisor),
-        ],
+        routes=[*routes, *description_routes(served, routes)],
         middleware=[
             Middleware(KeyGate, keyring),
             Middleware(EngineApi, service, served.cache, strict),

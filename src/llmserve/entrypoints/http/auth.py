@@ -13,8 +13,9 @@ from llmserve.entrypoints.http.asgi import JsonAnswer
 from llmserve.entrypoints.http.errors import ApiError
 from llmserve.serving.api_keys import Holder, Keyring
 
-_OPEN_PATHS = frozenset({"/health"})
-"""A probe needs no key, and learns one bit. /metrics needs it: it names tenants and the model."""
+OPEN_PATHS = frozenset({"/health", "/openapi.json", "/docs"})
+"""A probe needs no key, and learns one bit; a page that a browser opens can bring none, and tells
+what the source tells. /metrics needs it: it names tenants and the model."""
 
 _TENANT_PATHS = ("/v1/", "/tokenize", "/detokenize")
 """The paths that a tenant's key opens. Knobs, requests and metrics are of all, so they are the
@@ -34,7 +35,7 @@ class KeyGate:
         self._keyring = keyring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             authorization, key = (_header(scope, name) for name in (b"authorization", b"x-api-key"))
             by_key = self._keyring.holder_of(key)  # both are compared, whichever was brought
             holder = self._keyring.holder(authorization) if authorization else by_key

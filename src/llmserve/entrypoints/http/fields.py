@@ -140,7 +140,7 @@ def of_struct(kind: type[msgspec.Struct], at: str = "") -> Fields:
     """What a struct of ours reads, and what INSIDE knows besides."""
     given = msgspec.structs.fields(kind)
     inner = {
-        field.encode_name: of_structs([*_structs(field.type)], joined(at, field.encode_name))
+        field.encode_name: ofstructs_in([*structs_in(field.type)], joined(at, field.encode_name))
         for field in given
     }
     return _with_known(
@@ -150,7 +150,7 @@ def of_struct(kind: type[msgspec.Struct], at: str = "") -> Fields:
     )
 
 
-def of_structs(kinds: list[type[msgspec.Struct]], at: str) -> Fields | None:
+def ofstructs_in(kinds: list[type[msgspec.Struct]], at: str) -> Fields | None:
     """What any of them reads; where there is none, what INSIDE says; None for no objects."""
     if not kinds:
         return of_table(at)
@@ -187,8 +187,9 @@ def _with_known(read: frozenset[str], inside: Mapping[str, Fields], known: Insid
     )
 
 
-def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
+def structs_in(kind: Any) -> Iterator[type[msgspec.Struct]]:
+    """The structs within a type, in lists and unions too."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         yield kind
     for part in get_args(kind):
-        yield from _structs(part)
+        yield from structs_in(part)
