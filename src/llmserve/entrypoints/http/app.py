@@ -73,6 +73,8 @@ async def _defect(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 405 and request.method == "OPTIONS":  # what it asks for is in `Allow`
+        return Response(status_code=204, headers=error.headers)
     messages = {
         404: f"there is no {request.url.path} here",
         405: f"{request.method} is not for {request.url.path}",
