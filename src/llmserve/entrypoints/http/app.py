@@ -10,9 +10,11 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from llmserve.entrypoints.http.auth import KeyGate
 from llmserve.entrypoints.http.completions import Generation
+from llmserve.entrypoints.http.cors import Cors, Origins
 from llmserve.entrypoints.http.engine_api import EngineApi
 from llmserve.entrypoints.http.errors import SERVING_ERRORS, ApiError, ClientGone, as_api_error
 from llmserve.entrypoints.http.knobs import knob_routes
@@ -29,15 +31,29 @@ from llmserve.serving.service import Service
 log = logging.getLogger(__name__)
 
 
+class Application(Starlette):
+    """Starlette's, where even an answer to a defect of ours can be read by a page of `origins`."""
+
+    origins: Origins = ()
+
+    def build_middleware_stack(self) -> ASGIApp:
+        stack = super().build_middleware_stack()
+        return Cors(stack, self.origins) if self.origins else stack
+
+
 def build_app(
     service: Service,
     telemetry: Telemetry,
     keyring: Keyring,
     cache: CacheOptions | None = None,
+    origins: Origins = (),
 ) -> Starlette:
-    """The application of one session, for holders of a key on the ring; `cache` holds responses."""
+    """The application of one session, for holders of a key on the ring; `cache` holds responses.
+
+    origins: those whose pages may call it and read its answers.
+    """
     served = EndpointState(service, cache)
-    app = Starlette(
+    app = Application(
         routes=[
             Route("/v1/chat/completions", Generation(served, ChatBody), methods=["POST"]),
             Route("/v1/completions", Generation(served, CompletionBody), methods=["POST"]),
@@ -57,6 +73,7 @@ def build_app(
             **dict.fromkeys(SERVING_ERRORS, _error),
         },
     )
+    app.origins = origins
     app.router.redirect_slashes = False
     return app
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from llmserve.core.knobs import SPECS, Knobs
 from llmserve.engines import registry
+from llmserve.entrypoints.http.cors import read_origins
 from llmserve.entrypoints.http.response_cache import CacheOptions
 from llmserve.entrypoints.session.resources import Switches
 from llmserve.entrypoints.session.session import Session
@@ -24,6 +25,7 @@ def serve(
     port: int = 0,
     api_key: str | None = None,
     api_keys: Source = None,
+    cors_origins: str | Iterable[str] | None = None,
     knobs: Mapping[str, object] | None = None,
     response_cache: bool | Mapping[str, object] | None = None,
     log_requests: bool | str | os.PathLike[str] | Mapping[str, object] | None = None,
@@ -44,6 +46,8 @@ def serve(
     api_keys: keys of tenants, with their terms: a mapping or a JSON file
         (`serving/api_keys.py`), else the environment's LLMSERVE_API_KEYS. A request with such a key
         is that tenant's.
+    cors_origins: pages of these origins may call it from a browser, with a key:
+        ["https://app.example"], or "*" for all. None lets no page read an answer.
     response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
     log_requests: a JSON line per request: to a file, or with True to the logger
         `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.
@@ -70,6 +74,7 @@ def serve(
         switches=Switches.read(switch_interval_s, gc_threshold),
         key_terms=read_key_terms(api_keys),
         cache=CacheOptions.read(response_cache),
+        origins=read_origins(cors_origins),
         log=LogOptions.read(log_requests),
         options=options,
     )

@@ -23,6 +23,7 @@ from llmserve.core.types import ParamError
 from llmserve.engines import registry
 from llmserve.engines.base import EngineInfo, Pauses
 from llmserve.entrypoints.http.app import build_app
+from llmserve.entrypoints.http.cors import Origins
 from llmserve.entrypoints.http.response_cache import CacheOptions
 from llmserve.entrypoints.http.server import HttpServer, bind
 from llmserve.entrypoints.session.resources import SessionResources, Switches
@@ -74,6 +75,7 @@ class Session:
         switches: Switches,
         key_terms: Mapping[str, KeyTerms],
         cache: CacheOptions | None,
+        origins: Origins,
         log: LogOptions | None,
         options: Mapping[str, object],
     ) -> None:
@@ -89,9 +91,8 @@ class Session:
         sink = partial(publish_step, self.bus)
         made = registry.create(engine, sink=sink, clock=self.clock, **options)
         self._keyring = Keyring(api_key, key_terms)
-        terms = terms_of(key_terms)
-        self.service = Service(made, self.board, self.bus, self.clock, terms)
-        app = build_app(self.service, self.telemetry, self._keyring, cache)
+        self.service = Service(made, self.board, self.bus, self.clock, terms_of(key_terms))
+        app = build_app(self.service, self.telemetry, self._keyring, cache, origins)
         sock = bind(*address)
         self.host, self.port = sock.getsockname()[:2]
         server = HttpServer(app, sock)
