@@ -172,7 +172,9 @@ def test_a_long_body_within_the_bound_is_unpacked_to_its_end(own: Serving) -> No
     assert told.json()["error"]["code"] == "context_length_exceeded"
 
 
-LAYERS = {b"gzip": gzip.compress, b"x-gzip": gzip.compress, b"deflate": zlib.compress}
+LAYERS: dict[bytes, Callable[[bytes], bytes]] = {
+    b"gzip": gzip.compress, b"x-gzip": gzip.compress, b"deflate": zlib.compress,
+}  # fmt: skip
 
 
 @given(

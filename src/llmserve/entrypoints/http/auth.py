@@ -79,9 +79,7 @@ def _refusal(brought: bool) -> ApiError:
         else "No API key was provided. Send it as `Authorization: Bearer KEY`, `x-api-key: KEY` or "
         "`api-key: KEY`."
     )
-    return ApiError(
-        401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"}
-    )
+    return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 
 def _not_yours() -> ApiError:
