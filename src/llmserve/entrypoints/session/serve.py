@@ -43,11 +43,10 @@ def serve(
     host: this machine alone by default; "0.0.0.0" lets others in who know the key.
     port: 0 takes a free one; a taken one raises OSError here, in the cell.
     api_key: None makes a random one. It is never printed; read `session.api_key`.
-    api_keys: keys of tenants, with their terms: a mapping or a JSON file
-        (`serving/api_keys.py`), else the environment's LLMSERVE_API_KEYS. A request with such a key
-        is that tenant's.
-    cors_origins: pages of these origins may call it from a browser, with a key:
-        ["https://app.example"], or "*" for all. None lets no page read an answer.
+    api_keys: keys of tenants, with their terms (`serving/api_keys.py`): a mapping or a JSON file,
+        else the environment's LLMSERVE_API_KEYS. A request with such a key is that tenant's.
+    cors_origins: pages of these origins (["https://app.example"], "*" for all) may call it, with a
+        key; None lets no page read an answer.
     response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
     log_requests: a JSON line per request: to a file, or with True to the logger
         `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.
