@@ -19,6 +19,7 @@ from llmserve.core.types import SamplingParams
 from llmserve.engines.base import EngineError, HasApi, Repeatable
 from llmserve.entrypoints.http.asgi import JsonAnswer, read_json, unless_gone
 from llmserve.entrypoints.http.caller import Claims, sender
+from llmserve.entrypoints.http.content_encoding import decoded
 from llmserve.entrypoints.http.errors import (
     SERVING_ERRORS,
     ApiError,
@@ -103,7 +104,7 @@ class EngineApi:
         anew = asks_anew(scope) or bool(fields.get("tools") and fields.get("stream"))
         token = _ASKED.set(_Asked(call, who, own_id, arrived, anew))
         try:
-            await app(scope, _replay(body, receive), held)
+            await app(decoded(scope, body), _replay(body, receive), held)
         except SERVING_ERRORS:  # applications report an error to their client and raise it as well
             if not held.begun:
                 raise

@@ -6,7 +6,8 @@ from llmserve.engines.base import EngineInfo
 from llmserve.engines.tokenizer import Tokenizer
 from llmserve.entrypoints.http.errors import ApiError, not_ready
 from llmserve.entrypoints.http.logprobs import TokenTexts
-from llmserve.entrypoints.http.response_cache import CacheOptions, ReplyCache
+from llmserve.entrypoints.http.options import DEFAULTS, EndpointOptions
+from llmserve.entrypoints.http.response_cache import ReplyCache
 from llmserve.entrypoints.http.route_fields import check_fields, of_route
 from llmserve.serving.service import Service
 
@@ -14,13 +15,10 @@ from llmserve.serving.service import Service
 class EndpointState:
     """The service, and its model once there is one: before that, 503 with Retry-After."""
 
-    def __init__(
-        self, service: Service, cache: CacheOptions | None = None, *, strict: bool = True
-    ) -> None:
-        """strict: an unknown field of a body is 400, and not only named in a header."""
+    def __init__(self, service: Service, options: EndpointOptions = DEFAULTS) -> None:
         self.service = service
-        self.strict = strict
-        self.cache = ReplyCache(service, cache)
+        self.strict = options.strict
+        self.cache = ReplyCache(service, options.cache)
         self._texts: TokenTexts | None = None
 
     @property
