@@ -53,7 +53,7 @@ def serve(
     strict: a field of a request that is in no table (docs/http.md) is 400. False ignores it and
         names it in the header `x-llmserve-ignored`.
     switch_interval_s, gc_threshold: the interpreter's while serving, so that neither a cell that
-        computes nor a look for garbage stops the streams (`serving/interpreter.py`). None leaves it.
+        computes nor a look for garbage stops streams (`serving/interpreter.py`). None leaves it.
     knobs: first values of knobs by name (docs/knobs.md), where keywords would not do.
     options: names of knobs are their first values, too; the rest goes to the engine
         (docs/engines.md), which refuses what it does not know by name (TypeError).
