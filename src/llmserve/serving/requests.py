@@ -106,10 +106,17 @@ def room_left(prompt_tokens: int, info: EngineInfo, param: str) -> int:
     return limit - prompt_tokens
 
 
-def reply_tokens(requested: object, prompt_tokens: int, info: EngineInfo, param: str) -> int:
+def reply_tokens(
+    requested: object, prompt_tokens: int, info: EngineInfo, param: str, *, none: bool = False
+) -> int:
     """The checked `max_tokens` of a request. ParamError where they are no number or out of bounds,
-    ContextExceeded where they do not fit behind the prompt."""
+    ContextExceeded where they do not fit behind the prompt.
+
+    none: they may be 0, for the prompt alone is of interest.
+    """
     room, own = room_left(prompt_tokens, info, param), plain(requested)
+    if none and type(own) is int and own == 0:
+        return 0
     beyond = type(own) is int and own > room
     tokens: int = own if beyond else read_param("max_tokens", own)
     if tokens > room:
@@ -149,7 +156,8 @@ def request_of(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> 
     info = service.engine.info
     room = room_left(len(ids), info, "prompt")
     given.setdefault("max_tokens", min(256, room))
-    given["max_tokens"] = reply_tokens(given["max_tokens"], len(ids), info, "prompt")
+    alone = given.get("prompt_logprobs") is not None
+    given["max_tokens"] = reply_tokens(given["max_tokens"], len(ids), info, "prompt", none=alone)
     sampling = read_sampling(given)
     check_tokens(sampling, info)
     if sampling.structured_outputs is not None and not isinstance(service.engine, ChecksSchemas):

@@ -24,7 +24,13 @@ class ChatRoute(GeneratingRoute):
             prompts=tuple(ids),
             sampling=sampling,
             claims=body,
-            reply=ChatReply(head, served.texts, with_usage=body.include_usage),
+            reply=ChatReply(
+                head,
+                protocol.texts_of(served.texts, body, sampling),
+                with_usage=body.include_usage,
+                included=sampling.include_stop_str_in_output,
+                prompt_logprobs=body.prompt_logprobs,
+            ),
             n=body.choices,
             stream=bool(body.stream),
         )

@@ -73,7 +73,8 @@ def reply_tokens(prompts: Sequence[Ids], body: SamplingBody, info: EngineInfo) -
         raise invalid(param, "the prompt is empty")
     longest = max(map(len, prompts))
     if body.asked_tokens is not None:
-        return requests.reply_tokens(body.asked_tokens, longest, info, param)
+        none = body.scores is not None
+        return requests.reply_tokens(body.asked_tokens, longest, info, param, none=none)
     room = requests.room_left(longest, info, param)
     return min(room, body.default_tokens or room)
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
+
+from llmserve.engines.token_bytes import TokenBytes
 
 REPLACEMENT = "\ufffd"
 CONTEXT = 5
@@ -22,35 +25,22 @@ class TextStream(Protocol):
 
 
 class ByteTable:
-    """The bytes of each token of a byte-level BPE tokenizer; special tokens have none."""
+    """The bytes of each token of a byte-level BPE tokenizer, as they come in a text."""
 
-    def __init__(self, tokenizer: Any) -> None:  # a tokenizers.Tokenizer
-        self._tokenizer = tokenizer
-        self._known: dict[int, bytes] = {
-            token: b"" if added.special else added.content.encode()
-            for token, added in tokenizer.get_added_tokens_decoder().items()
-        }
-        self._bytes = {char: byte for byte, char in enumerate(byte_characters())}
+    def __init__(self, tokens: TokenBytes, *, special: bool = False) -> None:
+        """special: whether special tokens come by their names, and not at all else."""
+        self._tokens = tokens
+        self._special = special
+        self._known: dict[int, bytes] = {}
 
     def __getitem__(self, token: int) -> bytes:
         known = self._known.get(token)
         if known is None:
-            known = self._known[token] = self._look_up(token)
+            found = self._tokens.of(token)
+            if found is None:
+                found = self._tokens.name(token).encode() if self._special else b""
+            known = self._known[token] = found
         return known
-
-    def _look_up(self, token: int) -> bytes:
-        text: str = self._tokenizer.id_to_token(token) or ""
-        try:
-            return bytes(self._bytes[char] for char in text)
-        except KeyError:  # not in the byte alphabet: the tokenizer takes such tokens as they are
-            return text.encode()
-
-
-def byte_characters() -> list[str]:
-    """GPT-2's character for each byte: printable ones stand for themselves."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 class ByteStream:
@@ -101,16 +91,18 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         """Takes a tokenizers.Tokenizer, or a slow tokenizer of transformers."""
-        decoder = getattr(tokenizer, "decoder", None)
-        byte_level = type(decoder).__name__ == "ByteLevel"
-        self._table = ByteTable(tokenizer) if byte_level else None
+        tokens = TokenBytes(tokenizer)
+        self._tables = (ByteTable(tokens), ByteTable(tokens, special=True))
+        self._byte_level = tokens.byte_level
         self._tokenizer = tokenizer
 
-    def open(self, prompt_ids: Sequence[int]) -> TextStream:
-        if self._table is not None:
-            return ByteStream(self._table)
-        return WindowStream(self._decode, prompt_ids)
+    def open(self, prompt_ids: Sequence[int], *, special: bool = False) -> TextStream:
+        """special: whether the text has the names of special tokens."""
+        if self._byte_level:
+            return ByteStream(self._tables[special])
+        decode = partial(self._decode, special=special)
+        return WindowStream(decode, prompt_ids)
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+    def _decode(self, ids: Sequence[int], *, special: bool) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=not special)
         return text
