@@ -28,6 +28,8 @@ class TokenBytes:
         decoder = getattr(self._tokenizer, "decoder", None)
         self.byte_level = type(decoder).__name__ == "ByteLevel"
         self._spell = _speller(self._tokenizer, decoder)
+        self.exact = self._spell is not None
+        """The bytes are the vocabulary's own, not read off decoded text."""
         self._known: dict[int, bytes | None] = {
             token: None if special else content.encode()
             for token, (content, special) in self._added.items()

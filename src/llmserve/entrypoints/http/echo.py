@@ -20,11 +20,13 @@ class EchoedPrompt:
         """text: as the client wrote it, or the ids decoded. What the model read is echoed instead
         where the tokenizer changed it, by a normal form for example."""
         self.text = text
-        self._places, exact = _placed(texts, ids, text)
-        if not exact:
-            read = b"".join([texts.data(token) or b"" for token in ids])
-            self.text = read.decode("utf-8", "replace")
-            self._places, _ = _placed(texts, ids, self.text)
+        for bare in (False, True):
+            self._places, exact = _placed(texts, ids, text, bare)
+            if exact:
+                return
+        read = b"".join([texts.data(token) or b"" for token in ids])
+        self.text = read.decode("utf-8", "replace")
+        self._places, _ = _placed(texts, ids, self.text, False)
 
     def placed(self, logprobs: PromptLogprobs) -> list[Placed]:
         return list(zip(self._places, logprobs, strict=True))
@@ -46,7 +48,7 @@ async def echoes(
     return tuple(found)
 
 
-def _placed(texts: TokenTexts, ids: Ids, text: str) -> tuple[list[TokenPlace], bool]:
-    places = TokenPlaces(texts, prompt=True)
+def _placed(texts: TokenTexts, ids: Ids, text: str, bare: bool) -> tuple[list[TokenPlace], bool]:
+    places = TokenPlaces(texts, prompt=True, bare=bare)
     found = places.push(text, ids) + places.end(cut=False, silent=False)
     return found, places.exact

@@ -35,11 +35,13 @@ class TokenPlaces:
     Where bytes are no UTF-8 the text has U+FFFD, and the tokens have the bytes.
     """
 
-    def __init__(self, texts: TokenTexts, *, offset: int = 0, prompt: bool = False) -> None:
+    def __init__(
+        self, texts: TokenTexts, *, offset: int = 0, prompt: bool = False, bare: bool = False
+    ) -> None:
         """offset: of the first token's first character. prompt: the text may have the names of
-        special tokens, which were read as these."""
+        special tokens, which were read as these. bare: it lacks the space of its first token."""
         self._texts = texts
-        self._prompt = prompt
+        self._prompt, self._bare = prompt, bare
         self._offset = offset
         self._text = ""  # whose tokens are not placed yet, from `_at` on
         self._at = 0
@@ -78,6 +80,7 @@ class TokenPlaces:
             if data is not None:
                 own = _common(data, left[found:])
                 found += own
+                self._missed = self._missed or own < len(data)
                 if cut or (silent and number == len(waiting)):
                     data = data[:own]
             placed.append(TokenPlace(token, offset, data))
@@ -89,6 +92,9 @@ class TokenPlaces:
         """How many of those that wait it takes to end with a character, and their text; 0 where
         its last bytes are to come."""
         token, data = self._waiting[self._first]
+        if self._bare and data:
+            data = data.removeprefix(b" ")
+            self._waiting[self._first], self._bare = (token, data), False
         if not data:
             name = self._texts.name(token)
             if data is None and self._prompt and self._text.startswith(name, self._at):
@@ -110,8 +116,9 @@ class TokenPlaces:
             end = len(expected)
         else:
             there = self._text[self._at : self._at + len(expected)]
-            if there and expected[0] == " " != there[0] and expected.startswith(there[:-1], 1):
-                dropped, expected = True, expected[1:]  # as at the start of a text
+            spaced = there and not self._missed and expected[0] == " " != there[0]
+            if spaced and expected.startswith(there[:-1], 1):  # as at the start of a text
+                dropped, expected = True, expected[1:]
                 there = self._text[self._at : self._at + len(expected)]
             if len(there) < len(expected) and expected.startswith(there):
                 return False

@@ -58,13 +58,17 @@ class WindowStream:
     """For any tokenizer: decodes the newest tokens together and returns what that adds.
 
     A replacement character at the end may be one whose other bytes follow: it is kept until more
-    text does.
+    text does, unless the tokens' bytes say that it is the author's own.
     """
 
     def __init__(
-        self, decode: Callable[[Sequence[int]], str], prompt_ids: Sequence[int] = ()
+        self,
+        decode: Callable[[Sequence[int]], str],
+        prompt_ids: Sequence[int] = (),
+        tokens: TokenBytes | None = None,
     ) -> None:
         self._decode = decode
+        self._tokens = tokens
         self._ids = list(prompt_ids[-CONTEXT:])
         self._sent = self._decode(self._ids)
         self._new = 0
@@ -74,6 +78,8 @@ class WindowStream:
         self._new += 1
         text = self._decode(self._ids)
         certain = text.rstrip(REPLACEMENT)
+        if certain != text and self._whole():
+            certain = text
         if len(certain) <= len(self._sent):
             return ""
         added = certain[len(self._sent) :]
@@ -86,22 +92,32 @@ class WindowStream:
         return added
 
 
+    def _whole(self) -> bool:
+        """Whether the newest tokens are known to be whole characters."""
+        if self._tokens is None or not self._tokens.exact:
+            return False
+        try:
+            b"".join([self._tokens.of(one) or b"" for one in self._ids[-self._new :]]).decode()
+        except UnicodeDecodeError:
+            return False
+        return True
+
+
 class Detokenizer:
     """Opens the stream that suits a model's tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Takes a tokenizers.Tokenizer, or a slow tokenizer of transformers."""
-        tokens = TokenBytes(tokenizer)
-        self._tables = (ByteTable(tokens), ByteTable(tokens, special=True))
-        self._byte_level = tokens.byte_level
+        self._tokens = TokenBytes(tokenizer)
+        self._tables = (ByteTable(self._tokens), ByteTable(self._tokens, special=True))
         self._tokenizer = tokenizer
 
     def open(self, prompt_ids: Sequence[int], *, special: bool = False) -> TextStream:
         """special: whether the text has the names of special tokens."""
-        if self._byte_level:
+        if self._tokens.byte_level:
             return ByteStream(self._tables[special])
         decode = partial(self._decode, special=special)
-        return WindowStream(decode, prompt_ids)
+        return WindowStream(decode, prompt_ids, self._tokens)
 
     def _decode(self, ids: Sequence[int], *, special: bool) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=not special)
