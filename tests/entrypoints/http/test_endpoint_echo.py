@@ -237,3 +237,33 @@ def test_no_logprobs_may_be_said_in_both_fields(http: httpx.Client) -> None:
 def test_best_of_is_one_or_n(http: httpx.Client) -> None:
     for body in ({"best_of": 1}, {"best_of": 2, "n": 2, "temperature": 1}):
         assert len(ask(http, max_tokens=1, **body)["choices"]) == body.get("n", 1)
+
+
+@pytest.mark.parametrize("text", ["👩‍👩‍👧 naïve", "नमस्ते", "ที่นี่", "שָׁלוֹם עולם", "漢字 e\u0301"])
+def test_joined_bytes_of_a_chat_are_its_reply(
+    http: httpx.Client, server: Serving, text: str
+) -> None:
+    """Whole and streamed; the end token has a name, and no bytes."""
+    if server.info.engine == "simulator":
+        pytest.skip("no form can make the simulator say this; its words are in test_token_places")
+    body = {
+        "messages": MESSAGES, "max_tokens": 90, "temperature": 0, "logprobs": True,
+        "structured_outputs": {"choice": [text]},
+    }  # fmt: skip
+    (choice,) = http.post("/v1/chat/completions", json=body).json()["choices"]
+    assert choice["message"]["content"] == text
+    told = choice["logprobs"]["content"]
+    assert b"".join(bytes(one["bytes"] or ()) for one in told) == text.encode()
+    assert any(one["token"].startswith("bytes:") for one in told)
+    answer = http.post("/v1/chat/completions", json={**body, "stream": True})
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line[6:7] == "{"]
+    streamed = [
+        entry
+        for event in events
+        for one in event["choices"]
+        if one.get("logprobs")
+        for entry in one["logprobs"]["content"]
+    ]
+    assert [(one["token"], one["bytes"]) for one in streamed] == [
+        (one["token"], one["bytes"]) for one in told
+    ]

@@ -38,7 +38,8 @@ class Sequence:
         """Prompt tokens that needed no computation when it was first admitted."""
         asked = request.sampling.prompt_logprobs is not None
         self.scored = 0 if asked else self.prompt_tokens
-        """Tokens of the prompt whose logits are not wanted, or were had."""
+        """Tokens of the prompt whose logits are not wanted, or were had: as many as it has, but
+        while its log-probabilities are still to come."""
         self.preemptions = 0
         self.served = 0
         """Number of the last plan with a row of this sequence."""
@@ -58,11 +59,6 @@ class Sequence:
         """No token may follow: the engine ends it with "length" and removes it. One that may have
         no token at all (max_tokens 0) is full when its prompt is computed."""
         return len(self.tokens) >= self.limit and self.computed >= self.prompt_tokens
-
-    @property
-    def scoring(self) -> bool:
-        """Log-probabilities of its prompt are still to come. The last token foretells none."""
-        return self.scored < self.prompt_tokens - 1
 
     def __repr__(self) -> str:
         return f"<{self.id}: {self.computed} of {len(self.tokens)} computed, limit {self.limit}>"
@@ -115,7 +111,7 @@ class Draft:
 
     def chunk(self, seq: Sequence, most: int) -> int:
         tokens = min(len(seq.tokens) - seq.computed, self.budget, most)
-        if seq.scoring:
+        if seq.scored < seq.prompt_tokens:
             tokens = min(tokens, self.scores)
         return min(tokens, self._threshold) if self._threshold else tokens
 
@@ -125,12 +121,12 @@ class Draft:
         samples = start + tokens == len(seq.tokens) < seq.limit
         self.rows[seq.id] = PlannedRow(seq, start, tokens, kind, samples)
         self.budget -= tokens
-        if seq.scoring:
+        if seq.scored < seq.prompt_tokens:
             self.scores -= tokens
 
     def drop(self, seq: Sequence) -> None:
         row = self.rows.pop(seq.id, None)
         if row:
             self.budget += row.tokens
-            if seq.scoring:
+            if seq.scored < seq.prompt_tokens:
                 self.scores += row.tokens

@@ -301,8 +301,9 @@ class StepPlanner:
         short = self._short and self._running
         if draft.preempted or short or blocks > self.pool.free:
             return "kv"
-        spent = draft.budget <= 0 or (seq.scoring and draft.scores <= 0)
-        return "token_budget" if spent else None
+        if draft.scores <= 0 and seq.scored < seq.prompt_tokens:
+            return "token_budget"
+        return "token_budget" if draft.budget <= 0 else None
 
     def _prefills_are_full(self, knobs: Knobs) -> bool:
         """The slots that `min_decode_slots` leaves to prefills are taken; one is always left."""
