@@ -19,6 +19,12 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode(errors="replace")
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes((token_id,))
+
+    def token_name(self, token_id: int) -> str:
+        return f"<0x{token_id:02X}>"
+
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
     ) -> list[int]:

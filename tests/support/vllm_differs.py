@@ -14,6 +14,14 @@ DIFFERENCES: dict[str, str] = {
     '[vllm-{"messages": [{"role": "user", "content": "Tell ': NOWHERE,
     '[vllm-{"messages": [{"role": "user"}]}]': "vLLM takes a message without content",
     '[vllm-{"echo": true}]': SERVED,
+    "test_a_prompt_alone_costs_no_reply[vllm]":
+        "vLLM generates a token where none is asked for, hides it, and counts it",
+    "test_a_stop_string_cuts_the_bytes_too[vllm":
+        "vLLM's logprobs have the bytes that a stop string took from the text",
+    "test_special_tokens_may_be_shown[vllm]":
+        "vLLM's text_offset counts the names of special tokens that the text has not",
+    "test_joined_bytes_of_a_chat_are_its_reply[vllm":
+        "vLLM decodes each token: half a character has no bytes, the end token those of its name",
     "test_too_long_a_prompt_is_told_by_its_code[vllm]":
         "vLLM cuts max_tokens to the room that the prompt leaves",
     "test_fields_that_ask_for_nothing_are_no_error[vllm-neutral0]":

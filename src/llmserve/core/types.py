@@ -63,6 +63,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     """How many alternatives to report beside each chosen token; None for no logprobs at all."""
+    prompt_logprobs: int | None = None
+    """The same of each token of the prompt but its first. Only beside it `max_tokens` may be 0:
+    the prompt is computed, and nothing is generated."""
+    skip_special_tokens: bool = True
+    """Whether special tokens are left out of the text."""
+    include_stop_str_in_output: bool = False
+    """Whether the text ends with the stop string or token that ended it."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
@@ -77,6 +84,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         settle(self, bounds.SAMPLING)
+        if not self.max_tokens and self.prompt_logprobs is None:
+            try:
+                bounds.BOUNDS["max_tokens"].read(self.max_tokens)
+            except ValueError as error:
+                raise blame("max_tokens", error) from None
         if self.min_tokens > self.max_tokens:
             most = span(0, self.max_tokens, "tokens (max_tokens)")
             raise blame("min_tokens", out_of("min_tokens", most, self.min_tokens))
@@ -125,11 +137,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """One generated token with its natural-log probability and the likeliest alternatives."""
+    """One token with its natural-log probability and the likeliest alternatives."""
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int | None = None
+    """Its place among all tokens, the likeliest being 1; known of a prompt's tokens alone."""
+
+
+PromptLogprobs = tuple[TokenLogprob | None, ...]
+"""Of each token of a prompt; None of the first, which nothing foretells."""
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +165,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """The stop string or stop token id that ended the reply, if one did."""
     cached_tokens: int = 0
     """Prompt tokens that needed no computation; given once, with the first chunk."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """Where they were asked for; given once, with the first chunk."""
     raw: Any = None
 
 
@@ -165,6 +185,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     stop_reason: str | int | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
     error: str | None = None
     ttft_s: float | None = None
     e2e_s: float = 0.0

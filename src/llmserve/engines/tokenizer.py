@@ -31,6 +31,15 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What the token adds to a text, were it not at its start: part of a character may be all
+        of it. None of a special token, which has a name and adds nothing."""
+        ...
+
+    def token_name(self, token_id: int) -> str:
+        """As the vocabulary writes it, as `<|im_end|>`."""
+        ...
+
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
     ) -> list[int]:

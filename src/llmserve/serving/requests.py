@@ -107,15 +107,18 @@ def room_left(prompt_tokens: int, info: EngineInfo, param: str) -> int:
 
 
 def reply_tokens(
-    requested: object, prompt_tokens: int, info: EngineInfo, param: str,
-    called: str = "max_tokens",
+    requested: object, prompt_tokens: int, info: EngineInfo, param: str, *,
+    called: str = "max_tokens", none: bool = False,
 ) -> int:  # fmt: skip
     """The checked `max_tokens` of a request. ParamError where they are no number or out of bounds,
     ContextExceeded where they do not fit behind the prompt.
 
-    called: the field's name where it came in.
+    called: the field's name where it came in. none: they may be 0, for the prompt alone is of
+    interest.
     """
     room, own = room_left(prompt_tokens, info, param), plain(requested)
+    if none and type(own) is int and own == 0:
+        return 0
     beyond = type(own) is int and own > room
     tokens: int = own if beyond else read_param("max_tokens", own, called)
     if tokens > room:
@@ -163,7 +166,8 @@ def request_of(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> 
     info = service.engine.info
     room = room_left(len(ids), info, "prompt")
     given.setdefault("max_tokens", min(256, room))
-    given["max_tokens"] = reply_tokens(given["max_tokens"], len(ids), info, "prompt")
+    alone = given.get("prompt_logprobs") is not None
+    given["max_tokens"] = reply_tokens(given["max_tokens"], len(ids), info, "prompt", none=alone)
     sampling = read_sampling(given)
     check_tokens(sampling, info)
     if sampling.structured_outputs is not None and not isinstance(service.engine, ChecksSchemas):

@@ -18,9 +18,11 @@ from llmserve.engines.base import EngineError, EngineInfo
 from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 from llmserve.entrypoints.http import prompts, protocol
 from llmserve.entrypoints.http.errors import ApiError, as_api_error
-from llmserve.entrypoints.http.logprobs import TokenTexts, chat_logprobs
+from llmserve.entrypoints.http.logprobs import chat_logprobs
 from llmserve.entrypoints.http.merged_streams import TaggedChunk, arrivals
 from llmserve.entrypoints.http.replies import ChatReply, CompletionReply, Head
+from llmserve.entrypoints.http.token_places import TokenPlace
+from llmserve.entrypoints.http.token_texts import TokenTexts
 from llmserve.scheduling.admission import Rejected
 from llmserve.serving.requests import ContextExceeded
 from llmserve.serving.stream import Refused, RequestTimeout, Stream
@@ -37,6 +39,12 @@ class Letters:
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return chr(token_id).encode()
+
+    def token_name(self, token_id: int) -> str:
+        return chr(token_id)
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
@@ -71,7 +79,8 @@ def test_a_chunk_without_text_yet_makes_no_event() -> None:
 
 
 def test_minus_infinity_is_told_as_a_number() -> None:
-    told = chat_logprobs([TokenLogprob(97, -math.inf, ((98, -math.inf),))], TokenTexts(Letters()))
+    token = TokenLogprob(97, -math.inf, ((98, -math.inf),))
+    told = chat_logprobs([(TokenPlace(97, 0, b"a"), token)], TokenTexts(Letters()))
     text = json.loads(msgspec.json.encode(told))
     assert text["content"][0]["logprob"] == -9999.0
     assert text["content"][0]["top_logprobs"][0]["logprob"] == -9999.0

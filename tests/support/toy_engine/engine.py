@@ -22,6 +22,12 @@ class Letters:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return chr(token_id).encode()
+
+    def token_name(self, token_id: int) -> str:
+        return chr(token_id)
+
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
     ) -> list[int]:

@@ -10,7 +10,8 @@
 Invariants (`check` asserts them):
 - every sequence is in exactly one of waiting and running; a waiting one has no KV;
 - every KV block is free or owned by one running sequence, which owns just what `computed` needs;
-- a sequence starts with a copy of what is known of its tokens (`prefix.py`), but never of the last;
+- a sequence starts with a copy of what is known of its tokens (`prefix.py`), but never of the last,
+  nor of those whose log-probabilities are still to come: each of these is computed once for them;
 - the sequence that has run longest never loses its KV, so some request always advances.
 
 The rules. Running sequences go first, decodes before prefills, each group by admission; what is
@@ -35,6 +36,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, ValuesView
 from itertools import islice
+from sys import maxsize
 
 from llmserve.core.knobs import Knobs
 from llmserve.core.types import Request, StepRecord, StepRow, WaitReason
@@ -51,11 +53,20 @@ class StepPlanner:
     """Plans steps for one engine. `plan` and `commit` alternate; the rest may come in between."""
 
     def __init__(
-        self, *, kv_blocks: int, block_size: int, max_model_len: int, prefix_caching: bool = False
+        self,
+        *,
+        kv_blocks: int,
+        block_size: int,
+        max_model_len: int,
+        prefix_caching: bool = False,
+        scores_per_step: int = maxsize,
     ) -> None:
+        """scores_per_step: of how many tokens of prompts a step may bring log-probabilities. Each
+        takes memory for the logits of a whole vocabulary."""
         self.pool = BlockPool(kv_blocks, block_size)
         self._cache = PrefixCache(self.pool, enabled=prefix_caching)
         self.max_model_len = max_model_len
+        self._scores_per_step = max(1, scores_per_step)
         self._waiting: OrderedDict[str, Sequence] = OrderedDict()
         self._running: dict[str, Sequence] = {}  # in order of admission
         self._batch: set[str] = set()  # unfinished members of the closed static batch
@@ -138,7 +149,9 @@ class StepPlanner:
     def plan(self, knobs: Knobs, now: float) -> Plan | None:
         """The next step; None when there is nothing to do now (`wake_at` says until when)."""
         self._form_batch(knobs, now)
-        draft = Draft(knobs.max_num_batched_tokens, knobs.long_prefill_token_threshold)
+        draft = Draft(
+            knobs.max_num_batched_tokens, knobs.long_prefill_token_threshold, self._scores_per_step
+        )
         self._plan_running(draft)
         reason = self._admit(draft, knobs)
         if not draft.rows:
@@ -166,6 +179,8 @@ class StepPlanner:
         for seq, _, tokens, _, samples in plan.rows:
             if self._running.get(seq.id) is seq:
                 seq.computed += tokens
+                if seq.scored < seq.prompt_tokens:
+                    seq.scored = max(seq.scored, seq.computed)
                 self._cache.grow(seq)
                 if samples:
                     seq.tokens.append(sampled[seq.id])
@@ -219,6 +234,8 @@ class StepPlanner:
         """Give a running sequence its row and blocks, from others if it must."""
         assert not seq.full, f"{seq} is full: the engine should have removed it"
         tokens = draft.chunk(seq, most)
+        if not tokens:  # others bring all the log-probabilities of this step
+            return
         missing = self.pool.needed(seq.computed + tokens) - len(seq.blocks)
         while missing > self.pool.free:
             victim = self._running[next(reversed(self._running))]
@@ -284,6 +301,8 @@ class StepPlanner:
         short = self._short and self._running
         if draft.preempted or short or blocks > self.pool.free:
             return "kv"
+        if draft.scores <= 0 and seq.scored < seq.prompt_tokens:
+            return "token_budget"
         return "token_budget" if draft.budget <= 0 else None
 
     def _prefills_are_full(self, knobs: Knobs) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
-from llmserve.core.types import Chunk, FinishReason, Request, TokenLogprob
+from llmserve.core.types import Chunk, FinishReason, PromptLogprobs, Request, TokenLogprob
 from llmserve.core.validation import real, whole
 from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink
 from llmserve.engines.batching.sequence import Plan, Sequence
@@ -244,6 +244,11 @@ class SimulatorEngine:
         drawn = [(reply, reply.draw()) for reply in replies]
         self._planner.commit(plan, {reply.seq.id: token for reply, token in drawn})
         chunks = [(reply, reply.chunk(token)) for reply, token in drawn]
+        for row in plan.rows:
+            if not row.samples and row.seq.full:
+                alone = self._replies.get(row.seq.id)
+                if alone is not None and alone.seq is row.seq:
+                    chunks.append((alone, alone.prompt_alone()))
         for reply, chunk in chunks:
             if chunk.finish_reason is not None:
                 self._forget(reply)
@@ -279,7 +284,8 @@ class _Reply:
         self.seq = seq
         self.delivery = delivery
         self._voice = voice(seq.request.prompt_ids, seq.request.sampling.seed)
-        self._stops = StopStrings(seq.request.sampling.stop)
+        sampling = seq.request.sampling
+        self._stops = StopStrings(sampling.stop, included=sampling.include_stop_str_in_output)
 
     def draw(self) -> int:
         return word(self._voice, self.seq.generated)
@@ -300,6 +306,9 @@ class _Reply:
             finish = "length"
         if finish is not None:
             text += self._stops.rest()
+        if token in sampling.stop_token_ids and sampling.include_stop_str_in_output:
+            text += piece(token)
+        first = self.seq.generated == 1
         sure: Any = (TokenLogprob(token, 0.0, ((token, 0.0),) if sampling.logprobs else ()),)
         return Chunk(
             text=text,
@@ -307,5 +316,23 @@ class _Reply:
             logprobs=None if sampling.logprobs is None else sure,
             finish_reason=finish,
             stop_reason=stop_reason,
-            cached_tokens=(self.seq.cached or 0) if self.seq.generated == 1 else 0,
+            cached_tokens=(self.seq.cached or 0) if first else 0,
+            prompt_logprobs=self._prompt_logprobs() if first else None,
         )
+
+    def prompt_alone(self) -> Chunk:
+        """The only chunk of a request that is for its prompt alone."""
+        asked = self.seq.request.sampling.logprobs is not None
+        return Chunk(
+            logprobs=() if asked else None,
+            finish_reason="length",
+            prompt_logprobs=self._prompt_logprobs(),
+        )
+
+    def _prompt_logprobs(self) -> PromptLogprobs | None:
+        """As certain as the reply."""
+        top, ids = self.seq.request.sampling.prompt_logprobs, self.seq.request.prompt_ids
+        if top is None:
+            return None
+        sure = (TokenLogprob(one, 0.0, ((one, 0.0),) if top else (), 1) for one in ids[1:])
+        return (None, *sure)

@@ -38,10 +38,18 @@ class WordTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text; bytes that are no UTF-8 become the replacement character."""
         ids = wholes("a token id", ids, 0, VOCABULARY - 1)
-        raw = b"".join(
-            bytes((one,)) if one < OPENING else piece(one).encode("ascii") for one in ids
-        )
-        return raw.decode("utf-8", "replace")
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """There are no special tokens."""
+        if token_id < OPENING:
+            return bytes((token_id,))
+        return piece(token_id).encode("ascii") if token_id < VOCABULARY else b""
+
+    def token_name(self, token_id: int) -> str:
+        if token_id < OPENING:
+            return f"<0x{token_id:02X}>"
+        return piece(token_id) if token_id < VOCABULARY else f"token_id:{token_id}"
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT

@@ -83,6 +83,7 @@ def _joined(deltas: list[Delta]) -> Chunk:
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         cached_tokens=deltas[0].cached_tokens,
+        prompt_logprobs=deltas[0].prompt_logprobs,
     )
 
 

@@ -12,7 +12,9 @@ import traceback
 from collections import deque
 from collections.abc import Container, Iterable
 
+import msgspec
 import torch
+from torch import Tensor
 
 from llmserve.core.knobs import Knobs
 from llmserve.core.types import Request, Structured, TokenLogprob
@@ -36,9 +38,10 @@ from llmserve.engines.torch.messages import (
     Weigh,
     Weighed,
 )
-from llmserve.engines.torch.model.batch_layout import BatchPart, arrange
+from llmserve.engines.torch.model.batch_layout import Batch, BatchPart, arrange
 from llmserve.engines.torch.model.flat_model import FlatModel
 from llmserve.engines.torch.sampling.guided_decoding import Grammars, Matcher
+from llmserve.engines.torch.sampling.prompt_scores import PromptScores
 from llmserve.engines.torch.sampling.sampler import Draws, draw
 from llmserve.engines.torch.text.detokenize import Detokenizer
 
@@ -71,6 +74,8 @@ class StepLoop:
         self._grammars = grammars
         self._seeds = random.Random(seed)
         self._live: dict[str, LiveRequest] = {}
+        self._scores: dict[str, PromptScores] = {}
+        """Of requests whose prompts' log-probabilities are still to be sent."""
         self._index = 0
         self._unreported: Plan | None = None
         """No row of this plan could be run, so there was no record of it."""
@@ -119,6 +124,8 @@ class StepLoop:
         else:
             self.planner.commit(plan, {live.seq.id: token for live, token, _ in drawn})
             deltas = [self._advance(live, token, logprob) for live, token, logprob in drawn]
+            if self._scores:
+                deltas += self._end_prompts(plan)
         record = self.planner.record(plan, self._index, start, time.monotonic() - start)
         self._index += 1
         return Stepped(deltas, record)
@@ -163,7 +170,11 @@ class StepLoop:
             ends=self._model.eos_ids,
             matcher=matcher,
         )
-        self._live[message.id] = LiveRequest(seq, draws, self._detokenizer.open(message.prompt_ids))
+        special = not sampling.skip_special_tokens
+        stream = self._detokenizer.open(message.prompt_ids, special=special)
+        self._live[message.id] = LiveRequest(seq, draws, stream)
+        if sampling.prompt_logprobs is not None:
+            self._scores[message.id] = PromptScores(message.prompt_ids, sampling.prompt_logprobs)
         return None
 
     def _matcher(self, structured: Structured | None) -> Matcher | None:
@@ -217,11 +228,51 @@ class StepLoop:
             if row.samples:
                 wanted.append(len(tokens) - 1)
                 drawing.append(self._live[part.owner])
-        logits = self._model.forward(batch, tokens, wanted)
+        if self._scores:
+            logits = self._score(batch, tokens, wanted)
+        else:
+            logits = self._model.forward(batch, tokens, wanted)
         if not drawing:
             return []
         drawn, logprobs = draw(logits, [live.draws for live in drawing])
         return list(zip(drawing, drawn, logprobs, strict=True))
+
+    def _score(self, batch: Batch, tokens: list[int], drawing: list[int]) -> Tensor:
+        """Logits of the rows that draw; those of prompts are scored on the way. The planner says
+        of how many there may be logits at once."""
+        wanted: list[int] = []
+        scoring: list[tuple[PromptScores, int]] = []
+        first = 0
+        for part in batch.order:
+            scores = self._scores.get(part.owner)
+            if scores is not None and (asked := scores.wanted(part.start, part.tokens)):
+                scoring.append((scores, len(asked)))
+                wanted += [first + at - part.start for at in asked]
+            first += part.tokens
+        logits = self._model.forward(batch, tokens, wanted + drawing)
+        at = 0
+        for scores, count in scoring:
+            scores.add(logits[at : at + count])
+            at += count
+        return logits[at:]
+
+    def _end_prompts(self, plan: Plan) -> list[Delta]:
+        """The ends of requests that are for the prompt alone, once that is computed."""
+        ended = [row.seq for row in plan.rows if row.seq.id in self._scores and row.seq.full]
+        deltas = [
+            Delta(
+                id=seq.id,
+                text="",
+                token_ids=(),
+                logprobs=None if seq.request.sampling.logprobs is None else (),
+                finish_reason="length",
+                prompt_logprobs=self._scores[seq.id].found,
+            )
+            for seq in ended
+        ]
+        for seq in ended:
+            self._forget(seq.id)
+        return deltas
 
     def _make_way(self, plan: Plan, error: Exception, computing: bool) -> None:
         """What is cached goes first; then the newest request, or while computing half of them; and
@@ -245,6 +296,8 @@ class StepLoop:
         try:
             live.draws.see(token)
             delta = live.push(token, logprob, self._model.eos_ids)
+            if self._scores and (scores := self._scores.pop(live.seq.id, None)) is not None:
+                delta = msgspec.structs.replace(delta, prompt_logprobs=scores.found)
         except Exception as error:  # of its schema or its text, and of no other request
             traceback.print_exc()
             delta = _failed(live.seq.id, f"the engine failed on this reply: {error}")
@@ -262,6 +315,7 @@ class StepLoop:
 
     def _forget(self, request_id: str, *, keep: bool = True) -> None:
         self._live.pop(request_id, None)
+        self._scores.pop(request_id, None)
         self.planner.remove(request_id, keep=keep)
         self._move()
         self.kv.release(request_id)

@@ -212,7 +212,9 @@ class VllmEngine:
             collector = await llm.add_request(
                 request.id, asked.prompt, asked.params, priority=priority, **asked.options
             )
-            await OutputHook(collector, self._turn, deliver, raw=own).drained()
+            alone = not own and not request.sampling.max_tokens
+            hook = OutputHook(collector, self._turn, deliver, raw=own, prompt_alone=alone)
+            await hook.drained()
         except EngineDeadError as error:
             raise self._death() from error
         except VLLMClientError as error:

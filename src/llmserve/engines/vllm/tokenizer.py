@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmserve.engines.token_bytes import TokenBytes
 from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 
 
@@ -15,6 +16,7 @@ class VllmTokenizer:
     def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
         """chat_template: the text of one to use instead of the model's own."""
         self._tokenizer = copy.deepcopy(tokenizer)
+        self._bytes = TokenBytes(self._tokenizer)
         if chat_template is not None:
             self._tokenizer.chat_template = chat_template
 
@@ -29,6 +31,12 @@ class VllmTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return self._bytes.of(token_id)
+
+    def token_name(self, token_id: int) -> str:
+        return self._bytes.name(token_id)
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT

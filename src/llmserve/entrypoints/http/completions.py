@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmserve.entrypoints.http import prompts, protocol
+from llmserve.entrypoints.http.echo import echoes
 from llmserve.entrypoints.http.generation import GeneratingRoute, Understood
 from llmserve.entrypoints.http.protocol import CompletionBody
 from llmserve.entrypoints.http.replies import CompletionReply, new_head
@@ -14,18 +15,28 @@ class CompletionRoute(GeneratingRoute):
         served = self.served
         body = protocol.decode(raw, CompletionBody)
         info = served.check_model(body.model)
-        texts = prompts.prompts_of(body)
-        protocol.check_shape(body, len(texts))
-        ids = await prompts.all_ids(served.tokenizer, info, texts)
+        given = prompts.prompts_of(body)
+        protocol.check_shape(body, len(given))
+        ids = await prompts.all_ids(served.tokenizer, info, given)
         check_supported(body, served.service.engine)
         sampling = protocol.sampling(body, prompts.reply_tokens(ids, body, info))
+        texts = protocol.texts_of(served.texts, body, sampling)
         head = new_head(served.service.new_id("cmpl"), info.model_id)
         return Understood(
             id=head.id,
             prompts=tuple(ids),
             sampling=sampling,
             claims=body,
-            reply=CompletionReply(head, served.texts, with_usage=body.include_usage),
+            reply=CompletionReply(
+                head,
+                texts,
+                with_usage=body.include_usage,
+                included=sampling.include_stop_str_in_output,
+                logprobs=sampling.logprobs,
+                prompt_logprobs=body.prompt_logprobs,
+                echo=await echoes(served.tokenizer, texts, given, ids) if body.echo else (),
+                n=body.choices,
+            ),
             n=body.choices,
             stream=bool(body.stream),
             form=sent_form(body),

@@ -32,6 +32,10 @@ from llmserve.entrypoints.http.response_cache import asks_anew, looked
 from llmserve.entrypoints.http.state import EndpointState
 from llmserve.serving.requests import Sender, check_tokens, make_request
 from llmserve.serving.stream import Stream
+from llmserve.serving.tokenize import tokenised
+
+_AS_CHARACTERS = 16
+"""To write the log-probabilities of a token takes as long as to tokenise so many characters."""
 
 
 class Understood(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +124,7 @@ class GeneratingRoute(ABC):
                 await self._stream(call, streams, answer)
             else:
                 outcomes = [_complete(await stream.collect()) for stream in streams]
-                await answer.whole(call.asked.reply.whole(outcomes, call.usage(streams)))
+                await answer.whole(await _rendered(call, outcomes, streams))
         finally:
             for stream in streams:
                 stream.cancel()
@@ -145,6 +149,17 @@ class GeneratingRoute(ABC):
         for stream in streams:
             _complete(stream.outcome)
         await answer.events(reply.end(call.usage(streams)), more=False)
+
+
+async def _rendered(
+    call: Call, outcomes: Sequence[Outcome], streams: Sequence[Stream]
+) -> bytes:
+    """The whole answer. Log-probabilities of long prompts are written beside the streams."""
+    usage = call.usage(streams)
+    scored = sum([len(outcome.prompt_logprobs or ()) for outcome in outcomes])
+    return await tokenised(
+        _AS_CHARACTERS * scored, lambda whole: whole(outcomes, usage), call.asked.reply.whole
+    )
 
 
 def _complete(outcome: Outcome | None) -> Outcome:

@@ -77,7 +77,10 @@ def reply_tokens(prompts: Sequence[Ids], body: SamplingBody, info: EngineInfo) -
     longest = max(map(len, prompts))
     if body.asked_tokens is not None:
         called = body.sent_names.get("max_tokens", "max_tokens")
-        return requests.reply_tokens(body.asked_tokens, longest, info, param, called)
+        none = body.scores is not None
+        return requests.reply_tokens(
+            body.asked_tokens, longest, info, param, called=called, none=none
+        )
     room = requests.room_left(longest, info, param)
     return min(room, body.default_tokens or room)
 

@@ -16,6 +16,7 @@ from llmserve.entrypoints.http.caller import Claims
 from llmserve.entrypoints.http.errors import invalid
 from llmserve.entrypoints.http.objects import mistyped, not_json, too_deep
 from llmserve.entrypoints.http.structured import structured
+from llmserve.entrypoints.http.token_texts import TokenTexts
 from llmserve.serving.requests import read_param, read_sampling
 
 MAX_SEQUENCES = 1024
@@ -26,7 +27,7 @@ COMPLETION_MAX_TOKENS = 16
 DRAWN = (
     "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "min_p", "min_tokens",
-    "logit_bias",
+    "logit_bias", "skip_special_tokens", "include_stop_str_in_output",
 )  # fmt: skip
 """Fields of a body that are fields of SamplingParams."""
 
@@ -62,6 +63,10 @@ class SamplingBody(Claims, kw_only=True):
     min_p: Any = None
     min_tokens: Any = None
     logit_bias: Any = None
+    prompt_logprobs: Any = None
+    skip_special_tokens: Any = None
+    include_stop_str_in_output: Any = None
+    return_tokens_as_token_ids: bool | None = None
     response_format: Any = None
     structured_outputs: Any = None
     guided_json: Any = None
@@ -95,6 +100,11 @@ class SamplingBody(Claims, kw_only=True):
     def alternatives(self) -> Any:
         """How many logprobs beside each token's own; None for none at all."""
         return None
+
+    @property
+    def scores(self) -> Any:
+        """The same of the prompt's tokens."""
+        return self.prompt_logprobs
 
 
 class ContentPart(msgspec.Struct):
@@ -136,6 +146,7 @@ class ChatBody(SamplingBody, kw_only=True):
 class CompletionBody(SamplingBody, kw_only=True):
     prompt: str | list[str | int | list[int]]
     logprobs: Any = None
+    echo: bool | None = None
 
     @property
     def default_tokens(self) -> int | None:
@@ -144,6 +155,14 @@ class CompletionBody(SamplingBody, kw_only=True):
     @property
     def alternatives(self) -> Any:
         return self.logprobs
+
+    @property
+    def scores(self) -> Any:
+        """With `echo` the prompt's tokens have what the reply's have. No reply at all is asked of
+        the engine as log-probabilities of the prompt."""
+        if self.prompt_logprobs is not None or not self.echo:
+            return self.prompt_logprobs
+        return 0 if self.logprobs is None and self.max_tokens == 0 else self.logprobs
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
@@ -184,8 +203,12 @@ def check_shape(body: SamplingBody, prompts: int) -> None:
     check_sequences(prompts * body.choices)
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options", "stream_options is only for stream=true")
-    if isinstance(body, ChatBody) and body.top_logprobs is not None and not body.logprobs:
-        raise invalid("top_logprobs", "top_logprobs needs logprobs=true")
+    if isinstance(body, ChatBody) and not body.logprobs:
+        top = body.top_logprobs
+        if top is not None and (type(top) is not int or top != 0):
+            raise invalid("top_logprobs", "top_logprobs needs logprobs=true")
+    if body.stream and body.prompt_logprobs is not None:
+        raise invalid("prompt_logprobs", "prompt_logprobs come with a whole answer, not a stream")
 
 
 def check_sequences(count: int) -> None:
@@ -202,9 +225,17 @@ def sampling(body: SamplingBody, max_tokens: int) -> SamplingParams:
     given = {name: getattr(body, name) for name in DRAWN} | {
         "max_tokens": max_tokens,
         "logprobs": body.alternatives,
+        "prompt_logprobs": body.scores,
         "structured_outputs": structured(body),
     }
     return read_sampling({name: value for name, value in given.items() if value is not None})
+
+
+def texts_of(texts: TokenTexts, body: SamplingBody, sampling: SamplingParams) -> TokenTexts:
+    """Tokens as this answer is to write them."""
+    return texts.of_kind(
+        special=not sampling.skip_special_tokens, as_ids=bool(body.return_tokens_as_token_ids)
+    )
 
 
 def of_choice(first: SamplingParams, index: int) -> SamplingParams:

@@ -12,9 +12,16 @@ from typing import Any, Protocol
 
 import msgspec
 
-from llmserve.core.types import Chunk, FinishReason, Outcome, TokenLogprob, Usage
+from llmserve.core.types import Chunk, FinishReason, Outcome, Usage
 from llmserve.entrypoints.http.asgi import DONE
-from llmserve.entrypoints.http.logprobs import LegacyLogprobs, TokenTexts, chat_logprobs
+from llmserve.entrypoints.http.echo import EchoedPrompt
+from llmserve.entrypoints.http.logprobs import (
+    PlacedLogprobs,
+    chat_logprobs,
+    legacy_logprobs,
+    prompt_logprobs,
+)
+from llmserve.entrypoints.http.token_texts import TokenTexts
 
 _encode = msgspec.json.encode
 _TEXT = "\x00text\x00"
@@ -53,10 +60,21 @@ class ReplyShape(Protocol):
 
 
 class ChatReply:
-    def __init__(self, head: Head, texts: TokenTexts, *, with_usage: bool = False) -> None:
+    def __init__(
+        self,
+        head: Head,
+        texts: TokenTexts,
+        *,
+        with_usage: bool = False,
+        included: bool = False,
+        prompt_logprobs: int | None = None,
+    ) -> None:
+        """included: the text ends with what ended it. prompt_logprobs: as they were asked for."""
         self._head = _fields(head, "chat.completion")
         self._frames = _Frames(_fields(head, "chat.completion.chunk"), with_usage, _chat_choice)
-        self._texts = texts
+        self._texts, self._included = texts, included
+        self._prompt_logprobs = prompt_logprobs
+        self._placed: dict[int, PlacedLogprobs] = {}
         self._begun: set[int] = set()
 
     def frame(self, choice: int, chunk: Chunk) -> bytes:
@@ -70,7 +88,10 @@ class ChatReply:
             return begin + self._frames.fast(choice, chunk.text)
         content = {**_chat_choice(choice), "delta": {"content": chunk.text} if chunk.text else {}}
         if chunk.logprobs is not None:
-            content["logprobs"] = chat_logprobs(chunk.logprobs, self._texts)
+            placed = self._placed.setdefault(choice, self._opened()).of(chunk)
+            if not (placed or chunk.text or chunk.finish_reason):
+                return begin
+            content["logprobs"] = chat_logprobs(placed, self._texts)
         return begin + self._frames.slow(_ended(content, chunk))
 
     def end(self, usage: Usage) -> bytes:
@@ -81,51 +102,109 @@ class ChatReply:
             {
                 "index": index,
                 "message": {"role": "assistant", "content": outcome.text, "refusal": None},
-                "logprobs": self._logprobs(outcome.logprobs),
+                "logprobs": self._logprobs(outcome),
                 "finish_reason": outcome.finish_reason,
                 "stop_reason": outcome.stop_reason,
             }
             for index, outcome in enumerate(outcomes)
         ]
-        return _encode({**self._head, "choices": choices, "usage": _usage(usage)})
+        answer = {**self._head, "choices": choices, "usage": _usage(usage)}
+        if (most := self._prompt_logprobs) is not None:
+            found = outcomes[0].prompt_logprobs
+            answer["prompt_logprobs"] = prompt_logprobs(found, self._texts, most)
+        return _encode(answer)
 
-    def _logprobs(self, logprobs: Sequence[TokenLogprob] | None) -> object:
-        return None if logprobs is None else chat_logprobs(logprobs, self._texts)
+    def _logprobs(self, outcome: Outcome) -> object:
+        if outcome.logprobs is None:
+            return None
+        return chat_logprobs(self._opened().of(outcome), self._texts)
+
+    def _opened(self) -> PlacedLogprobs:
+        return PlacedLogprobs(self._texts, included=self._included)
 
 
 class CompletionReply:
-    def __init__(self, head: Head, texts: TokenTexts, *, with_usage: bool = False) -> None:
+    def __init__(
+        self,
+        head: Head,
+        texts: TokenTexts,
+        *,
+        with_usage: bool = False,
+        included: bool = False,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+        echo: Sequence[EchoedPrompt] = (),
+        n: int = 1,
+    ) -> None:
+        """included, logprobs and prompt_logprobs: as they were asked for. echo: the prompts, each
+        of `n` choices, where the texts are to begin with them."""
         self._head = _fields(head, "text_completion")
         self._frames = _Frames(self._head, with_usage, _text_choice)
-        self._texts = texts
-        self._offsets: dict[int, LegacyLogprobs] = {}
+        self._texts, self._included = texts, included
+        self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
+        self._echo, self._n = echo, n
+        self._placed: dict[int, PlacedLogprobs] = {}
+        self._begun: set[int] = set()
 
     def frame(self, choice: int, chunk: Chunk) -> bytes:
+        begin = b""
+        if self._echo and choice not in self._begun:
+            self._begun.add(choice)
+            begin = self._begin(choice, chunk)
         if chunk.finish_reason is None and chunk.logprobs is None:
-            return self._frames.fast(choice, chunk.text)
+            return begin + self._frames.fast(choice, chunk.text)
         content = {**_text_choice(choice), "text": chunk.text}
         if chunk.logprobs is not None:
-            shape = self._offsets.setdefault(choice, LegacyLogprobs(self._texts))
-            content["logprobs"] = shape.of(chunk.logprobs)
-        return self._frames.slow(_ended(content, chunk))
+            placed = self._placed.setdefault(choice, self._opened(choice)).of(chunk)
+            if not (placed or chunk.text or chunk.finish_reason):
+                return begin
+            content["logprobs"] = legacy_logprobs(placed, self._texts, self._logprobs or 0)
+        return begin + self._frames.slow(_ended(content, chunk))
 
     def end(self, usage: Usage) -> bytes:
         return self._frames.end(usage)
 
     def whole(self, outcomes: Sequence[Outcome], usage: Usage) -> bytes:
-        choices = [
-            {
-                "index": index,
-                "text": outcome.text,
-                "logprobs": None
-                if outcome.logprobs is None
-                else LegacyLogprobs(self._texts).of(outcome.logprobs),
-                "finish_reason": outcome.finish_reason,
-                "stop_reason": outcome.stop_reason,
-            }
-            for index, outcome in enumerate(outcomes)
-        ]
+        choices = [self._choice(index, outcome) for index, outcome in enumerate(outcomes)]
         return _encode({**self._head, "choices": choices, "usage": _usage(usage)})
+
+    def _choice(self, index: int, outcome: Outcome) -> dict[str, Any]:
+        echoed = self._echoed(index)
+        logprobs = None
+        if self._logprobs is not None:
+            placed = self._opened(index).of(outcome)
+            if echoed is not None and outcome.prompt_logprobs is not None:
+                placed = echoed.placed(outcome.prompt_logprobs) + placed
+            logprobs = legacy_logprobs(placed, self._texts, self._logprobs)
+        choice = {
+            "index": index,
+            "text": outcome.text if echoed is None else echoed.text + outcome.text,
+            "logprobs": logprobs,
+            "finish_reason": outcome.finish_reason,
+            "stop_reason": outcome.stop_reason,
+        }
+        if (most := self._prompt_logprobs) is not None:
+            found = outcome.prompt_logprobs
+            choice["prompt_logprobs"] = prompt_logprobs(found, self._texts, most)
+        return choice
+
+    def _begin(self, choice: int, chunk: Chunk) -> bytes:
+        """The event that has the prompt."""
+        echoed = self._echoed(choice)
+        assert echoed is not None  # it is asked for
+        content = {**_text_choice(choice), "text": echoed.text}
+        if self._logprobs is not None and chunk.prompt_logprobs is not None:
+            placed = echoed.placed(chunk.prompt_logprobs)
+            content["logprobs"] = legacy_logprobs(placed, self._texts, self._logprobs)
+        return self._frames.slow(content)
+
+    def _echoed(self, choice: int) -> EchoedPrompt | None:
+        return self._echo[choice // self._n] if self._echo else None
+
+    def _opened(self, choice: int) -> PlacedLogprobs:
+        echoed = self._echoed(choice)
+        offset = 0 if echoed is None else len(echoed.text)
+        return PlacedLogprobs(self._texts, offset=offset, included=self._included)
 
 
 class _Choice(Protocol):

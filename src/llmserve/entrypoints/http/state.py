@@ -5,10 +5,10 @@ from __future__ import annotations
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.tokenizer import Tokenizer
 from llmserve.entrypoints.http.errors import ApiError, not_ready
-from llmserve.entrypoints.http.logprobs import TokenTexts
 from llmserve.entrypoints.http.options import DEFAULTS, EndpointOptions
 from llmserve.entrypoints.http.response_cache import ReplyCache
 from llmserve.entrypoints.http.route_fields import check_fields, of_route
+from llmserve.entrypoints.http.token_texts import TokenTexts
 from llmserve.serving.service import Service
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from llmserve.engines.token_bytes import TokenBytes
 from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 
 PLAIN = frozenset({
@@ -30,6 +31,8 @@ class ModelTokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
+    def token_bytes(self, token_id: int) -> bytes | None: ...
+    def token_name(self, token_id: int) -> str: ...
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
     ) -> list[int]: ...
@@ -58,6 +61,7 @@ class FolderTokenizer:
         self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.backend.no_truncation()
         self.backend.no_padding()
+        self._bytes = TokenBytes(self.backend)
         source = _template_source(folder, settings)
         self._template = None if source is None else compile_template(source)
         self._words = _special_words(settings)
@@ -75,6 +79,12 @@ class FolderTokenizer:
         else:
             text = self.backend.decode_batch([list(ids)], skip_special_tokens=True)[0]
         return text
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return self._bytes.of(token_id)
+
+    def token_name(self, token_id: int) -> str:
+        return self._bytes.name(token_id)
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
@@ -100,6 +110,7 @@ class TransformersTokenizer:
             str(folder), trust_remote_code=trust_remote_code
         )
         self.backend = getattr(self._auto, "backend_tokenizer", self._auto)
+        self._bytes = TokenBytes(self.backend)
 
     @property
     def has_chat(self) -> bool:
@@ -112,6 +123,12 @@ class TransformersTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._auto.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return self._bytes.of(token_id)
+
+    def token_name(self, token_id: int) -> str:
+        return self._bytes.name(token_id)
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
