@@ -17,6 +17,11 @@ class ChatOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Further names that the chat template reads, as `enable_thinking`."""
     add_generation_prompt: bool = True
     """Whether the assistant's turn is opened behind the messages."""
+    continue_final_message: bool = False
+    """Whether the last message is left open, for the model to go on with it."""
+    allow_special_tokens: bool = False
+    """Whether a special token's spelling in a message is that token, which may end a turn; else it
+    is read as text."""
 
 
 PLAIN_CHAT = ChatOptions()

@@ -33,6 +33,7 @@ class VllmTokenizer:
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
     ) -> list[int]:
+        """As vLLM reads it: special tokens that a message spells are those tokens."""
         from jinja2 import TemplateError
 
         if not messages:
@@ -44,6 +45,7 @@ class VllmTokenizer:
                 [dict(message) for message in messages],
                 tools=[dict(tool) for tool in options.tools] or None,
                 add_generation_prompt=options.add_generation_prompt,
+                continue_final_message=options.continue_final_message,
                 return_dict=False,
                 **options.template_kwargs,
             )
