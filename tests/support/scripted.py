@@ -13,11 +13,14 @@ from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 
 
 class ByteTokenizer:
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode(errors="replace")
+
+    def token_name(self, token_id: int) -> str:
+        return f"<0x{token_id:02X}>"
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT

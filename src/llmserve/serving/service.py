@@ -62,6 +62,9 @@ class Service:
         self._stopping = False
         self.waiting_for_engine = 0
         """Callers in `when_up`."""
+        self.allow_special_tokens = False
+        """Whether a special token that a message spells is that token, where a request does not
+        say."""
         self._ids = itertools.count(1)
 
     @property

@@ -16,11 +16,14 @@ from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 class Letters:
     """A token is a character."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(letter) for letter in text]
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
+
+    def token_name(self, token_id: int) -> str:
+        return chr(token_id)
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llmserve.core.validation import wholes
 from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
@@ -30,13 +31,19 @@ FOLLOWING = OPENING + len(WORDS)
 QUOTED = FOLLOWING + len(WORDS)
 """Id of a "<" that opens no mark."""
 VOCABULARY = QUOTED + 1
+_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""What `chat` does, in the words of a template."""
 _MARKS = ("<|im_start|>", "<|im_end|>")
 
 
 class WordTokenizer:
     """Satisfies `engines.Tokenizer`. `decode(encode(text)) == text` for all valid Unicode."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """There is nothing to add."""
         return list(text.encode("utf-8", "replace"))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -46,6 +53,14 @@ class WordTokenizer:
             bytes((one,)) if one < OPENING else piece(one).encode("ascii") for one in ids
         )
         return raw.decode("utf-8", "replace")
+
+    def token_name(self, token_id: int) -> str:
+        if token_id < OPENING:
+            return f"<0x{token_id:02X}>"
+        return piece(token_id) if token_id < VOCABULARY else f"token_id:{token_id}"
+
+    def settings(self) -> dict[str, Any]:
+        return {"tokenizer_class": type(self).__name__, "chat_template": _TEMPLATE}
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT

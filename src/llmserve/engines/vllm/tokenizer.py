@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions, settings_of
 
 
 class VllmTokenizer:
@@ -22,13 +22,20 @@ class VllmTokenizer:
     def has_chat(self) -> bool:
         return getattr(self._tokenizer, "chat_template", None) is not None
 
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text)
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def token_name(self, token_id: int) -> str:
+        name: str | None = self._tokenizer.convert_ids_to_tokens(token_id)
+        return name or f"token_id:{token_id}"
+
+    def settings(self) -> dict[str, Any]:
+        return settings_of(self._tokenizer)
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT

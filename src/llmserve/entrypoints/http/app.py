@@ -20,6 +20,7 @@ from llmserve.entrypoints.http.knobs import knob_routes
 from llmserve.entrypoints.http.lifecycle import lifecycle_routes
 from llmserve.entrypoints.http.models import model_routes
 from llmserve.entrypoints.http.monitoring import watch_routes
+from llmserve.entrypoints.http.openai_responses.route import ResponsesRoute
 from llmserve.entrypoints.http.response_cache import CacheOptions
 from llmserve.entrypoints.http.state import EndpointState
 from llmserve.observe import Telemetry
@@ -41,6 +42,7 @@ def build_app(
         routes=[
             Route("/v1/chat/completions", ChatRoute(served), methods=["POST"]),
             Route("/v1/completions", CompletionRoute(served), methods=["POST"]),
+            Route("/v1/responses", ResponsesRoute(served), methods=["POST"]),
             *model_routes(served),
             *watch_routes(served, telemetry),
             *knob_routes(served),

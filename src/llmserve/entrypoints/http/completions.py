@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmserve.entrypoints.http import prompts, protocol
 from llmserve.entrypoints.http.generation import GeneratingRoute, Understood
 from llmserve.entrypoints.http.protocol import CompletionBody
-from llmserve.entrypoints.http.replies import CompletionReply, new_head
+from llmserve.entrypoints.http.replies import CompletionReply, ReplyShape, RunningUsage, new_head
 from llmserve.entrypoints.http.structured import check_supported
 
 
@@ -16,16 +16,22 @@ class CompletionRoute(GeneratingRoute):
         info = served.check_model(body.model)
         texts = prompts.prompts_of(body)
         protocol.check_shape(body, len(texts))
-        ids = await prompts.all_ids(served.tokenizer, info, texts)
+        special = body.add_special_tokens is not False
+        ids = await prompts.all_ids(served.tokenizer, info, texts, special)
         check_supported(body, served.service.engine)
         sampling = protocol.sampling(body, prompts.reply_tokens(ids, body, info))
-        head = new_head(served.service.new_id("cmpl"), info.model_id)
+        head = new_head(served.service.new_id("cmpl"), info.model_id, served.fingerprint)
+        plain = CompletionReply(head, served.texts, with_usage=body.include_usage)
+        reply: ReplyShape = plain
+        if body.continuous_usage:
+            each = [len(one) for one in ids for _ in range(body.choices)]
+            reply = RunningUsage(plain, each)
         return Understood(
             id=head.id,
             prompts=tuple(ids),
             sampling=sampling,
             claims=body,
-            reply=CompletionReply(head, served.texts, with_usage=body.include_usage),
+            reply=reply,
             n=body.choices,
             stream=bool(body.stream),
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -19,6 +19,7 @@ from llmserve.entrypoints.http.asgi import JsonAnswer, read_json, unless_gone
 from llmserve.entrypoints.http.caller import Claims, sender
 from llmserve.entrypoints.http.errors import (
     SERVING_ERRORS,
+    ApiError,
     ClientGone,
     aborted,
     as_api_error,
@@ -45,6 +46,8 @@ class Understood(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 1
     """Choices of each prompt."""
     stream: bool = False
+    failed: Callable[[ApiError], bytes] | None = None
+    """The last event of a stream that an error ends; OpenAI's error object where it is None."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -107,6 +110,7 @@ class GeneratingRoute(ABC):
 
     async def _answer(self, scope: Scope, raw: bytes, answer: JsonAnswer) -> None:
         call = await self._call(scope, raw)
+        answer.failed = call.asked.failed or answer.failed
         streams: list[Stream] = []
         try:
             for choice in range(call.choices):

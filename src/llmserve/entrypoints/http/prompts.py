@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from llmserve.core.validation import mistyped
 from llmserve.engines.base import EngineInfo
-from llmserve.engines.tokenizer import Tokenizer
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions, Tokenizer
 from llmserve.entrypoints.http.errors import ApiError, invalid
 from llmserve.entrypoints.http.protocol import ChatBody, CompletionBody, Message, SamplingBody
 from llmserve.serving import requests
@@ -17,10 +18,50 @@ from llmserve.serving.tokenize import tokenised
 _CHARACTERS_PER_TOKEN = 128
 """No vocabulary packs text so densely; more than this for the whole context is too long unread."""
 
+_TEMPLATE_NAMES = frozenset({
+    "add_generation_prompt", "chat_template", "continue_final_message", "documents", "messages",
+    "return_dict", "tokenize", "tools",
+})  # fmt: skip
+"""What a template is given beside `chat_template_kwargs`."""
+
 Ids = tuple[int, ...]
 
 
-async def chat_ids(tokenizer: Tokenizer, info: EngineInfo, messages: Sequence[Message]) -> Ids:
+class Rendered(Protocol):
+    """The fields that say how a conversation is put before the model."""
+
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    chat_template_kwargs: dict[str, Any] | None
+    allow_special_tokens: bool | None
+
+
+def chat_options(body: Rendered, allow_special_tokens: bool) -> ChatOptions:
+    """As asked; where nothing is, special tokens in messages are as the server's own option has it.
+    ApiError 400 where two fields exclude each other."""
+    opened = body.add_generation_prompt
+    if opened and body.continue_final_message:
+        said = "continue_final_message and add_generation_prompt exclude each other"
+        raise invalid("continue_final_message", said)
+    further = body.chat_template_kwargs or {}
+    for name in _TEMPLATE_NAMES & further.keys():
+        said = f"chat_template_kwargs cannot hold {name}: it is a field of its own, or not served"
+        raise invalid("chat_template_kwargs", said)
+    allowed = body.allow_special_tokens
+    return ChatOptions(
+        template_kwargs=further,
+        add_generation_prompt=not body.continue_final_message if opened is None else opened,
+        continue_final_message=bool(body.continue_final_message),
+        allow_special_tokens=allow_special_tokens if allowed is None else allowed,
+    )
+
+
+async def chat_ids(
+    tokenizer: Tokenizer,
+    info: EngineInfo,
+    messages: Sequence[Message],
+    options: ChatOptions = PLAIN_CHAT,
+) -> Ids:
     """The conversation through the model's chat template; ApiError 400 where it refuses."""
     if not messages:
         raise invalid("messages", "a conversation needs at least one message")
@@ -29,28 +70,37 @@ async def chat_ids(tokenizer: Tokenizer, info: EngineInfo, messages: Sequence[Me
     length = sum(len(turn["role"]) + len(turn["content"]) for turn in turns)
     _check_text(length, info, "messages")
     try:
-        return tuple(await tokenised(length, tokenizer.chat, turns))
+        return tuple(await tokenised(length, partial(tokenizer.chat, options=options), turns))
     except ValueError as error:
         raise invalid("messages", str(error)) from None
 
 
 async def all_ids(
-    tokenizer: Tokenizer, info: EngineInfo, prompts: Sequence[str | list[int]]
+    tokenizer: Tokenizer,
+    info: EngineInfo,
+    prompts: Sequence[str | list[int]],
+    add_special_tokens: bool = True,
 ) -> list[Ids]:
     """Of each; between two of them all streams have their turn."""
     found: list[Ids] = []
     for prompt in prompts:
         if found:
             await asyncio.sleep(0)
-        found.append(await prompt_ids(tokenizer, info, prompt))
+        found.append(await prompt_ids(tokenizer, info, prompt, add_special_tokens))
     return found
 
 
-async def prompt_ids(tokenizer: Tokenizer, info: EngineInfo, prompt: str | list[int]) -> Ids:
+async def prompt_ids(
+    tokenizer: Tokenizer,
+    info: EngineInfo,
+    prompt: str | list[int],
+    add_special_tokens: bool = True,
+) -> Ids:
     if not isinstance(prompt, str):
         return requests.known_tokens(prompt, info, "prompt")
     _check_text(len(prompt), info, "prompt")
-    return tuple(await tokenised(len(prompt), tokenizer.encode, prompt))
+    encode = partial(tokenizer.encode, add_special_tokens=add_special_tokens)
+    return tuple(await tokenised(len(prompt), encode, prompt))
 
 
 def prompts_of(body: CompletionBody) -> list[str | list[int]]:

@@ -35,6 +35,10 @@ Body = TypeVar("Body")
 
 class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """vLLM's: what has been used so far, in every event."""
+    include_obfuscation: bool | None = None
+    """OpenAI's padding of events, which has no effect on them here."""
 
 
 class SamplingBody(Claims, kw_only=True):
@@ -78,6 +82,13 @@ class SamplingBody(Claims, kw_only=True):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
+    def continuous_usage(self) -> bool:
+        options = self.stream_options
+        return options is not None and bool(
+            self.stream and options.include_usage and options.continuous_usage_stats
+        )
+
+    @property
     def asked_tokens(self) -> Any:
         return self.max_tokens
 
@@ -108,6 +119,10 @@ class ChatBody(SamplingBody, kw_only=True):
     max_completion_tokens: Any = None
     logprobs: bool | None = None
     top_logprobs: Any = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    allow_special_tokens: bool | None = None
 
     @property
     def asked_tokens(self) -> Any:
@@ -124,6 +139,7 @@ class ChatBody(SamplingBody, kw_only=True):
 class CompletionBody(SamplingBody, kw_only=True):
     prompt: str | list[str | int | list[int]]
     logprobs: Any = None
+    add_special_tokens: bool | None = None
 
     @property
     def default_tokens(self) -> int | None:
@@ -138,6 +154,12 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
+    tools: list[Any] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    allow_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
 
@@ -147,15 +169,11 @@ class DetokenizeBody(msgspec.Struct, kw_only=True):
 
 
 _NOT_HERE: dict[str, tuple[object, ...]] = {
-    "add_generation_prompt": (True,),
-    "add_special_tokens": (True,),
     "allowed_token_ids": ([],),
     "audio": (),
     "bad_words": ([],),
     "best_of": (1,),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
     "documents": ([],),
     "echo": (False,),
     "function_call": ("none", "auto"),
@@ -181,13 +199,13 @@ _NotHere = msgspec.defstruct("_NotHere", [(name, Any, None) for name in ("n", *_
 
 def decode(raw: bytes, kind: type[Body]) -> Body:
     """The body as `kind`, or ApiError 400 that names the field."""
-    unheard = _read(raw, _NotHere)
-    for name in _NOT_HERE:
+    unheard = read(raw, _NotHere)
+    for name in _NOT_HERE.keys() - set(getattr(kind, "__struct_fields__", ())):
         _refuse_unless_neutral(name, unheard)
-    return _read(raw, kind)
+    return read(raw, kind)
 
 
-def _read(raw: bytes, kind: type[Body]) -> Body:
+def read(raw: bytes, kind: type[Body]) -> Body:
     """Builds the fields of `kind` alone: others may hold a million values."""
     try:
         return msgspec.json.decode(raw, type=kind)

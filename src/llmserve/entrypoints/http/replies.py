@@ -31,11 +31,12 @@ class Head(msgspec.Struct, frozen=True):
     id: str
     created: int
     model: str
+    fingerprint: str | None = None
 
 
-def new_head(id: str, model: str) -> Head:
+def new_head(id: str, model: str, fingerprint: str | None = None) -> Head:
     # OpenAI's `created` is wall time; nothing of ours reckons with it
-    return Head(id, int(time.time()), model)
+    return Head(id, int(time.time()), model, fingerprint)
 
 
 class ReplyShape(Protocol):
@@ -55,7 +56,7 @@ class ReplyShape(Protocol):
 class ChatReply:
     def __init__(self, head: Head, texts: TokenTexts, *, with_usage: bool = False) -> None:
         self._head = _fields(head, "chat.completion")
-        self._frames = _Frames(_fields(head, "chat.completion.chunk"), with_usage, _chat_choice)
+        self.frames = Frames(_fields(head, "chat.completion.chunk"), with_usage, _chat_choice)
         self._texts = texts
         self._begun: set[int] = set()
 
@@ -63,18 +64,18 @@ class ChatReply:
         begin = b""
         if choice not in self._begun:
             self._begun.add(choice)
-            begin = self._frames.slow(
+            begin = self.frames.slow(
                 {**_chat_choice(choice), "delta": {"role": "assistant", "content": ""}}
             )
         if chunk.finish_reason is None and chunk.logprobs is None:
-            return begin + self._frames.fast(choice, chunk.text)
+            return begin + self.frames.fast(choice, chunk.text)
         content = {**_chat_choice(choice), "delta": {"content": chunk.text} if chunk.text else {}}
         if chunk.logprobs is not None:
             content["logprobs"] = chat_logprobs(chunk.logprobs, self._texts)
-        return begin + self._frames.slow(_ended(content, chunk))
+        return begin + self.frames.slow(_ended(content, chunk))
 
     def end(self, usage: Usage) -> bytes:
-        return self._frames.end(usage)
+        return self.frames.end(usage)
 
     def whole(self, outcomes: Sequence[Outcome], usage: Usage) -> bytes:
         choices = [
@@ -96,21 +97,21 @@ class ChatReply:
 class CompletionReply:
     def __init__(self, head: Head, texts: TokenTexts, *, with_usage: bool = False) -> None:
         self._head = _fields(head, "text_completion")
-        self._frames = _Frames(self._head, with_usage, _text_choice)
+        self.frames = Frames(self._head, with_usage, _text_choice)
         self._texts = texts
         self._offsets: dict[int, LegacyLogprobs] = {}
 
     def frame(self, choice: int, chunk: Chunk) -> bytes:
         if chunk.finish_reason is None and chunk.logprobs is None:
-            return self._frames.fast(choice, chunk.text)
+            return self.frames.fast(choice, chunk.text)
         content = {**_text_choice(choice), "text": chunk.text}
         if chunk.logprobs is not None:
             shape = self._offsets.setdefault(choice, LegacyLogprobs(self._texts))
             content["logprobs"] = shape.of(chunk.logprobs)
-        return self._frames.slow(_ended(content, chunk))
+        return self.frames.slow(_ended(content, chunk))
 
     def end(self, usage: Usage) -> bytes:
-        return self._frames.end(usage)
+        return self.frames.end(usage)
 
     def whole(self, outcomes: Sequence[Outcome], usage: Usage) -> bytes:
         choices = [
@@ -132,7 +133,24 @@ class _Choice(Protocol):
     def __call__(self, index: int) -> dict[str, Any]: ...
 
 
-class _Frames:
+class RunningUsage:
+    """A reply whose every event says what has been used so far, at the cost of a rendering each."""
+
+    def __init__(self, reply: ChatReply | CompletionReply, prompt_tokens: Sequence[int]) -> None:
+        """prompt_tokens: of each choice's prompt."""
+        self._reply = reply
+        self._prompt_tokens = prompt_tokens
+        self._used = [0] * len(prompt_tokens)
+        self.end, self.whole = reply.end, reply.whole
+
+    def frame(self, choice: int, chunk: Chunk) -> bytes:
+        self._used[choice] += len(chunk.token_ids)
+        used = Usage(self._prompt_tokens[choice], self._used[choice])
+        self._reply.frames.also({"usage": _counted(used)})
+        return self._reply.frame(choice, chunk)
+
+
+class Frames:
     """SSE events of one answer."""
 
     def __init__(self, head: dict[str, Any], with_usage: bool, choice: _Choice) -> None:
@@ -151,6 +169,11 @@ class _Frames:
             before, _, after = self.slow(self._choice(choice)).partition(_encode(_TEXT))
             halves = self._halves[choice] = before, after
         return halves[0] + _encode(text) + halves[1]
+
+    def also(self, rest: dict[str, Any]) -> None:
+        """What the next events hold besides their choice."""
+        self._rest = rest
+        self._halves.clear()
 
     def slow(self, choice: dict[str, Any]) -> bytes:
         return event({**self._head, "choices": [choice], **self._rest})
@@ -178,13 +201,31 @@ def _ended(choice: dict[str, Any], chunk: Chunk) -> dict[str, Any]:
 
 
 def _fields(head: Head, kind: str) -> dict[str, Any]:
-    return {"id": head.id, "object": kind, "created": head.created, "model": head.model}
+    return {
+        "id": head.id,
+        "object": kind,
+        "created": head.created,
+        "model": head.model,
+        "system_fingerprint": head.fingerprint,
+    }
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
     return {
+        **_counted(usage),
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def _counted(usage: Usage) -> dict[str, Any]:
+    return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }

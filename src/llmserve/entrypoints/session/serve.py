@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 
 from llmserve.core.knobs import SPECS, Knobs
+from llmserve.core.validation import flag
 from llmserve.engines import registry
 from llmserve.entrypoints.http.response_cache import CacheOptions
 from llmserve.entrypoints.session.resources import Switches
@@ -24,6 +25,7 @@ def serve(
     port: int = 0,
     api_key: str | None = None,
     api_keys: Source = None,
+    allow_special_tokens: bool = False,
     knobs: Mapping[str, object] | None = None,
     response_cache: bool | Mapping[str, object] | None = None,
     log_requests: bool | str | os.PathLike[str] | Mapping[str, object] | None = None,
@@ -44,6 +46,8 @@ def serve(
     api_keys: keys of tenants, with their terms: a mapping or a JSON file
         (`serving/api_keys.py`), else the environment's LLMSERVE_API_KEYS. A request with such a key
         is that tenant's.
+    allow_special_tokens: True lets a special token that a message spells be that token: such a
+        message can end its turn and speak for another. A request may say so for itself.
     response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
     log_requests: a JSON line per request: to a file, or with True to the logger
         `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.
@@ -69,6 +73,7 @@ def serve(
         knobs=Knobs().changed(first),
         switches=Switches.read(switch_interval_s, gc_threshold),
         key_terms=read_key_terms(api_keys),
+        allow_special_tokens=flag("allow_special_tokens", allow_special_tokens),
         cache=CacheOptions.read(response_cache),
         log=LogOptions.read(log_requests),
         options=options,

@@ -73,6 +73,7 @@ class Session:
         knobs: Knobs,
         switches: Switches,
         key_terms: Mapping[str, KeyTerms],
+        allow_special_tokens: bool,
         cache: CacheOptions | None,
         log: LogOptions | None,
         options: Mapping[str, object],
@@ -91,6 +92,7 @@ class Session:
         self._keyring = Keyring(api_key, key_terms)
         terms = terms_of(key_terms)
         self.service = Service(made, self.board, self.bus, self.clock, terms)
+        self.service.allow_special_tokens = allow_special_tokens
         app = build_app(self.service, self.telemetry, self._keyring, cache)
         sock = bind(*address)
         self.host, self.port = sock.getsockname()[:2]

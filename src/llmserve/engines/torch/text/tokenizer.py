@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions, settings_of
 from llmserve.engines.torch.text.chat_template import compile_template, render
 from llmserve.engines.torch.text.special_tokens import SpecialTokens, strings
 
@@ -30,8 +30,10 @@ class ModelTokenizer(Protocol):
     @property
     def has_chat(self) -> bool: ...
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
+    def token_name(self, token_id: int) -> str: ...
+    def settings(self) -> dict[str, Any]: ...
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
     ) -> list[int]: ...
@@ -60,8 +62,8 @@ class FolderTokenizer:
         self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.backend.no_truncation()
         self.backend.no_padding()
-        source = _template_source(folder, settings)
-        self._template = None if source is None else compile_template(source)
+        self._settings, self._source = settings, _template_source(folder, settings)
+        self._template = None if self._source is None else compile_template(self._source)
         self._words = _special_words(settings)
         self._special = SpecialTokens(self.backend, self._words.values())
 
@@ -69,8 +71,8 @@ class FolderTokenizer:
     def has_chat(self) -> bool:
         return self._template is not None
 
-    def encode(self, text: str) -> list[int]:
-        return _ids(self.backend, text, add_special_tokens=True)
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return _ids(self.backend, text, add_special_tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
         if len(ids) < _LONG:
@@ -78,6 +80,13 @@ class FolderTokenizer:
         else:
             text = self.backend.decode_batch([list(ids)], skip_special_tokens=True)[0]
         return text
+
+    def token_name(self, token_id: int) -> str:
+        return self.backend.id_to_token(token_id) or f"token_id:{token_id}"
+
+    def settings(self) -> dict[str, Any]:
+        template = {} if self._source is None else {"chat_template": self._source}
+        return {**self._settings, **template}
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
@@ -104,13 +113,20 @@ class TransformersTokenizer:
     def has_chat(self) -> bool:
         return self._auto.chat_template is not None
 
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._auto(text)["input_ids"]
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._auto(text, add_special_tokens=add_special_tokens)["input_ids"]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._auto.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def token_name(self, token_id: int) -> str:
+        name: str | None = self._auto.convert_ids_to_tokens(token_id)
+        return name or f"token_id:{token_id}"
+
+    def settings(self) -> dict[str, Any]:
+        return settings_of(self._auto)
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
