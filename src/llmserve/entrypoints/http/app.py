@@ -20,6 +20,7 @@ from llmserve.entrypoints.http.knobs import knob_routes
 from llmserve.entrypoints.http.lifecycle import lifecycle_routes
 from llmserve.entrypoints.http.models import model_routes
 from llmserve.entrypoints.http.monitoring import watch_routes
+from llmserve.entrypoints.http.not_served import not_served
 from llmserve.entrypoints.http.openai_responses.route import ResponsesRoute
 from llmserve.entrypoints.http.response_cache import CacheOptions
 from llmserve.entrypoints.http.state import EndpointState
@@ -75,6 +76,8 @@ async def _defect(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 404 and (known := not_served(request.url.path)) is not None:
+        return await _error(request, known)
     messages = {
         404: f"there is no {request.url.path} here",
         405: f"{request.method} is not for {request.url.path}",

@@ -12,8 +12,6 @@ from llmserve.entrypoints.http.errors import ApiError, invalid
 from llmserve.entrypoints.http.openai_responses.input_items import chat_messages
 from llmserve.entrypoints.http.protocol import ChatBody, understood
 
-STATELESS = "this server keeps no response: send the conversation as input items"
-
 ALIKE = frozenset({
     "model", "temperature", "top_p", "stream", "parallel_tool_calls", "seed", "stop", "top_k",
     "min_p", "min_tokens", "repetition_penalty", "presence_penalty", "frequency_penalty",
@@ -52,7 +50,11 @@ ONLY: Mapping[str, tuple[object, ...]] = {
 """Fields that would change the answer and are not served, with the values that ask for nothing;
 null is one for all of them."""
 
-_KEPT = ("background", "conversation", "previous_response_id")
+_KEPT = {
+    "background": "it keeps no response",
+    "conversation": "it keeps no response; send the conversation as input items",
+    "previous_response_id": "it keeps no response; send the conversation as input items",
+}
 
 INCLUDES = frozenset({
     "code_interpreter_call.outputs", "computer_call_output.output.image_url",
@@ -72,6 +74,13 @@ CHAT_NAMES = {
 """Fields of a chat, and what was sent in their place."""
 
 
+ResponsesFields = msgspec.defstruct(
+    "ResponsesFields",
+    [(name, Any, None) for name in sorted({*ALIKE, *READ, *WITHOUT_EFFECT, *ONLY})],
+)
+"""Every field that the route knows; there is no other."""
+
+
 class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True):
     """A body, read."""
 
@@ -89,7 +98,8 @@ class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True):
 def read_body(fields: Mapping[str, Any]) -> ResponsesBody:
     """ApiError 400 names the first field that cannot be taken."""
     for name, value in fields.items():
-        _check(name, value)
+        _refuse_unknown(name)
+        _refuse_unless_neutral(name, value)
     chat: dict[str, Any] = {name: fields[name] for name in ALIKE if name in fields}
     chat |= {
         "messages": chat_messages(fields.get("instructions"), fields.get("input")),
@@ -100,22 +110,21 @@ def read_body(fields: Mapping[str, Any]) -> ResponsesBody:
     return ResponsesBody(given=fields, chat=understood(chat, ChatBody))
 
 
-def _check(name: str, value: Any) -> None:
-    if name in ALIKE or name in READ or name in WITHOUT_EFFECT:
-        return
-    if name not in ONLY:
-        raise ApiError(
-            400, f"{name} is no field of /v1/responses here", param=name,
-            code="unknown_parameter",
-        )  # fmt: skip
+def _refuse_unknown(name: str) -> None:
+    if name not in ResponsesFields.__struct_fields__:
+        said = f"{name} is no field of /v1/responses here"
+        raise ApiError(400, said, param=name, code="unknown_parameter")
+
+
+def _refuse_unless_neutral(name: str, value: Any) -> None:
     if isinstance(value, Mapping):
         value = {key: one for key, one in value.items() if one is not None}
-    if value is None or value in ONLY[name]:
+    if name not in ONLY or value is None or value in ONLY[name]:
         return
-    said = f"{name} is not supported by this server"
+    error = _unsupported(name, name)
     if name in _KEPT:
-        said = f"{said}: {STATELESS}" if name != "background" else f"{said}: it keeps no response"
-    raise ApiError(400, said, param=name, code="unsupported_parameter")
+        error.message += f": {_KEPT[name]}"
+    raise error
 
 
 def _response_format(text: Any) -> Any:
