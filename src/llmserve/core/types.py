@@ -47,6 +47,12 @@ class Structured(msgspec.Struct, frozen=True):
     """Of a JSON schema: properties that it does not list do not come, unless it says that they may;
     False leaves that open."""
 
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Of kind json: the schema itself."""
+        found = msgspec.json.decode(self.text)
+        return found if isinstance(found, dict) else {} if found else {"enum": []}
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn. Names and meanings follow vLLM's SamplingParams.

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from llmserve.core.types import SamplingParams, Structured
+from llmserve.engines.guided.grammars import check
 from llmserve.engines.torch.sampling.guided_decoding import Grammars, forbidden
 from llmserve.engines.torch.sampling.sampler import Draws, draw
-from llmserve.engines.guided.grammars import check
 from llmserve.engines.torch.step_loop import StepLoop
 from llmserve.engines.torch.text.tokenizer import open_tokenizer
 from support.tiny_models import EOS, VOCAB, Drive, Driven, generate, reference

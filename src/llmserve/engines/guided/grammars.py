@@ -37,8 +37,7 @@ def grammar_of(structured: Structured) -> str:
 
 def _schema(structured: Structured) -> str:
     try:
-        schema = json.loads(structured.text)
-        schema = {True: {}, False: {"enum": []}}[schema] if isinstance(schema, bool) else schema
+        schema = structured.schema
         return json.dumps(readable(closed(schema) if structured.strict else schema))
     except RecursionError:
         raise ValueError("the schema is nested too deeply") from None

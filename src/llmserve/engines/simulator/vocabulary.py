@@ -32,6 +32,11 @@ VOCABULARY = FOLLOWING + len(WORDS)
 class WordTokenizer:
     """Satisfies `engines.Tokenizer`. `decode(encode(text)) == text` for all valid Unicode."""
 
+    @property
+    def chat_template(self) -> str | None:
+        """ChatML is written here, by no template."""
+        return None
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "replace"))
 

@@ -17,7 +17,7 @@ class CompletionRoute(GeneratingRoute):
         texts = prompts.prompts_of(body)
         protocol.check_shape(body, len(texts))
         ids = await prompts.all_ids(served.tokenizer, info, texts)
-        check_supported(body, served.service.engine)
+        form_field = check_supported(body, served.service.engine)
         sampling = protocol.sampling(body, prompts.reply_tokens(ids, body, info))
         head = new_head(served.service.new_id("cmpl"), info.model_id)
         return Understood(
@@ -28,4 +28,5 @@ class CompletionRoute(GeneratingRoute):
             reply=CompletionReply(head, served.texts, with_usage=body.include_usage),
             n=body.choices,
             stream=bool(body.stream),
+            form_field=form_field,
         )

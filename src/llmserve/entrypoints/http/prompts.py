@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from llmserve.core.validation import mistyped
 from llmserve.engines.base import EngineInfo
-from llmserve.engines.tokenizer import Tokenizer
+from llmserve.engines.tokenizer import ChatOptions, Tokenizer
 from llmserve.entrypoints.http.errors import ApiError, invalid
 from llmserve.entrypoints.http.protocol import ChatBody, CompletionBody, Message, SamplingBody
+from llmserve.entrypoints.http.tools.history import Turn, checked_calls, rendered
+from llmserve.entrypoints.http.tools.use import ToolUse
 from llmserve.serving import requests
 from llmserve.serving.tokenize import tokenised
 
@@ -20,16 +23,19 @@ _CHARACTERS_PER_TOKEN = 128
 Ids = tuple[int, ...]
 
 
-async def chat_ids(tokenizer: Tokenizer, info: EngineInfo, messages: Sequence[Message]) -> Ids:
+async def chat_ids(
+    tokenizer: Tokenizer, info: EngineInfo, messages: Sequence[Message], use: ToolUse | None = None
+) -> Ids:
     """The conversation through the model's chat template; ApiError 400 where it refuses."""
     if not messages:
         raise invalid("messages", "a conversation needs at least one message")
     _check_length(len(messages), "messages", info.max_model_len, info, "messages")
-    turns = [{"role": _role(message), "content": _text(message)} for message in messages]
-    length = sum(len(turn["role"]) + len(turn["content"]) for turn in turns)
-    _check_text(length, info, "messages")
+    turns = rendered([_turn(message) for message in messages], use, tokenizer.chat_template)
+    options = ChatOptions(tools=() if use is None else use.shown)
+    length = sum(len(turn["role"]) + len(turn["content"] or "") for turn in turns)
+    _check_text(length + sum(len(repr(tool)) for tool in options.tools), info, "messages")
     try:
-        return tuple(await tokenised(length, tokenizer.chat, turns))
+        return tuple(await tokenised(length, partial(tokenizer.chat, options=options), turns))
     except ValueError as error:
         raise invalid("messages", str(error)) from None
 
@@ -83,9 +89,21 @@ def _role(message: Message) -> str:
     return "system" if message.role == "developer" else message.role
 
 
-def _text(message: Message) -> str:
+def _turn(message: Message) -> Turn:
+    """The message as chat templates read it; ApiError 400 where it is none."""
+    turn: Turn = {"role": _role(message), "content": _text(message)}
     if message.tool_calls:
-        raise invalid("messages", "tool_calls are not supported by this server")
+        if message.role != "assistant":
+            raise invalid("messages", f"a {message.role} message has no tool_calls")
+        turn["tool_calls"] = checked_calls(message.tool_calls)
+    if message.role in ("tool", "function"):
+        turn["tool_call_id"] = message.tool_call_id or ""
+        if message.name is not None:
+            turn["name"] = message.name
+    return turn
+
+
+def _text(message: Message) -> str:
     if message.content is None:
         if message.role != "assistant":
             raise invalid("messages", f"a {message.role} message needs content")
@@ -96,7 +114,6 @@ def _text(message: Message) -> str:
         if part.type != "text" or part.text is None:
             raise invalid("messages", f"content of type {part.type!r} is not supported; text is")
     return "\n".join(part.text or "" for part in message.content)
-
 
 
 def _check_text(length: int, info: EngineInfo, param: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from llmserve.core.types import SamplingParams
+from llmserve.core.types import SamplingParams, Structured
 from llmserve.core.validation import whole
 from llmserve.entrypoints.http.caller import Claims
 from llmserve.entrypoints.http.errors import ApiError, invalid
@@ -67,6 +67,7 @@ class SamplingBody(Claims, kw_only=True):
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
+    guided_grammar: Any = None
 
     @property
     def choices(self) -> int:
@@ -100,7 +101,11 @@ class ContentPart(msgspec.Struct):
 class Message(msgspec.Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: Any = None
+    """An assistant's calls, of which `tools/history.py` reads each."""
+    tool_call_id: str | None = None
+    """Which call a tool's message answers."""
+    name: str | None = None
 
 
 class ChatBody(SamplingBody, kw_only=True):
@@ -108,6 +113,9 @@ class ChatBody(SamplingBody, kw_only=True):
     max_completion_tokens: Any = None
     logprobs: bool | None = None
     top_logprobs: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: Any = None
 
     @property
     def asked_tokens(self) -> Any:
@@ -160,7 +168,6 @@ _NOT_HERE: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "guided_grammar": (),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "modalities": (["text"],),
@@ -182,7 +189,7 @@ _NotHere = msgspec.defstruct("_NotHere", [(name, Any, None) for name in ("n", *_
 def decode(raw: bytes, kind: type[Body]) -> Body:
     """The body as `kind`, or ApiError 400 that names the field."""
     unheard = _read(raw, _NotHere)
-    for name in _NOT_HERE:
+    for name in _NOT_HERE.keys() - set(getattr(kind, "__struct_fields__", ())):
         _refuse_unless_neutral(name, unheard)
     return _read(raw, kind)
 
@@ -247,12 +254,15 @@ def check_sequences(count: int) -> None:
         raise invalid("prompt", str(error)) from None
 
 
-def sampling(body: SamplingBody, max_tokens: int) -> SamplingParams:
-    """The sampling of the first choice; ParamError where a value is out of its range."""
+def sampling(
+    body: SamplingBody, max_tokens: int, form: Structured | None = None
+) -> SamplingParams:
+    """The sampling of the first choice; ParamError where a value is out of its range. `form`: what
+    the reply must match, where that is not what the body's schema says."""
     given = {name: getattr(body, name) for name in _DRAWN} | {
         "max_tokens": max_tokens,
         "logprobs": body.alternatives,
-        "structured_outputs": structured(body),
+        "structured_outputs": structured(body) if form is None else form,
     }
     return read_sampling({name: value for name, value in given.items() if value is not None})
 

@@ -28,6 +28,9 @@ class ModelTokenizer(Protocol):
     @property
     def has_chat(self) -> bool: ...
 
+    @property
+    def chat_template(self) -> str | None: ...
+
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
     def chat(
@@ -58,7 +61,7 @@ class FolderTokenizer:
         self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.backend.no_truncation()
         self.backend.no_padding()
-        source = _template_source(folder, settings)
+        self.chat_template = source = _template_source(folder, settings)
         self._template = None if source is None else compile_template(source)
         self._words = _special_words(settings)
 
@@ -104,6 +107,11 @@ class TransformersTokenizer:
     @property
     def has_chat(self) -> bool:
         return self._auto.chat_template is not None
+
+    @property
+    def chat_template(self) -> str | None:
+        found = self._auto.chat_template
+        return found if isinstance(found, str | None) else found.get("default")
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._auto(text)["input_ids"]

@@ -164,9 +164,7 @@ def _choice(given: Any, flat: bool) -> tuple[ToolMode, tuple[str, ...] | None, b
     raise invalid("tool_choice", unlike("tool_choice", kind, given))
 
 
-def _allowed(
-    given: Mapping[str, Any], flat: bool
-) -> tuple[ToolMode, tuple[str, ...] | None, bool]:
+def _allowed(given: Mapping[str, Any], flat: bool) -> tuple[ToolMode, tuple[str, ...] | None, bool]:
     found = given if flat else given.get("allowed_tools")
     match found:
         case {"mode": "auto" | "required" as mode, "tools": [_, *_] as tools}:

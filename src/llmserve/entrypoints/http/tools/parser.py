@@ -56,8 +56,19 @@ def new_call_id() -> str:
 class ReplyParser:
     """Reads one reply: push its text piece by piece, and finish it."""
 
-    def __init__(self, form: CallFormat, new_id: Callable[[], str] = new_call_id) -> None:
-        self._form = form
+    def __init__(
+        self,
+        form: CallFormat,
+        new_id: Callable[[], str] = new_call_id,
+        *,
+        unmarked: bool = False,
+        calls_only: bool = False,
+    ) -> None:
+        """`unmarked`: the text lacks the format's mark, which is a token that has no text.
+        `calls_only`: the reply holds nothing but calls, so that a mark cut short is no text."""
+        self.calls_only = calls_only
+        self._begin = form.opening if unmarked else form.begin
+        self._cut = 0 if unmarked else len(form.begin)
         self._new_id = new_id
         key = re.escape(form.arguments_key)
         self._header = re.compile(rf'\s*\[?\s*\{{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"{key}"\s*:')
@@ -90,7 +101,8 @@ class ReplyParser:
         """The last events of a reply that has ended, whether or not it was cut off: text that was
         held back. The beginning of a call that has no name yet is dropped."""
         held, self._held = self._held, ""
-        if self._state == "text" and held and (self._spoken or held.strip()):
+        speech = self._state == "text" and not self.calls_only
+        if speech and held and (self._spoken or held.strip()):
             return [TextDelta(held)]
         return []
 
@@ -109,13 +121,13 @@ class ReplyParser:
                     self._state = "header"
 
     def _read_text(self, events: list[CallEvent]) -> None:
-        begin = self._form.begin
+        begin = self._begin
         if not begin:
             self._read_start(events)
             return
         place = self._held.find(begin)
         if place >= 0:
-            said, self._held = self._held[:place], self._held[place + len(begin) :]
+            said, self._held = self._held[:place], self._held[place + self._cut :]
             self._state = "header"
         else:
             certain = len(self._held) - _overlap(self._held, begin)
