@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmserve.core.types import Structured
+from llmserve.engines.call_formats import CallFormat
 from llmserve.engines.guided.closed_schemas import closed, readable
 from llmserve.engines.guided.grammars import JSON_STYLE
 from llmserve.entrypoints.http.tools.choice import Tool, ToolChoice
-from llmserve.entrypoints.http.tools.formats import CallFormat
 
 
 def reply_grammar(

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmserve.core.validation import mistyped, unlike
+from llmserve.engines.call_formats import DEFAULT, CallFormat
 from llmserve.entrypoints.http.errors import invalid
-from llmserve.entrypoints.http.tools.formats import DEFAULT, CallFormat
 from llmserve.entrypoints.http.tools.use import ToolUse
 
 Turn = dict[str, Any]

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import msgspec
 
-from llmserve.entrypoints.http.tools.formats import CallFormat
+from llmserve.engines.call_formats import CallFormat
 
 
 class TextDelta(msgspec.Struct, frozen=True):

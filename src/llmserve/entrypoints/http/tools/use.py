@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from llmserve.core.types import Structured
+from llmserve.engines.call_formats import DEFAULT, CallFormat, format_of
 from llmserve.engines.tokenizer import Tokenizer
 from llmserve.entrypoints.http.errors import invalid
 from llmserve.entrypoints.http.tools.choice import ToolChoice
-from llmserve.entrypoints.http.tools.formats import DEFAULT, CallFormat, format_of
 from llmserve.entrypoints.http.tools.grammar import reply_grammar
 from llmserve.entrypoints.http.tools.parser import ReplyParser
 
