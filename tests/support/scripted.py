@@ -13,6 +13,8 @@ from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 
 
 class ByteTokenizer:
+    chat_template: str | None = None
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 

@@ -30,6 +30,11 @@ PLAIN_CHAT = ChatOptions()
 class Tokenizer(Protocol):
     """Text to token ids and back, as the engine's model reads them."""
 
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the model's chat template, where there is one to read."""
+        ...
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of raw text, with what special tokens the model wants in front. Those that the
         text spells are those tokens."""

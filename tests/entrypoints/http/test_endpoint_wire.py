@@ -32,6 +32,8 @@ INFO = EngineInfo(engine="e", model_id="m", max_model_len=100, kv_capacity_token
 class Letters:
     """A tokenizer of one token per character."""
 
+    chat_template: str | None = None
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(letter) for letter in text]
 

@@ -16,6 +16,8 @@ from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 class Letters:
     """A token is a character."""
 
+    chat_template: str | None = None
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(letter) for letter in text]
 

@@ -42,6 +42,11 @@ _MARKS = ("<|im_start|>", "<|im_end|>")
 class WordTokenizer:
     """Satisfies `engines.Tokenizer`. `decode(encode(text)) == text` for all valid Unicode."""
 
+    @property
+    def chat_template(self) -> str | None:
+        """ChatML is written here, by no template."""
+        return None
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """There is nothing to add."""
         return list(text.encode("utf-8", "replace"))

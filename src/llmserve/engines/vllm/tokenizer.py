@@ -22,6 +22,11 @@ class VllmTokenizer:
     def has_chat(self) -> bool:
         return getattr(self._tokenizer, "chat_template", None) is not None
 
+    @property
+    def chat_template(self) -> str | None:
+        found = getattr(self._tokenizer, "chat_template", None)
+        return found if isinstance(found, str | None) else found.get("default")
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids

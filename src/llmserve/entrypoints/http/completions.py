@@ -18,7 +18,7 @@ class CompletionRoute(GeneratingRoute):
         protocol.check_shape(body, len(texts))
         special = body.add_special_tokens is not False
         ids = await prompts.all_ids(served.tokenizer, info, texts, special)
-        check_supported(body, served.service.engine)
+        form_field = check_supported(body, served.service.engine)
         sampling = protocol.sampling(body, prompts.reply_tokens(ids, body, info))
         head = new_head(served.service.new_id("cmpl"), info.model_id, served.fingerprint)
         plain = CompletionReply(head, served.texts, with_usage=body.include_usage)
@@ -34,4 +34,5 @@ class CompletionRoute(GeneratingRoute):
             reply=reply,
             n=body.choices,
             stream=bool(body.stream),
+            form_field=form_field,
         )

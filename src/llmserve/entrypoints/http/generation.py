@@ -14,7 +14,7 @@ from contextlib import aclosing
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from llmserve.core.types import Outcome, Request, SamplingParams, Usage
+from llmserve.core.types import Outcome, ParamError, Request, SamplingParams, Usage
 from llmserve.entrypoints.http.asgi import JsonAnswer, read_json, unless_gone
 from llmserve.entrypoints.http.caller import Claims, sender
 from llmserve.entrypoints.http.errors import (
@@ -23,6 +23,7 @@ from llmserve.entrypoints.http.errors import (
     ClientGone,
     aborted,
     as_api_error,
+    invalid,
     stopping,
 )
 from llmserve.entrypoints.http.merged_streams import arrivals
@@ -46,6 +47,8 @@ class Understood(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 1
     """Choices of each prompt."""
     stream: bool = False
+    form_field: str = "structured_outputs"
+    """The field of the body that says what the reply must match."""
     failed: Callable[[ApiError], bytes] | None = None
     """The last event of a stream that an error ends; OpenAI's error object where it is None."""
 
@@ -130,7 +133,10 @@ class GeneratingRoute(ABC):
         arrival = self.served.service.clock.now()
         asked = await self.understand(raw)
         check_tokens(asked.sampling, self.served.info)
-        await self.served.service.check_form(asked.sampling)
+        try:
+            await self.served.service.check_form(asked.sampling)
+        except ParamError as error:
+            raise invalid(asked.form_field, error) from None
         return Call(asked, sender(scope, asked.claims), arrival, asks_anew(scope))
 
     async def _stream(self, call: Call, streams: Sequence[Stream], answer: JsonAnswer) -> None:

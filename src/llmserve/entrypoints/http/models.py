@@ -15,6 +15,8 @@ from llmserve.entrypoints.http.asgi import json_response, read_json
 from llmserve.entrypoints.http.errors import ApiError
 from llmserve.entrypoints.http.protocol import DetokenizeBody, TokenizeBody
 from llmserve.entrypoints.http.state import EndpointState
+from llmserve.entrypoints.http.tools.choice import read_tools
+from llmserve.entrypoints.http.tools.use import tool_use
 from llmserve.serving.requests import known_tokens
 from llmserve.serving.tokenize import tokenised
 
@@ -56,8 +58,9 @@ class _Model:
             said = "add_special_tokens is for prompts: a chat template puts in its own"
             raise ApiError(400, said, param="add_special_tokens", code="unsupported_parameter")
         else:
+            use = tool_use(read_tools(body.tools), tokenizer)
             options = prompts.chat_options(body, self._served.service.allow_special_tokens)
-            ids = await prompts.chat_ids(tokenizer, info, body.messages, options)
+            ids = await prompts.chat_ids(tokenizer, info, body.messages, use, options)
         name = tokenizer.token_name
         return json_response(
             {

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
+import msgspec
+
 from llmserve.core.validation import mistyped
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions, Tokenizer
 from llmserve.entrypoints.http.errors import ApiError, invalid
 from llmserve.entrypoints.http.protocol import ChatBody, CompletionBody, Message, SamplingBody
+from llmserve.entrypoints.http.tools.history import Turn, checked_calls, rendered
+from llmserve.entrypoints.http.tools.use import ToolUse
 from llmserve.serving import requests
 from llmserve.serving.tokenize import tokenised
 
@@ -60,15 +64,18 @@ async def chat_ids(
     tokenizer: Tokenizer,
     info: EngineInfo,
     messages: Sequence[Message],
+    use: ToolUse | None = None,
     options: ChatOptions = PLAIN_CHAT,
 ) -> Ids:
     """The conversation through the model's chat template; ApiError 400 where it refuses."""
     if not messages:
         raise invalid("messages", "a conversation needs at least one message")
     _check_length(len(messages), "messages", info.max_model_len, info, "messages")
-    turns = [{"role": _role(message), "content": _text(message)} for message in messages]
-    length = sum(len(turn["role"]) + len(turn["content"]) for turn in turns)
-    _check_text(length, info, "messages")
+    turns = rendered([_turn(message) for message in messages], use, tokenizer.chat_template)
+    options = msgspec.structs.replace(options, tools=() if use is None else use.shown)
+    length = sum(len(turn["role"]) + len(turn["content"] or "") for turn in turns)
+    beside = [*options.tools, options.template_kwargs]
+    _check_text(length + sum(len(repr(one)) for one in beside), info, "messages")
     try:
         return tuple(await tokenised(length, partial(tokenizer.chat, options=options), turns))
     except ValueError as error:
@@ -133,9 +140,21 @@ def _role(message: Message) -> str:
     return "system" if message.role == "developer" else message.role
 
 
-def _text(message: Message) -> str:
+def _turn(message: Message) -> Turn:
+    """The message as chat templates read it; ApiError 400 where it is none."""
+    turn: Turn = {"role": _role(message), "content": _text(message)}
     if message.tool_calls:
-        raise invalid("messages", "tool_calls are not supported by this server")
+        if message.role != "assistant":
+            raise invalid("messages", f"a {message.role} message has no tool_calls")
+        turn["tool_calls"] = checked_calls(message.tool_calls)
+    if message.role in ("tool", "function"):
+        turn["tool_call_id"] = message.tool_call_id or ""
+        if message.name is not None:
+            turn["name"] = message.name
+    return turn
+
+
+def _text(message: Message) -> str:
     if message.content is None:
         if message.role != "assistant":
             raise invalid("messages", f"a {message.role} message needs content")
@@ -146,7 +165,6 @@ def _text(message: Message) -> str:
         if part.type != "text" or part.text is None:
             raise invalid("messages", f"content of type {part.type!r} is not supported; text is")
     return "\n".join(part.text or "" for part in message.content)
-
 
 
 def _check_text(length: int, info: EngineInfo, param: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from llmserve.core.types import SamplingParams
+from llmserve.core.types import SamplingParams, Structured
 from llmserve.core.validation import whole
 from llmserve.entrypoints.http.caller import Claims
 from llmserve.entrypoints.http.errors import ApiError, invalid
@@ -71,6 +71,7 @@ class SamplingBody(Claims, kw_only=True):
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
+    guided_grammar: Any = None
 
     @property
     def choices(self) -> int:
@@ -111,7 +112,11 @@ class ContentPart(msgspec.Struct):
 class Message(msgspec.Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: Any = None
+    """An assistant's calls, of which `tools/history.py` reads each."""
+    tool_call_id: str | None = None
+    """Which call a tool's message answers."""
+    name: str | None = None
 
 
 class ChatBody(SamplingBody, kw_only=True):
@@ -119,6 +124,9 @@ class ChatBody(SamplingBody, kw_only=True):
     max_completion_tokens: Any = None
     logprobs: bool | None = None
     top_logprobs: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: Any = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -154,7 +162,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
-    tools: list[Any] | None = None
+    tools: Any = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -178,7 +186,6 @@ _NOT_HERE: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "guided_grammar": (),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "modalities": (["text"],),
@@ -265,12 +272,15 @@ def check_sequences(count: int) -> None:
         raise invalid("prompt", str(error)) from None
 
 
-def sampling(body: SamplingBody, max_tokens: int) -> SamplingParams:
-    """The sampling of the first choice; ParamError where a value is out of its range."""
+def sampling(
+    body: SamplingBody, max_tokens: int, form: Structured | None = None
+) -> SamplingParams:
+    """The sampling of the first choice; ParamError where a value is out of its range. `form`: what
+    the reply must match, where that is not what the body's schema says."""
     given = {name: getattr(body, name) for name in _DRAWN} | {
         "max_tokens": max_tokens,
         "logprobs": body.alternatives,
-        "structured_outputs": structured(body),
+        "structured_outputs": structured(body) if form is None else form,
     }
     return read_sampling({name: value for name, value in given.items() if value is not None})
 

@@ -7,7 +7,7 @@ once per choice, and the text is encoded between the two halves.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -15,6 +15,8 @@ import msgspec
 from llmserve.core.types import Chunk, FinishReason, Outcome, TokenLogprob, Usage
 from llmserve.entrypoints.http.asgi import DONE
 from llmserve.entrypoints.http.logprobs import LegacyLogprobs, TokenTexts, chat_logprobs
+from llmserve.entrypoints.http.tools.chat_deltas import deltas, read_whole
+from llmserve.entrypoints.http.tools.parser import ReplyParser
 
 _encode = msgspec.json.encode
 _TEXT = "\x00text\x00"
@@ -54,41 +56,76 @@ class ReplyShape(Protocol):
 
 
 class ChatReply:
-    def __init__(self, head: Head, texts: TokenTexts, *, with_usage: bool = False) -> None:
+    def __init__(
+        self,
+        head: Head,
+        texts: TokenTexts,
+        *,
+        with_usage: bool = False,
+        parser: Callable[[], ReplyParser | None] | None = None,
+    ) -> None:
+        """parser: makes one for each choice, where the reply may hold calls."""
         self._head = _fields(head, "chat.completion")
-        self.frames = Frames(_fields(head, "chat.completion.chunk"), with_usage, _chat_choice)
+        self._frames = _Frames(_fields(head, "chat.completion.chunk"), with_usage, _chat_choice)
         self._texts = texts
         self._begun: set[int] = set()
+        self._new_parser = parser or (lambda: None)
+        self._parsers: dict[int, ReplyParser | None] = {}
 
     def frame(self, choice: int, chunk: Chunk) -> bytes:
         begin = b""
         if choice not in self._begun:
             self._begun.add(choice)
-            begin = self.frames.slow(
+            self._parsers[choice] = self._new_parser()
+            begin = self._frames.slow(
                 {**_chat_choice(choice), "delta": {"role": "assistant", "content": ""}}
             )
+        if (parser := self._parsers[choice]) is not None:
+            return begin + self._with_calls(choice, chunk, parser)
         if chunk.finish_reason is None and chunk.logprobs is None:
-            return begin + self.frames.fast(choice, chunk.text)
+            return begin + self._frames.fast(choice, chunk.text)
         content = {**_chat_choice(choice), "delta": {"content": chunk.text} if chunk.text else {}}
         if chunk.logprobs is not None:
             content["logprobs"] = chat_logprobs(chunk.logprobs, self._texts)
-        return begin + self.frames.slow(_ended(content, chunk))
+        return begin + self._frames.slow(_ended(content, chunk))
+
+    def _with_calls(self, choice: int, chunk: Chunk, parser: ReplyParser) -> bytes:
+        """The events of one chunk: logprobs stand in the first, the reply's end in the last."""
+        events = parser.push(chunk.text)
+        if chunk.finish_reason is not None:
+            events += parser.finish()
+        found = deltas(events)
+        if chunk.finish_reason is not None or (chunk.logprobs is not None and not found):
+            found.append({})
+        frames = [{**_chat_choice(choice), "delta": delta} for delta in found]
+        if chunk.logprobs is not None:
+            frames[0]["logprobs"] = chat_logprobs(chunk.logprobs, self._texts)
+        if chunk.finish_reason is not None:
+            _ended(frames[-1], chunk)
+            if parser.whole:
+                frames[-1]["finish_reason"] = "tool_calls"
+        return b"".join(map(self._frames.slow, frames))
 
     def end(self, usage: Usage) -> bytes:
-        return self.frames.end(usage)
+        return self._frames.end(usage)
 
     def whole(self, outcomes: Sequence[Outcome], usage: Usage) -> bytes:
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": outcome.text, "refusal": None},
-                "logprobs": self._logprobs(outcome.logprobs),
-                "finish_reason": outcome.finish_reason,
-                "stop_reason": outcome.stop_reason,
-            }
-            for index, outcome in enumerate(outcomes)
-        ]
+        choices = [self._choice(index, outcome) for index, outcome in enumerate(outcomes)]
         return _encode({**self._head, "choices": choices, "usage": _usage(usage)})
+
+    def _choice(self, index: int, outcome: Outcome) -> dict[str, Any]:
+        parser, finish = self._new_parser(), str(outcome.finish_reason)
+        said: dict[str, Any] = {"content": outcome.text}
+        if parser is not None:
+            said = read_whole(parser, outcome.text)
+            finish = "tool_calls" if parser.whole else finish
+        return {
+            "index": index,
+            "message": {"role": "assistant", "refusal": None, **said},
+            "logprobs": self._logprobs(outcome.logprobs),
+            "finish_reason": finish,
+            "stop_reason": outcome.stop_reason,
+        }
 
     def _logprobs(self, logprobs: Sequence[TokenLogprob] | None) -> object:
         return None if logprobs is None else chat_logprobs(logprobs, self._texts)
@@ -97,21 +134,21 @@ class ChatReply:
 class CompletionReply:
     def __init__(self, head: Head, texts: TokenTexts, *, with_usage: bool = False) -> None:
         self._head = _fields(head, "text_completion")
-        self.frames = Frames(self._head, with_usage, _text_choice)
+        self._frames = _Frames(self._head, with_usage, _text_choice)
         self._texts = texts
         self._offsets: dict[int, LegacyLogprobs] = {}
 
     def frame(self, choice: int, chunk: Chunk) -> bytes:
         if chunk.finish_reason is None and chunk.logprobs is None:
-            return self.frames.fast(choice, chunk.text)
+            return self._frames.fast(choice, chunk.text)
         content = {**_text_choice(choice), "text": chunk.text}
         if chunk.logprobs is not None:
             shape = self._offsets.setdefault(choice, LegacyLogprobs(self._texts))
             content["logprobs"] = shape.of(chunk.logprobs)
-        return self.frames.slow(_ended(content, chunk))
+        return self._frames.slow(_ended(content, chunk))
 
     def end(self, usage: Usage) -> bytes:
-        return self.frames.end(usage)
+        return self._frames.end(usage)
 
     def whole(self, outcomes: Sequence[Outcome], usage: Usage) -> bytes:
         choices = [
@@ -146,11 +183,11 @@ class RunningUsage:
     def frame(self, choice: int, chunk: Chunk) -> bytes:
         self._used[choice] += len(chunk.token_ids)
         used = Usage(self._prompt_tokens[choice], self._used[choice])
-        self._reply.frames.also({"usage": _counted(used)})
+        self._reply._frames.also({"usage": _counted(used)})
         return self._reply.frame(choice, chunk)
 
 
-class Frames:
+class _Frames:
     """SSE events of one answer."""
 
     def __init__(self, head: dict[str, Any], with_usage: bool, choice: _Choice) -> None:

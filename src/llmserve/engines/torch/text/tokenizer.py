@@ -30,6 +30,9 @@ class ModelTokenizer(Protocol):
     @property
     def has_chat(self) -> bool: ...
 
+    @property
+    def chat_template(self) -> str | None: ...
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
     def token_name(self, token_id: int) -> str: ...
@@ -62,8 +65,9 @@ class FolderTokenizer:
         self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.backend.no_truncation()
         self.backend.no_padding()
-        self._settings, self._source = settings, _template_source(folder, settings)
-        self._template = None if self._source is None else compile_template(self._source)
+        self._settings, self.chat_template = settings, _template_source(folder, settings)
+        source = self.chat_template
+        self._template = None if source is None else compile_template(source)
         self._words = _special_words(settings)
         self._special = SpecialTokens(self.backend, self._words.values())
 
@@ -85,7 +89,8 @@ class FolderTokenizer:
         return self.backend.id_to_token(token_id) or f"token_id:{token_id}"
 
     def settings(self) -> dict[str, Any]:
-        template = {} if self._source is None else {"chat_template": self._source}
+        source = self.chat_template
+        template = {} if source is None else {"chat_template": source}
         return {**self._settings, **template}
 
     def chat(
@@ -112,6 +117,11 @@ class TransformersTokenizer:
     @property
     def has_chat(self) -> bool:
         return self._auto.chat_template is not None
+
+    @property
+    def chat_template(self) -> str | None:
+        found = self._auto.chat_template
+        return found if isinstance(found, str | None) else found.get("default")
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         ids: list[int] = self._auto(text, add_special_tokens=add_special_tokens)["input_ids"]

@@ -11,8 +11,16 @@ import msgspec
 from llmserve.core.types import Chunk, Outcome, SamplingParams, TokenLogprob, Usage
 from llmserve.entrypoints.http.errors import ApiError
 from llmserve.entrypoints.http.logprobs import TokenTexts, chat_logprobs
-from llmserve.entrypoints.http.openai_responses.output_items import Event, OutputItems
+from llmserve.entrypoints.http.openai_responses.output_items import Event, Fields, OutputItems
 from llmserve.entrypoints.http.replies import Head
+from llmserve.entrypoints.http.tools.parser import (
+    ArgumentsDelta,
+    CallBegun,
+    CallEnded,
+    CallEvent,
+    ReplyParser,
+    TextDelta,
+)
 
 _encode = msgspec.json.encode
 _CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
@@ -23,11 +31,18 @@ _REPEATED = ("instructions", "max_output_tokens", "max_tool_calls", "prompt_cach
 class ResponsesReply:
     """A `ReplyShape`; there is one choice."""
 
-    def __init__(self, head: Head, asked: Mapping[str, Any], texts: TokenTexts) -> None:
-        """asked: what the answer repeats, from `repeated`."""
+    def __init__(
+        self,
+        head: Head,
+        asked: Mapping[str, Any],
+        texts: TokenTexts,
+        parser: ReplyParser | None = None,
+    ) -> None:
+        """asked: what the answer repeats, from `repeated`. parser: where it may hold calls."""
         self._base = {"id": head.id, "object": "response", "created_at": head.created,
                       "model": head.model, **asked}  # fmt: skip
         self._texts = texts
+        self._parser = parser
         self._output = OutputItems(head.id.removeprefix("resp_"))
         self._sequence = 0
         self._reason: str | None = None
@@ -40,8 +55,7 @@ class ResponsesReply:
                 {"type": "response.created", "response": begun},
                 {"type": "response.in_progress", "response": begun},
             ]
-        if chunk.text or chunk.logprobs:
-            events += self._output.text(chunk.text, self._logprobs(chunk.logprobs))
+        events += self._read(chunk.text, chunk.logprobs)
         self._reason = chunk.finish_reason
         return self._frames(events)
 
@@ -52,7 +66,7 @@ class ResponsesReply:
 
     def whole(self, outcomes: Sequence[Outcome], usage: Usage) -> bytes:
         (outcome,) = outcomes
-        self._output.text(outcome.text, self._logprobs(outcome.logprobs))
+        self._read(outcome.text, outcome.logprobs)
         self._closed(outcome.finish_reason)
         return _encode(self._final(outcome.finish_reason, usage))
 
@@ -63,8 +77,30 @@ class ResponsesReply:
         final = self._response("failed") | {"error": {"code": code, "message": error.message}}
         return self._frames([*events, {"type": "response.failed", "response": final}])
 
+    def _read(self, text: str, logprobs: Sequence[TokenLogprob] | None) -> list[Event]:
+        """More of the reply. Log-probabilities stand with the first text that came with them."""
+        if self._parser is not None:
+            return self._add(self._parser.push(text), self._logprobs(logprobs))
+        return self._output.text(text, self._logprobs(logprobs)) if text or logprobs else []
+
+    def _add(self, read: Iterable[CallEvent], logprobs: Sequence[Fields] = ()) -> list[Event]:
+        output, events = self._output, list[Event]()
+        for one in read:
+            match one:
+                case TextDelta(text):
+                    events += output.text(text, logprobs)
+                    logprobs = ()
+                case CallBegun(_, id, name):
+                    events += output.begin_call(id, name)
+                case ArgumentsDelta(_, text):
+                    events += output.arguments(text)
+                case CallEnded():
+                    events += output.close()
+        return events
+
     def _closed(self, reason: str | None) -> list[Event]:
-        begun = [] if self._output.items else self._output.begin_message()
+        begun = [] if self._parser is None else self._add(self._parser.finish())
+        begun += [] if self._output.items else self._output.begin_message()
         return begun + self._output.close("incomplete" if reason == "length" else "completed")
 
     def _final(self, reason: str | None, usage: Usage) -> dict[str, Any]:
@@ -85,8 +121,8 @@ class ResponsesReply:
             "usage": None,
         }
 
-    def _logprobs(self, logprobs: Sequence[TokenLogprob] | None) -> Sequence[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+    def _logprobs(self, logprobs: Sequence[TokenLogprob] | None) -> Sequence[Fields]:
+        found: list[Fields] = []
         if logprobs is not None:
             found = chat_logprobs(logprobs, self._texts)["content"]
         return found
