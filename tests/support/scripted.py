@@ -13,7 +13,9 @@ from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 
 
 class ByteTokenizer:
-    def encode(self, text: str) -> list[int]:
+    chat_template: str | None = None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -31,6 +31,8 @@ TEXTS = st.lists(st.one_of(st.sampled_from(CLUSTERS), st.text(max_size=4)), max_
 class BackendTokenizer:
     """As much of `engines.Tokenizer` as places need, over one of the tokenizers library."""
 
+    chat_template = None
+
     def __init__(self, backend: Any) -> None:
         self.backend = backend
         self._bytes = TokenBytes(backend)
@@ -38,8 +40,8 @@ class BackendTokenizer:
         added = backend.get_added_tokens_decoder()
         self.special = sorted(token for token, one in added.items() if one.special)
 
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -40,9 +40,18 @@ class ParamTypeError(ParamError):
 class Structured(msgspec.Struct, frozen=True):
     """The schema, grammar or pattern that a whole reply must match."""
 
-    kind: Literal["json", "regex", "choice"]
+    kind: Literal["json", "regex", "choice", "grammar"]
     text: str
-    """A JSON schema, a regular expression, or a JSON list of strings."""
+    """A JSON schema, a regular expression, a JSON list of strings, or a Lark grammar."""
+    strict: bool = True
+    """Of a JSON schema: properties that it does not list do not come, unless it says that they may;
+    False leaves that open."""
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Of kind json: the schema itself."""
+        found = msgspec.json.decode(self.text)
+        return found if isinstance(found, dict) else {} if found else {"enum": []}
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ from llmserve.core.types import (
 )
 from llmserve.core.validation import meant, plain, shown, wholes
 from llmserve.engines.base import ChecksSchemas
+from llmserve.engines.tokenizer import ChatOptions
 from llmserve.serving.tokenize import tokenised
 
 if TYPE_CHECKING:
@@ -235,14 +236,15 @@ def prompt_text(service: Service, request_id: str) -> str | None:
 
 def _encode(service: Service, prompt: Prompt, raw: bool) -> list[int]:
     tokenizer = service.engine.tokenizer
+    options = ChatOptions(allow_special_tokens=service.allow_special_tokens)
     if not prompt:
         raise ParamError("prompt", "the prompt is empty")
     if not isinstance(prompt, str):
-        return tokenizer.chat(_messages(prompt))
+        return tokenizer.chat(_messages(prompt), options)
     if raw:
         return tokenizer.encode(prompt)
     try:
-        return tokenizer.chat([{"role": "user", "content": prompt}])
+        return tokenizer.chat([{"role": "user", "content": prompt}], options)
     except ValueError:  # a base model: it has no chat template
         return tokenizer.encode(prompt)
 

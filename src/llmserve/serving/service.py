@@ -64,6 +64,9 @@ class Service:
         self.waiting_for_engine = 0
         """Callers in `when_up`."""
         self._start = secrets.token_hex(6)
+        self.allow_special_tokens = False
+        """Whether a special token that a message spells is that token, where a request does not
+        say."""
         self._ids = itertools.count(1)
 
     @property

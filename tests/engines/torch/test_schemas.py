@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from llmserve.core.types import SamplingParams, Structured
+from llmserve.engines.guided.grammars import check
 from llmserve.engines.torch.sampling.guided_decoding import Grammars, forbidden
 from llmserve.engines.torch.sampling.sampler import Draws, draw
-from llmserve.engines.torch.sampling.schemas import check
 from llmserve.engines.torch.step_loop import StepLoop
 from llmserve.engines.torch.text.tokenizer import open_tokenizer
 from support.tiny_models import EOS, VOCAB, Drive, Driven, generate, reference
@@ -118,17 +118,17 @@ ALTERNATIVES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "lost",
-    [
-        Structured("regex", r"a<\|im_end\|>b"),
-        Structured("regex", r"a[^\x00-\U0010ffff]"),
-        Structured("json", json.dumps({"anyOf": ALTERNATIVES})),
-    ],
-)
-def test_a_form_that_is_lost_on_the_way_fails_alone(
-    lost: Structured, llama: Path, driven: Driven
-) -> None:
+@pytest.mark.parametrize("strict", [True, False])
+def test_many_alternatives_at_once_are_kept_to(driven: Driven, strict: bool) -> None:
+    form = Structured("json", json.dumps({"anyOf": ALTERNATIVES}), strict=strict)
+    check(form)
+    ask(driven, "a", form, seed=1, max_tokens=40)
+    driven.finish()
+    assert isinstance(json.loads(driven.text("a")), dict)
+
+
+def test_a_form_that_is_lost_on_the_way_fails_alone(llama: Path, driven: Driven) -> None:
+    lost = Structured("regex", r"a<\|im_end\|>b")
     check(lost)  # the door finds nothing wrong with it
     ask(driven, "lost", lost)
     driven.submit("good", PROMPT, max_tokens=14, temperature=0)
@@ -154,11 +154,17 @@ def optional(count: int) -> Structured:
 
 @pytest.mark.parametrize(
     "form",
-    [Structured("regex", "(("), Structured("json", '{"type": "nonsense"}'), optional(12_000)],
-    ids=["regex", "schema", "large"],
+    [
+        Structured("regex", "(("),
+        Structured("regex", r"a[^\x00-\U0010ffff]"),
+        Structured("json", '{"type": "nonsense"}'),
+        Structured("json", '{"$ref": "#"}'),
+        optional(12_000),
+    ],
+    ids=["regex", "nothing", "schema", "circle", "large"],
 )
 def test_the_door_names_what_is_wrong_with_a_form(form: Structured) -> None:
-    with pytest.raises(ValueError, match=r"regex|nonsense|too big"):
+    with pytest.raises(ValueError, match=r"regex|nonsense|too big|no text fits it"):
         check(form)
 
 
@@ -166,12 +172,12 @@ def test_what_the_door_lets_through_the_engine_can_open(llama: Path) -> None:
     grammars = Grammars(open_tokenizer(llama).backend, VOCAB, {EOS})
     for form in (optional(1000), Structured("choice", json.dumps([f"x {i}" for i in range(9000)]))):
         check(form)
-        assert not grammars.open(form).complete
+        assert not grammars.open(form, 100).complete
 
 
 def test_no_token_beyond_the_form_is_ever_drawn(llama: Path) -> None:
     grammars = Grammars(open_tokenizer(llama).backend, VOCAB, {EOS})
-    matcher = grammars.open(Structured("regex", "[ab]x"))
+    matcher = grammars.open(Structured("regex", "[ab]x"), 40)
     allowed = (~forbidden([matcher], VOCAB)[0]).nonzero()[:, 0].tolist()
     params = SamplingParams(temperature=1.0, logit_bias=((allowed[0], -100.0),), min_tokens=5)
     row = Draws(params, 0, ends=(EOS,), matcher=matcher)

@@ -319,7 +319,7 @@ def test_another_content_type_is_415(http: httpx.Client, kind: str) -> None:
     [
         ("GET", CHAT, 405), ("DELETE", "/v1/models", 405), ("PUT", "/llmserve/knobs", 405),
         ("POST", "/metrics", 405), ("GET", "/", 404), ("GET", "/v1/models/", 404),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/embedding", 404),
     ],
 )  # fmt: skip
 def test_a_wrong_method_or_route_is_an_openai_error(

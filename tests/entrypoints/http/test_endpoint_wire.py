@@ -34,7 +34,9 @@ INFO = EngineInfo(engine="e", model_id="m", max_model_len=100, kv_capacity_token
 class Letters:
     """A tokenizer of one token per character."""
 
-    def encode(self, text: str) -> list[int]:
+    chat_template: str | None = None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(letter) for letter in text]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -149,8 +151,8 @@ def test_more_messages_than_tokens_are_too_long_unread() -> None:
 def test_messages_without_text_are_counted_by_what_the_template_makes_of_them() -> None:
     class NeverAsked(Letters):
         def chat(
-        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
-    ) -> list[int]:
+            self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+        ) -> list[int]:
             raise AssertionError("it would take as long as the messages are many")
 
     messages = [protocol.Message("user", "")] * (100 * 128 // len("user") + 1)
@@ -163,7 +165,7 @@ def test_between_the_prompts_of_one_request_others_have_their_turn() -> None:
     told: list[str] = []
 
     class Telling(Letters):
-        def encode(self, text: str) -> list[int]:
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
             told.append(text)
             return super().encode(text)
 

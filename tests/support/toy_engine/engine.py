@@ -16,7 +16,9 @@ from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 class Letters:
     """A token is a character."""
 
-    def encode(self, text: str) -> list[int]:
+    chat_template: str | None = None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(letter) for letter in text]
 
     def decode(self, ids: Sequence[int]) -> str:

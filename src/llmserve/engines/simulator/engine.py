@@ -11,20 +11,19 @@ import contextlib
 import logging
 import random
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
-from llmserve.core.types import Chunk, FinishReason, PromptLogprobs, Request, TokenLogprob
+from llmserve.core.types import Request, Structured
 from llmserve.core.validation import real, whole
 from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink
-from llmserve.engines.batching.sequence import Plan, Sequence
+from llmserve.engines.batching.sequence import Plan
 from llmserve.engines.batching.step_planner import StepPlanner
 from llmserve.engines.limits import ANY_WHOLE, MOST_TOKENS, ceiling, clamp
 from llmserve.engines.process.delivery import Delivery
 from llmserve.engines.simulator.costs import StepCost
-from llmserve.engines.simulator.vocabulary import VOCABULARY, WordTokenizer, piece, voice, word
-from llmserve.engines.stop_strings import StopStrings
+from llmserve.engines.simulator.reply import SimulatedReply, shortest_reply
+from llmserve.engines.simulator.vocabulary import VOCABULARY, WordTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,8 @@ class SimulatorEngine:
     """Satisfies `engines.Engine`. A request's words follow from its prompt and seed alone.
 
     Sampling parameters that shape a distribution have no effect, for there is none: each word is
-    certain (log-probability 0), and the end-of-text token never comes.
+    certain (log-probability 0), and the end-of-text token never comes. A reply that must match a
+    form is the shortest that does, byte by byte.
     """
 
     def __init__(
@@ -124,11 +124,16 @@ class SimulatorEngine:
         """Forget all cached prefixes that no running request holds."""
         self._planner.reset_cache()
 
+    async def check_form(self, structured: Structured) -> None:
+        await asyncio.to_thread(shortest_reply, structured)
+
     async def generate(self, request: Request, deliver: Deliver) -> None:
         """One chunk per token, each at the end of its step."""
         if self._task is None:
             raise EngineError("the simulator is not running")
-        reply = _Reply(self._planner.add(request, self._clock.now()), Delivery(deliver))
+        said = shortest_reply(request.sampling.structured_outputs)
+        seq = self._planner.add(request, self._clock.now())
+        reply = SimulatedReply(seq, Delivery(deliver), said)
         self._replies[request.id] = reply
         self._wake.set()
         try:
@@ -145,7 +150,7 @@ class SimulatorEngine:
             prefix_caching=self._prefix_caching,
         )
         self._random = random.Random(self._seed)
-        self._replies: dict[str, _Reply] = {}
+        self._replies: dict[str, SimulatedReply] = {}
         self._changes: list[_Change] = []
         self._wake = asyncio.Event()
         self._in_step = False
@@ -257,7 +262,7 @@ class SimulatorEngine:
         for reply, chunk in chunks:
             reply.delivery.give(chunk)
 
-    def _forget(self, reply: _Reply) -> None:
+    def _forget(self, reply: SimulatedReply) -> None:
         del self._replies[reply.seq.id]
         self._planner.remove(reply.seq.id)
 
@@ -275,64 +280,3 @@ class _Change:
     clamps: tuple[Clamp, ...]
     adopted: asyncio.Future[tuple[Knobs, int]]
     """The knobs before, and the first step planned under the new ones."""
-
-
-class _Reply:
-    """One request's words on their way out."""
-
-    def __init__(self, seq: Sequence, delivery: Delivery) -> None:
-        self.seq = seq
-        self.delivery = delivery
-        self._voice = voice(seq.request.prompt_ids, seq.request.sampling.seed)
-        sampling = seq.request.sampling
-        self._stops = StopStrings(sampling.stop, included=sampling.include_stop_str_in_output)
-
-    def draw(self) -> int:
-        return word(self._voice, self.seq.generated)
-
-    def chunk(self, token: int) -> Chunk:
-        """The chunk that the client gets for the token just committed."""
-        sampling = self.seq.request.sampling
-        stop_reason: str | int | None = None
-        text = ""
-        if token in sampling.stop_token_ids:
-            stop_reason = token
-        else:
-            text, stop_reason = self._stops.push(piece(token))
-        finish: FinishReason | None = None
-        if stop_reason is not None:
-            finish = "stop"
-        elif self.seq.full:
-            finish = "length"
-        if finish is not None:
-            text += self._stops.rest()
-        if token in sampling.stop_token_ids and sampling.include_stop_str_in_output:
-            text += piece(token)
-        first = self.seq.generated == 1
-        sure: Any = (TokenLogprob(token, 0.0, ((token, 0.0),) if sampling.logprobs else ()),)
-        return Chunk(
-            text=text,
-            token_ids=(token,),
-            logprobs=None if sampling.logprobs is None else sure,
-            finish_reason=finish,
-            stop_reason=stop_reason,
-            cached_tokens=(self.seq.cached or 0) if first else 0,
-            prompt_logprobs=self._prompt_logprobs() if first else None,
-        )
-
-    def prompt_alone(self) -> Chunk:
-        """The only chunk of a request that is for its prompt alone."""
-        asked = self.seq.request.sampling.logprobs is not None
-        return Chunk(
-            logprobs=() if asked else None,
-            finish_reason="length",
-            prompt_logprobs=self._prompt_logprobs(),
-        )
-
-    def _prompt_logprobs(self) -> PromptLogprobs | None:
-        """As certain as the reply."""
-        top, ids = self.seq.request.sampling.prompt_logprobs, self.seq.request.prompt_ids
-        if top is None:
-            return None
-        sure = (TokenLogprob(one, 0.0, ((one, 0.0),) if top else (), 1) for one in ids[1:])
-        return (None, *sure)

@@ -1,13 +1,15 @@
 """The simulator's language: bytes going in, plain English words coming out.
 
 Token ids 0 to 255 are the bytes of UTF-8, so every text can be a prompt and counts one token per
-byte. The ids above are whole words, once to open a reply and once with a space in front.
+byte. The ids above are whole words, once to open a reply and once with a space in front. The last
+one is a "<" that begins a turn's mark in a message's text: with it the text is no mark.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llmserve.core.validation import wholes
 from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
@@ -26,13 +28,27 @@ WORDS = tuple(_TEXT.split())
 OPENING = 256
 """Id of the first word without a space in front; the same words with one follow."""
 FOLLOWING = OPENING + len(WORDS)
-VOCABULARY = FOLLOWING + len(WORDS)
+QUOTED = FOLLOWING + len(WORDS)
+"""Id of a "<" that opens no mark."""
+VOCABULARY = QUOTED + 1
+_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""What `chat` does, in the words of a template."""
+_MARKS = ("<|im_start|>", "<|im_end|>")
 
 
 class WordTokenizer:
     """Satisfies `engines.Tokenizer`. `decode(encode(text)) == text` for all valid Unicode."""
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def chat_template(self) -> str | None:
+        """ChatML is written here, by no template."""
+        return None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """There is nothing to add."""
         return list(text.encode("utf-8", "replace"))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -51,13 +67,36 @@ class WordTokenizer:
             return f"<0x{token_id:02X}>"
         return piece(token_id) if token_id < VOCABULARY else f"token_id:{token_id}"
 
+    def settings(self) -> dict[str, Any]:
+        return {"tokenizer_class": type(self).__name__, "chat_template": _TEMPLATE}
+
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
     ) -> list[int]:
-        """ChatML, with the assistant's turn opened."""
-        turns = [f"<|im_start|>{m.get('role')}\n{_content(m)}<|im_end|>\n" for m in messages]
+        """ChatML, with the assistant's turn opened or the last message's left open."""
+        if options.continue_final_message and options.add_generation_prompt:
+            raise ValueError("continue_final_message and add_generation_prompt exclude each other")
+        read = self.encode if options.allow_special_tokens else self._quoted
+        ids: list[int] = []
+        for message in messages:
+            ids += self.encode("<|im_start|>") + read(str(message.get("role")))
+            ids += self.encode("\n") + read(_content(message)) + self.encode("<|im_end|>\n")
+        if options.continue_final_message and messages:
+            return ids[: -len("<|im_end|>\n")]
         opened = "<|im_start|>assistant\n" if options.add_generation_prompt else ""
-        return self.encode("".join(turns) + opened)
+        return ids + self.encode(opened)
+
+    def _quoted(self, text: str) -> list[int]:
+        """As `encode` does, but for marks: those that the text spells are text."""
+        ids = self.encode(text)
+        if any(mark in text for mark in _MARKS):
+            raw = bytes(ids)
+            for mark in _MARKS:
+                at = raw.find(mark.encode())
+                while at >= 0:
+                    ids[at] = QUOTED
+                    at = raw.find(mark.encode(), at + 1)
+        return ids
 
 
 def _content(message: Mapping[str, object]) -> str:
@@ -72,7 +111,9 @@ def _content(message: Mapping[str, object]) -> str:
 
 
 def piece(token_id: int) -> str:
-    """The text of a word's token."""
+    """The text of a word's token, or of the quoted mark's."""
+    if token_id == QUOTED:
+        return "<"
     if token_id < FOLLOWING:
         return WORDS[token_id - OPENING]
     return f" {WORDS[token_id - FOLLOWING]}"

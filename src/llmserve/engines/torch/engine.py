@@ -125,7 +125,7 @@ class TorchEngine:
         return await self._running().ask(Weigh(next(self._questions)))
 
     async def check_form(self, form: Structured) -> None:
-        from llmserve.engines.torch.sampling.schemas import check
+        from llmserve.engines.guided.grammars import check
 
         if not self._constrains:
             said = "a form needs the bytes of tokens, which this model's tokenizer does not give"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llmserve.core.knobs import Knobs
-from llmserve.core.types import Request, Structured, TokenLogprob
+from llmserve.core.types import Request, SamplingParams, TokenLogprob
 from llmserve.engines.batching.prefix_cache import Drop, Keep, Move, Reuse
 from llmserve.engines.batching.sequence import Plan, Sequence
 from llmserve.engines.batching.step_planner import StepPlanner
@@ -158,7 +158,7 @@ class StepLoop:
             id=message.id, prompt_ids=message.prompt_ids, sampling=sampling, arrival=0.0
         )
         try:
-            matcher = self._matcher(sampling.structured_outputs)
+            matcher = self._matcher(sampling)
             seq = self.planner.add(request, time.monotonic())
         except ValueError as error:
             return Stepped([_failed(message.id, str(error))])
@@ -177,12 +177,13 @@ class StepLoop:
             self._scores[message.id] = PromptScores(message.prompt_ids, sampling.prompt_logprobs)
         return None
 
-    def _matcher(self, structured: Structured | None) -> Matcher | None:
+    def _matcher(self, sampling: SamplingParams) -> Matcher | None:
+        structured = sampling.structured_outputs
         if structured is None:
             return None
         if self._grammars is None:
             raise ValueError("this model's tokenizer allows no structured outputs")
-        return self._grammars.open(structured)
+        return self._grammars.open(structured, sampling.max_tokens)
 
     def _try(self, plan: Plan) -> tuple[list[Drawn], str | None]:
         """Run what there is memory for of a plan; what was drawn, or why all of it must end."""

@@ -16,6 +16,7 @@ from typing import Any
 from llmserve.core.bounds import BOUNDS
 from llmserve.core.types import SamplingParams
 from llmserve.engines.base import Submission, Submit
+from llmserve.engines.call_formats import DEFAULT, format_of
 from llmserve.engines.vllm.convert import Payload
 from llmserve.engines.vllm.private_api import ARG_PARSER, imported
 
@@ -47,6 +48,7 @@ def build_api(llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any]) -
     args = imported(ARG_PARSER)(FlexibleArgumentParser()).parse_args([])
     config = llm.vllm_config
     options = {
+        **_tool_calls(llm, api_args),
         "enable_prompt_tokens_details": True,
         "tool_strict_level": "parameter",  # a tool's arguments fit its schema, asked for or not
         **engine_args,
@@ -62,6 +64,19 @@ def build_api(llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any]) -
     app.user_middleware = [one for one in app.user_middleware if "Prometheus" not in str(one.cls)]
     app.middleware_stack = None  # it was put together already, and will be anew
     return app
+
+
+_PARSERS = {"hermes": "hermes", "llama": "llama3_json", "mistral": "mistral"}
+"""vLLM's parser of each format of calls."""
+
+
+def _tool_calls(llm: Any, api_args: dict[str, Any]) -> dict[str, Any]:
+    """Calls of tools are read as the chat template asks for them, unless the user says how."""
+    if {"enable_auto_tool_choice", "tool_call_parser"} & api_args.keys():
+        return {}
+    template = api_args.get("chat_template") or getattr(llm.get_tokenizer(), "chat_template", None)
+    form = format_of(template if isinstance(template, str) else None) or DEFAULT
+    return {"enable_auto_tool_choice": True, "tool_call_parser": _PARSERS[form.name]}
 
 
 async def open_api(app: Any, llm: Any, submit: Submit) -> None:

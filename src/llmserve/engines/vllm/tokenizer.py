@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmserve.engines.token_bytes import TokenBytes
-from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions, settings_of
 
 
 class VllmTokenizer:
@@ -24,8 +24,13 @@ class VllmTokenizer:
     def has_chat(self) -> bool:
         return getattr(self._tokenizer, "chat_template", None) is not None
 
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text)
+    @property
+    def chat_template(self) -> str | None:
+        found = getattr(self._tokenizer, "chat_template", None)
+        return found if isinstance(found, str | None) else found.get("default")
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -38,9 +43,13 @@ class VllmTokenizer:
     def token_name(self, token_id: int) -> str:
         return self._bytes.name(token_id)
 
+    def settings(self) -> dict[str, Any]:
+        return settings_of(self._tokenizer)
+
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
     ) -> list[int]:
+        """As vLLM reads it: special tokens that a message spells are those tokens."""
         from jinja2 import TemplateError
 
         if not messages:
@@ -52,6 +61,7 @@ class VllmTokenizer:
                 [dict(message) for message in messages],
                 tools=[dict(tool) for tool in options.tools] or None,
                 add_generation_prompt=options.add_generation_prompt,
+                continue_final_message=options.continue_final_message,
                 return_dict=False,
                 **options.template_kwargs,
             )

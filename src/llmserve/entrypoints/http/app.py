@@ -22,6 +22,8 @@ from llmserve.entrypoints.http.knobs import knob_routes
 from llmserve.entrypoints.http.lifecycle import lifecycle_routes
 from llmserve.entrypoints.http.models import model_routes
 from llmserve.entrypoints.http.monitoring import watch_routes
+from llmserve.entrypoints.http.not_served import not_served
+from llmserve.entrypoints.http.openai_responses.route import ResponsesRoute
 from llmserve.entrypoints.http.openapi.routes import description_routes
 from llmserve.entrypoints.http.options import DEFAULTS, EndpointOptions
 from llmserve.entrypoints.http.state import EndpointState
@@ -53,6 +55,7 @@ def build_app(
     routes = [
         Route("/v1/chat/completions", ChatRoute(served), methods=["POST"]),
         Route("/v1/completions", CompletionRoute(served), methods=["POST"]),
+        Route("/v1/responses", ResponsesRoute(served), methods=["POST"]),
         *model_routes(served),
         *watch_routes(served, telemetry),
         *knob_routes(served),
@@ -90,6 +93,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405 and request.method == "OPTIONS":  # what it asks for is in `Allow`
         return Response(status_code=204, headers=error.headers)
+    if error.status_code == 404 and (known := not_served(request.url.path)) is not None:
+        return await _error(request, known)
     messages = {
         404: f"there is no {request.url.path} here",
         405: f"{request.method} is not for {request.url.path}",

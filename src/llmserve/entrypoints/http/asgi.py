@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -95,6 +95,10 @@ def json_response(content: object, headers: Mapping[str, str] | None = None) -> 
     return Response(msgspec.json.encode(content), 200, headers, "application/json")
 
 
+def error_events(error: ApiError) -> bytes:
+    return b"data: " + error.body + b"\n\n" + DONE
+
+
 class JsonAnswer:
     """One response. The status leaves with the first bytes, not before, so that an error that
     comes until then is still a status of its own."""
@@ -103,6 +107,8 @@ class JsonAnswer:
         self._send = send
         self.headers: dict[str, str] = {}
         """Sent besides the answer's own, good or bad, if they are there when it begins."""
+        self.failed: Callable[[ApiError], bytes] = error_events
+        """The last events of a stream that an error ends."""
         self._streaming = False
         self._begun = False
         self._ended = False
@@ -130,7 +136,7 @@ class JsonAnswer:
         if not self._begun:
             await self.whole(error.body, error.status, error.headers)
         elif self._streaming and not self._ended:
-            await self.events(b"data: " + error.body + b"\n\n" + DONE, more=False)
+            await self.events(self.failed(error), more=False)
 
     async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._begun = True

@@ -102,6 +102,8 @@ def _asks_for_nothing(
     if len(memoryview(raw)) > _LONGEST_NEUTRAL:
         return False
     value = msgspec.json.decode(raw)
+    if isinstance(value, dict):
+        value = {name: each for name, each in value.items() if each is not None}
     if value is None or any(_same(value, one) for one in neutral):
         return True
     other = found.get(_SAME_AS.get(name, ""))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -19,9 +19,11 @@ from llmserve.entrypoints.http.asgi import JsonAnswer, read_json, unless_gone
 from llmserve.entrypoints.http.caller import Claims, sender
 from llmserve.entrypoints.http.errors import (
     SERVING_ERRORS,
+    ApiError,
     ClientGone,
     aborted,
     as_api_error,
+    invalid,
     stopping,
 )
 from llmserve.entrypoints.http.merged_streams import arrivals
@@ -49,8 +51,10 @@ class Understood(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 1
     """Choices of each prompt."""
     stream: bool = False
-    form: str = "structured_outputs"
-    """The field that the reply's schema came in."""
+    form_field: str = "structured_outputs"
+    """The field of the body that says what the reply must match."""
+    failed: Callable[[ApiError], bytes] | None = None
+    """The last event of a stream that an error ends; OpenAI's error object where it is None."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -114,6 +118,7 @@ class GeneratingRoute(ABC):
     async def _answer(self, scope: Scope, raw: bytes, answer: JsonAnswer) -> None:
         answer.headers |= self.served.check_fields(scope["path"], raw)
         call = await self._call(scope, raw)
+        answer.failed = call.asked.failed or answer.failed
         streams: list[Stream] = []
         try:
             for choice in range(call.choices):
@@ -136,7 +141,7 @@ class GeneratingRoute(ABC):
         try:
             await self.served.service.check_form(asked.sampling)
         except ParamError as error:
-            raise ParamError(asked.form, str(error)) from None
+            raise invalid(asked.form_field, error) from None
         return Call(asked, sender(scope, asked.claims), arrival, asks_anew(scope))
 
     async def _stream(self, call: Call, streams: Sequence[Stream], answer: JsonAnswer) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from llmserve.core.types import SamplingParams
+from llmserve.core.types import SamplingParams, Structured
 from llmserve.core.validation import whole
 from llmserve.entrypoints.http.caller import Claims
 from llmserve.entrypoints.http.errors import invalid
@@ -36,6 +36,10 @@ Body = TypeVar("Body")
 
 class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """vLLM's: what has been used so far, in every event."""
+    include_obfuscation: bool | None = None
+    """OpenAI's padding of events, which has no effect on them here."""
 
 
 class SamplingBody(Claims, kw_only=True):
@@ -72,6 +76,7 @@ class SamplingBody(Claims, kw_only=True):
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
+    guided_grammar: Any = None
 
     @property
     def choices(self) -> int:
@@ -86,6 +91,13 @@ class SamplingBody(Claims, kw_only=True):
     def sent_names(self) -> Mapping[str, str]:
         """Fields of SamplingParams that the body has under another name, with that name."""
         return {}
+
+    @property
+    def continuous_usage(self) -> bool:
+        options = self.stream_options
+        return options is not None and bool(
+            self.stream and options.include_usage and options.continuous_usage_stats
+        )
 
     @property
     def asked_tokens(self) -> Any:
@@ -115,6 +127,11 @@ class ContentPart(msgspec.Struct):
 class Message(msgspec.Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
+    tool_calls: Any = None
+    """An assistant's calls, of which `tools/history.py` reads each."""
+    tool_call_id: str | None = None
+    """Which call a tool's message answers."""
+    name: str | None = None
 
 
 class ChatBody(SamplingBody, kw_only=True):
@@ -122,6 +139,13 @@ class ChatBody(SamplingBody, kw_only=True):
     max_completion_tokens: Any = None
     logprobs: bool | None = None
     top_logprobs: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: Any = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    allow_special_tokens: bool | None = None
 
     @property
     def sent_names(self) -> Mapping[str, str]:
@@ -147,6 +171,7 @@ class CompletionBody(SamplingBody, kw_only=True):
     prompt: str | list[str | int | list[int]]
     logprobs: Any = None
     echo: bool | None = None
+    add_special_tokens: bool | None = None
 
     @property
     def default_tokens(self) -> int | None:
@@ -169,6 +194,12 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
+    tools: Any = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    allow_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
 
@@ -219,14 +250,17 @@ def check_sequences(count: int) -> None:
         raise invalid("prompt", str(error)) from None
 
 
-def sampling(body: SamplingBody, max_tokens: int) -> SamplingParams:
-    """The sampling of the first choice; ParamError where a value is out of its range."""
+def sampling(
+    body: SamplingBody, max_tokens: int, form: Structured | None = None
+) -> SamplingParams:
+    """The sampling of the first choice; ParamError where a value is out of its range. `form`: what
+    the reply must match, where that is not what the body's schema says."""
     read_param("logprobs", body.alternatives, called=body.sent_names.get("logprobs"))
     given = {name: getattr(body, name) for name in DRAWN} | {
         "max_tokens": max_tokens,
         "logprobs": body.alternatives,
         "prompt_logprobs": body.scores,
-        "structured_outputs": structured(body),
+        "structured_outputs": structured(body) if form is None else form,
     }
     return read_sampling({name: value for name, value in given.items() if value is not None})
 

@@ -7,7 +7,7 @@ once per choice, and the text is encoded between the two halves.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -22,6 +22,8 @@ from llmserve.entrypoints.http.logprobs import (
     prompt_logprobs,
 )
 from llmserve.entrypoints.http.token_texts import TokenTexts
+from llmserve.entrypoints.http.tools.chat_deltas import deltas, read_whole
+from llmserve.entrypoints.http.tools.parser import ReplyParser
 
 _encode = msgspec.json.encode
 _TEXT = "\x00text\x00"
@@ -38,11 +40,12 @@ class Head(msgspec.Struct, frozen=True):
     id: str
     created: int
     model: str
+    fingerprint: str | None = None
 
 
-def new_head(id: str, model: str) -> Head:
+def new_head(id: str, model: str, fingerprint: str | None = None) -> Head:
     # OpenAI's `created` is wall time; nothing of ours reckons with it
-    return Head(id, int(time.time()), model)
+    return Head(id, int(time.time()), model, fingerprint)
 
 
 class ReplyShape(Protocol):
@@ -68,22 +71,29 @@ class ChatReply:
         with_usage: bool = False,
         included: bool = False,
         prompt_logprobs: int | None = None,
+        parser: Callable[[], ReplyParser | None] | None = None,
     ) -> None:
-        """included: the text ends with what ended it. prompt_logprobs: as they were asked for."""
+        """included: the text ends with what ended it. prompt_logprobs: as they were asked for.
+        parser: makes one for each choice, where the reply may hold calls."""
         self._head = _fields(head, "chat.completion")
         self._frames = _Frames(_fields(head, "chat.completion.chunk"), with_usage, _chat_choice)
         self._texts, self._included = texts, included
         self._prompt_logprobs = prompt_logprobs
         self._placed: dict[int, PlacedLogprobs] = {}
         self._begun: set[int] = set()
+        self._new_parser = parser or (lambda: None)
+        self._parsers: dict[int, ReplyParser | None] = {}
 
     def frame(self, choice: int, chunk: Chunk) -> bytes:
         begin = b""
         if choice not in self._begun:
             self._begun.add(choice)
+            self._parsers[choice] = self._new_parser()
             begin = self._frames.slow(
                 {**_chat_choice(choice), "delta": {"role": "assistant", "content": ""}}
             )
+        if (parser := self._parsers[choice]) is not None:
+            return begin + self._with_calls(choice, chunk, parser)
         if chunk.finish_reason is None and chunk.logprobs is None:
             return begin + self._frames.fast(choice, chunk.text)
         content = {**_chat_choice(choice), "delta": {"content": chunk.text} if chunk.text else {}}
@@ -94,25 +104,48 @@ class ChatReply:
             content["logprobs"] = chat_logprobs(placed, self._texts)
         return begin + self._frames.slow(_ended(content, chunk))
 
+    def _with_calls(self, choice: int, chunk: Chunk, parser: ReplyParser) -> bytes:
+        """The events of one chunk: logprobs stand in the first, the reply's end in the last."""
+        events = parser.push(chunk.text)
+        if chunk.finish_reason is not None:
+            events += parser.finish()
+        found = deltas(events)
+        if chunk.finish_reason is not None or (chunk.logprobs is not None and not found):
+            found.append({})
+        frames = [{**_chat_choice(choice), "delta": delta} for delta in found]
+        if chunk.logprobs is not None:
+            placed = self._placed.setdefault(choice, self._opened()).of(chunk)
+            frames[0]["logprobs"] = chat_logprobs(placed, self._texts)
+        if chunk.finish_reason is not None:
+            _ended(frames[-1], chunk)
+            if parser.whole:
+                frames[-1]["finish_reason"] = "tool_calls"
+        return b"".join(map(self._frames.slow, frames))
+
     def end(self, usage: Usage) -> bytes:
         return self._frames.end(usage)
 
     def whole(self, outcomes: Sequence[Outcome], usage: Usage) -> bytes:
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": outcome.text, "refusal": None},
-                "logprobs": self._logprobs(outcome),
-                "finish_reason": outcome.finish_reason,
-                "stop_reason": outcome.stop_reason,
-            }
-            for index, outcome in enumerate(outcomes)
-        ]
+        choices = [self._choice(index, outcome) for index, outcome in enumerate(outcomes)]
         answer = {**self._head, "choices": choices, "usage": _usage(usage)}
         if (most := self._prompt_logprobs) is not None:
             found = outcomes[0].prompt_logprobs
             answer["prompt_logprobs"] = prompt_logprobs(found, self._texts, most)
         return _encode(answer)
+
+    def _choice(self, index: int, outcome: Outcome) -> dict[str, Any]:
+        parser, finish = self._new_parser(), str(outcome.finish_reason)
+        said: dict[str, Any] = {"content": outcome.text}
+        if parser is not None:
+            said = read_whole(parser, outcome.text)
+            finish = "tool_calls" if parser.whole else finish
+        return {
+            "index": index,
+            "message": {"role": "assistant", "refusal": None, **said},
+            "logprobs": self._logprobs(outcome),
+            "finish_reason": finish,
+            "stop_reason": outcome.stop_reason,
+        }
 
     def _logprobs(self, outcome: Outcome) -> object:
         if outcome.logprobs is None:
@@ -211,6 +244,23 @@ class _Choice(Protocol):
     def __call__(self, index: int) -> dict[str, Any]: ...
 
 
+class RunningUsage:
+    """A reply whose every event says what has been used so far, at the cost of a rendering each."""
+
+    def __init__(self, reply: ChatReply | CompletionReply, prompt_tokens: Sequence[int]) -> None:
+        """prompt_tokens: of each choice's prompt."""
+        self._reply = reply
+        self._prompt_tokens = prompt_tokens
+        self._used = [0] * len(prompt_tokens)
+        self.end, self.whole = reply.end, reply.whole
+
+    def frame(self, choice: int, chunk: Chunk) -> bytes:
+        self._used[choice] += len(chunk.token_ids)
+        used = Usage(self._prompt_tokens[choice], self._used[choice])
+        self._reply._frames.also({"usage": _counted(used)})
+        return self._reply.frame(choice, chunk)
+
+
 class _Frames:
     """SSE events of one answer."""
 
@@ -230,6 +280,11 @@ class _Frames:
             before, _, after = self.slow(self._choice(choice)).partition(_encode(_TEXT))
             halves = self._halves[choice] = before, after
         return halves[0] + _encode(text) + halves[1]
+
+    def also(self, rest: dict[str, Any]) -> None:
+        """What the next events hold besides their choice."""
+        self._rest = rest
+        self._halves.clear()
 
     def slow(self, choice: dict[str, Any]) -> bytes:
         return event({**self._head, "choices": [choice], **self._rest})
@@ -257,13 +312,31 @@ def _ended(choice: dict[str, Any], chunk: Chunk) -> dict[str, Any]:
 
 
 def _fields(head: Head, kind: str) -> dict[str, Any]:
-    return {"id": head.id, "object": kind, "created": head.created, "model": head.model}
+    return {
+        "id": head.id,
+        "object": kind,
+        "created": head.created,
+        "model": head.model,
+        "system_fingerprint": head.fingerprint,
+    }
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
     return {
+        **_counted(usage),
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def _counted(usage: Usage) -> dict[str, Any]:
+    return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }

@@ -19,6 +19,7 @@ from llmserve.entrypoints.http.known_fields import (
     IGNORED,
     REFUSED,
 )
+from llmserve.entrypoints.http.openai_responses.body import ResponsesFields
 from llmserve.entrypoints.http.protocol import (
     ChatBody,
     CompletionBody,
@@ -32,6 +33,7 @@ _MOST_NAMES, _LONGEST_NAME = 20, 80
 BODIES: Mapping[str, type[msgspec.Struct]] = {
     "/v1/chat/completions": ChatBody,
     "/v1/completions": CompletionBody,
+    "/v1/responses": ResponsesFields,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
 }

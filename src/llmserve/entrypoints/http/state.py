@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+from llmserve import __version__
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.tokenizer import Tokenizer
 from llmserve.entrypoints.http.errors import ApiError, not_ready
@@ -20,6 +23,7 @@ class EndpointState:
         self.strict = options.strict
         self.cache = ReplyCache(service, options.cache)
         self._texts: TokenTexts | None = None
+        self._fingerprint: str | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -47,6 +51,20 @@ class EndpointState:
     def check_fields(self, path: str, raw: bytes) -> dict[str, str]:
         """ApiError 400 where a body asks for what the route does not read; headers to add."""
         return check_fields(raw, of_route(path), strict=self.strict)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same while equal requests are computed alike: of the model, the engine and how it
+        computes, and this release."""
+        if self._fingerprint is None:
+            info = self.info
+            parts = (
+                __version__, info.engine, info.model_id, info.dtype, info.device,
+                str(info.max_model_len), str(info.vocab_size),
+            )  # fmt: skip
+            found = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+            self._fingerprint = f"fp_{found[:10]}"
+        return self._fingerprint
 
     def check_model(self, name: str | None) -> EngineInfo:
         """The served model; ApiError 404 where another is asked for. No name means this one."""

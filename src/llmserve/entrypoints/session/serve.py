@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 
 from llmserve.core.knobs import SPECS, Knobs
+from llmserve.core.validation import flag
 from llmserve.engines import registry
 from llmserve.entrypoints.http.options import EndpointOptions
 from llmserve.entrypoints.session.resources import Switches
@@ -25,6 +26,7 @@ def serve(
     api_key: str | None = None,
     api_keys: Source = None,
     cors_origins: str | Iterable[str] | None = None,
+    allow_special_tokens: bool = False,
     knobs: Mapping[str, object] | None = None,
     response_cache: bool | Mapping[str, object] | None = None,
     log_requests: bool | str | os.PathLike[str] | Mapping[str, object] | None = None,
@@ -47,6 +49,8 @@ def serve(
         else the environment's LLMSERVE_API_KEYS. A request with such a key is that tenant's.
     cors_origins: pages of these origins (["https://app.example"], "*" for all) may call it, with a
         key; None lets no page read an answer.
+    allow_special_tokens: True lets a special token that a message spells be that token: such a
+        message can end its turn and speak for another. A request may say so for itself.
     response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
     log_requests: a JSON line per request: to a file, or with True to the logger
         `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.
@@ -72,6 +76,7 @@ def serve(
         switches=Switches.read(switch_interval_s, gc_threshold),
         key_terms=read_key_terms(api_keys),
         endpoint=EndpointOptions.read(response_cache, cors_origins, strict),
+        allow_special_tokens=flag("allow_special_tokens", allow_special_tokens),
         log=LogOptions.read(log_requests),
         options=options,
     )

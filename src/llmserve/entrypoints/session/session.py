@@ -73,6 +73,7 @@ class Session:
         knobs: Knobs,
         switches: Switches,
         key_terms: Mapping[str, KeyTerms],
+        allow_special_tokens: bool,
         endpoint: EndpointOptions,
         log: LogOptions | None,
         options: Mapping[str, object],
@@ -90,6 +91,7 @@ class Session:
         made = registry.create(engine, sink=sink, clock=self.clock, **options)
         self._keyring = Keyring(api_key, key_terms)
         self.service = Service(made, self.board, self.bus, self.clock, terms_of(key_terms))
+        self.service.allow_special_tokens = allow_special_tokens
         app = build_app(self.service, self.telemetry, self._keyring, endpoint)
         sock = bind(*address)
         self.host, self.port = sock.getsockname()[:2]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 from llmserve.core.types import Structured
+from llmserve.engines.guided.closed_schemas import closed, readable
+from llmserve.engines.guided.closing import DeadEnd, Exits
 
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As json.dumps writes: where whitespace is free, a weak model writes nothing else."""
@@ -21,7 +24,9 @@ def grammar_of(structured: Structured) -> str:
 
     if structured.kind == "json":
         style: Any = JSON_STYLE
-        return str(LLMatcher.grammar_from_json_schema(structured.text, defaults=style))
+        return str(LLMatcher.grammar_from_json_schema(_schema(structured), defaults=style))
+    if structured.kind == "grammar":
+        return str(LLMatcher.grammar_from_lark(structured.text))
     if structured.kind == "regex":
         return str(LLMatcher.grammar_from_regex(structured.text))
     # one regex: as alternatives of a grammar, 50,000 choices took five seconds, and four times that
@@ -30,20 +35,31 @@ def grammar_of(structured: Structured) -> str:
     return str(LLMatcher.grammar_from_regex(choices))
 
 
+def _schema(structured: Structured) -> str:
+    try:
+        schema = structured.schema
+        return json.dumps(readable(closed(schema) if structured.strict else schema))
+    except RecursionError:
+        raise ValueError("the schema is nested too deeply") from None
+
+
 def _literally(text: str) -> str:
     """A regex for just this text."""
     return "".join(f"\\x{{{ord(char):x}}}" for char in text)
 
 
 def matcher(structured: Structured, tokenizer: Any) -> Any:
-    """Return a matcher on a tokenizer of llguidance's. ValueError where none can be made."""
+    """Return a matcher on a tokenizer of llguidance's. ValueError where none can be made, or no
+    text fits it."""
     from llguidance import LLMatcher, LLParserLimits
 
     # its log goes to the error stream, which is kept for the engine's last words
-    limits = LLParserLimits(max_grammar_size=MOST_SYMBOLS)
+    limits = LLParserLimits(max_grammar_size=MOST_SYMBOLS, max_items_in_row=MOST_SYMBOLS)
     found = LLMatcher(tokenizer, grammar_of(structured), log_level=0, limits=limits)
     if found.is_error():
         raise ValueError(reason_of(found.get_error()))
+    if found.is_stopped() and not found.is_accepting():
+        raise DeadEnd("no text fits it")
     return found
 
 
@@ -55,7 +71,27 @@ def reason_of(error: str) -> str:
 
 def check(structured: Structured) -> None:
     """Raise ValueError with the reason where no reply can be constrained so."""
+    shortest(structured)
+
+
+def shortest(structured: Structured) -> list[int] | None:
+    """The bytes of a short reply that fits, or None where one is hard to find: what takes its
+    first mask, and more, before any model does. ValueError where there is none."""
+    # not `validate_grammar`, which builds less: what it had let through failed in the engine
+    tokenizer, exits = _bytes()
+    return exits.find(matcher(structured, tokenizer), some=True)
+
+
+def takes(structured: Structured, text: str) -> bool:
+    """Whether a reply may be empty, and may be that text as well. ValueError as above."""
+    found = matcher(structured, _bytes()[0])
+    empty = found.is_accepting()
+    return bool(empty and found.consume_tokens([*text.encode()]) and found.is_accepting())
+
+
+@cache
+def _bytes() -> tuple[Any, Exits]:
     from llguidance import LLTokenizer
 
-    # not `validate_grammar`, which builds less: what it had let through failed in the engine
-    matcher(structured, LLTokenizer("byte"))
+    tokenizer = LLTokenizer("byte")
+    return tokenizer, Exits(tokenizer)

@@ -1,0 +1,94 @@
+"""The shortest way out of a grammar: tokens that end a reply from wherever it stands.
+
+Found greedily, so it may be longer than the very shortest. It always ends: what has been chosen
+often is chosen less.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+MOST_STEPS = 1_000
+"""Choices on one way out; what the grammar forces is none."""
+
+_FILLER = "x"
+"""Where it may come the reply stands within a string, or in text without any form."""
+_WITHIN = {'"': (0.0, 0.05), _FILLER: (0.5, 0.3)}
+_OUTSIDE = {"}": (0.0, 0.05), "]": (0.5, 0.05), '"': (1.0, 0.05)} | {
+    char: (1.5 + place / 4, 2.0) for place, char in enumerate(",01tfn[{")
+}
+"""What a character costs at its first use, and what each further use adds: a reply of many strings
+needs many quotes."""
+_OTHER = (8.0, 2.0)
+_SEVERAL = 64
+"""Tokens looked at where none of a single character may come."""
+
+
+class DeadEnd(ValueError):
+    """No text that fits the grammar is left."""
+
+
+class Exits:
+    """Finds ways out for one tokenizer of llguidance's."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._chars: dict[int, str] = {}
+        for char in map(chr, range(0x20, 0x7F)):
+            ids = tokenizer.greedy_tokenize(char)
+            if len(ids) == 1:
+                self._chars.setdefault(ids[0], char)
+        self._ends = {*tokenizer.eos_tokens}
+
+    def find(
+        self,
+        matcher: Any,
+        *,
+        most: int | None = None,
+        some: bool = False,
+        steps: int = MOST_STEPS,
+    ) -> list[int] | None:
+        """Tokens after which the reply may end; None where they are more than `most`, or hard to
+        find. DeadEnd where there are none. The matcher stays as it is. `some`: one token at
+        least, where the grammar allows any."""
+        matcher = matcher.deep_copy()
+        path: list[int] = []
+        used: Counter[int] = Counter()
+        for _ in range(steps):
+            if most is not None and len(path) > most:
+                return None
+            if matcher.is_accepting() and (path or not some):
+                return path
+            step = matcher.compute_ff_tokens() or self._choose(matcher, used)
+            if not step and matcher.is_accepting():
+                return path
+            if not step or not matcher.consume_tokens(step):
+                raise DeadEnd(_reason(matcher))
+            path += step
+        return None
+
+    def _choose(self, matcher: Any, used: Counter[int]) -> list[int]:
+        mask = matcher.compute_bitmask()
+        allowed = {id: char for id, char in self._chars.items() if mask[id >> 3] >> (id & 7) & 1}
+        costs = _WITHIN if _FILLER in allowed.values() else _OUTSIDE
+        if not allowed:
+            bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")
+            found = [id for id in np.flatnonzero(bits).tolist() if id not in self._ends]
+            allowed = dict.fromkeys(found[:_SEVERAL], "")
+
+        def cost(id: int) -> float:
+            first, more = costs.get(allowed[id], _OTHER)
+            return first + more * used[id]
+
+        chosen = min(allowed, key=cost, default=None)
+        if chosen is None:
+            return []
+        used[chosen] += 1
+        return [chosen]
+
+
+def _reason(matcher: Any) -> str:
+    said = matcher.get_error().splitlines()[:1]
+    return "".join(said) if said and " " in said[0] else "no text fits it"
