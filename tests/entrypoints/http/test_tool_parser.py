@@ -24,7 +24,9 @@ from llmserve.entrypoints.http.tools.parser import (
 FORMATS = [HERMES, LLAMA, MISTRAL]
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 CALLS = st.lists(

@@ -15,7 +15,7 @@ import psutil
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
-from llmserve.core.types import ParamError, Request, Structured
+from llmserve.core.types import Chunk, ParamError, Request, Structured
 from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink, Submit
 from llmserve.engines.limits import clamp
 from llmserve.engines.process.delivery import LoopTurn
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 STOP_GRACE_S = 8.0
 """An orderly end takes 4 s, on a busy machine 7; a killed one leaves shared memory behind."""
 DEATH_POLL_S = 0.25
+_NO_FORM = "the form cannot be kept to: vLLM ended the request, as it does where no grammar fits it"
 _NO_FEWER = "a request takes so many at once that speculates, or whose prompt may not be chunked"
 
 
@@ -190,7 +191,8 @@ class VllmEngine:
         await self._while_alive(llm.wake_up(["kv_cache"]))
 
     async def check_form(self, structured: Structured) -> None:
-        """Check nothing: vLLM reads a schema as it takes the request, and no earlier."""
+        """Check nothing: vLLM reads a schema as it takes the request, and what it then cannot keep
+        to ends the request in `generate` with ParamError."""
 
     async def device_bytes(self) -> int | None:
         if self.info.device != "cuda":
@@ -209,6 +211,8 @@ class VllmEngine:
             collector = await llm.add_request(
                 request.id, asked.prompt, asked.params, priority=priority, **asked.options
             )
+            if asked.params.structured_outputs is not None:
+                deliver = partial(_judge, deliver)
             await OutputHook(collector, self._turn, deliver, raw=own).drained()
         except EngineDeadError as error:
             raise self._death() from error
@@ -225,7 +229,8 @@ class VllmEngine:
         async with self._api_lock:
             if self._api is None or self._api[:2] != (llm, submit):
                 args, extra = self._options.engine_args, self._options.api_args
-                app = await asyncio.to_thread(build_api, llm, args, extra)
+                template = self._tokenizer.chat_template
+                app = await asyncio.to_thread(build_api, llm, args, extra, template)
                 await open_api(app, llm, submit)
                 self._api = (llm, submit, app)
             return self._api[2]
@@ -303,3 +308,10 @@ class VllmEngine:
             return outputs
 
         core.get_output_async = get_output_async
+
+
+def _judge(deliver: Deliver, chunk: Chunk) -> None:
+    """A constrained request that vLLM ends with an error alone is its schema's doing, not ours."""
+    if chunk.finish_reason == "error":
+        raise ParamError("structured_outputs", _NO_FORM)
+    deliver(chunk)

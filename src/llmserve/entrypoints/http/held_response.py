@@ -160,9 +160,10 @@ _FORMS = ("structured_outputs", "response_format", "tools")
 def blamed(error: Exception, call: ForwardedCall) -> Exception:
     """A refusal of the engine's, with the field that it is about: the engine sees the schema that a
     reply is to have, but not the field that it came in."""
-    if not isinstance(error, ParamError) or error.param != "prompt":
+    if not isinstance(error, ParamError) or error.param not in ("prompt", "structured_outputs"):
         return error
-    if not any(word in str(error).lower() for word in ("grammar", "regex", "schema")):
+    said = str(error).lower()
+    if error.param == "prompt" and not any(word in said for word in ("grammar", "regex", "schema")):
         return error
     param = next((name for name in _FORMS if call.fields.get(name)), error.param)
     return ParamError(param, str(error))
