@@ -31,10 +31,9 @@ TEXTS = st.lists(st.one_of(st.sampled_from(CLUSTERS), st.text(max_size=4)), max_
 class BackendTokenizer:
     """As much of `engines.Tokenizer` as places need, over one of the tokenizers library."""
 
-    chat_template = None
-
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, chat_template: str | None = None) -> None:
         self.backend = backend
+        self.chat_template = chat_template
         self._bytes = TokenBytes(backend)
         self.detokenizer = Detokenizer(backend)
         added = backend.get_added_tokens_decoder()

@@ -31,10 +31,8 @@ def names(choice: ToolChoice) -> list[str]:
 
 def test_what_may_be_called_follows_from_the_choice() -> None:
     for given in (None, "auto"):
-        assert (chosen(choice=given).mode, names(chosen(choice=given))) == (
-            "auto",
-            ["now", "later"],
-        )
+        assert chosen(choice=given).mode == "auto"
+        assert names(chosen(choice=given)) == ["now", "later"]
     assert names(chosen(choice="none")) == []
     assert chosen(choice="required").mode == "required"
     named = chosen(choice={"type": "function", "function": {"name": "later"}})
@@ -122,21 +120,13 @@ def test_where_the_template_shows_no_tools_calls_are_text() -> None:
     assert system["role"] == "system"
     assert '"name": "now"' in system["content"]
     assert user == {"role": "user", "content": "when?"}
-    assert said["content"] == (
-        '<tool_call>\n{"name": "now", "arguments": {"a": 1}}\n</tool_call>'
-    )  # fmt: skip
-    assert results == {
-        "role": "user",
-        "content": "<tool_response>\nnoon\n</tool_response>\n"
-        "<tool_response>\n12:00\n</tool_response>",
-    }
+    assert said["content"] == '<tool_call>\n{"name": "now", "arguments": {"a": 1}}\n</tool_call>'
+    answers = [f"<tool_response>\n{text}\n</tool_response>" for text in ("noon", "12:00")]
+    assert results == {"role": "user", "content": "\n".join(answers)}
     own = rendered([{"role": "system", "content": "be brief"}, *history()], use, None)
     assert own[0]["content"].startswith("be brief\n\nYou may call")
-    assert [turn["role"] for turn in rendered(history(), None, None)] == [
-        "user",
-        "assistant",
-        "user",
-    ]
+    roles = [turn["role"] for turn in rendered(history(), None, None)]
+    assert roles == ["user", "assistant", "user"]
 
 
 def test_where_the_template_shows_tools_calls_stay_as_they_are() -> None:
@@ -145,6 +135,4 @@ def test_where_the_template_shows_tools_calls_stay_as_they_are() -> None:
     assert rendered(history(), None, "{{ tools }} tool_calls") == history()
     short = ToolUse(choice=chosen(), format=MISTRAL, by_template=True)
     _, said, *results = rendered(history(), short, "")
-    assert (
-        said["tool_calls"][0]["id"] == results[0]["tool_call_id"] == "000call1"[-9:].rjust(9, "0")
-    )
+    assert said["tool_calls"][0]["id"] == results[0]["tool_call_id"] == "0000call1"

@@ -16,7 +16,7 @@ import psutil
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
-from llmserve.core.types import ParamError, Request, Structured
+from llmserve.core.types import Chunk, ParamError, Request, Structured
 from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink, Submit
 from llmserve.engines.limits import clamp
 from llmserve.engines.process.delivery import LoopTurn
@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 STOP_GRACE_S = 8.0
 """An orderly end takes 4 s, on a busy machine 7; a killed one leaves shared memory behind."""
 DEATH_POLL_S = 0.25
+_NO_FORM = "the form cannot be kept to: vLLM ended the request, as it does where no grammar fits it"
 _NO_FEWER = "a request takes so many at once that speculates, or whose prompt may not be chunked"
 
 
@@ -193,7 +194,8 @@ class VllmEngine:
         await self._while_alive(llm.wake_up(["kv_cache"]))
 
     async def check_form(self, structured: Structured) -> None:
-        """Check nothing: vLLM reads a schema as it takes the request, and no earlier."""
+        """Check nothing: vLLM reads a schema as it takes the request, and what it then cannot keep
+        to ends the request in `generate` with ParamError."""
 
     async def device_bytes(self) -> int | None:
         if self.info.device != "cuda":
@@ -213,6 +215,8 @@ class VllmEngine:
                 request.id, asked.prompt, asked.params, priority=priority, **asked.options
             )
             alone = not own and not request.sampling.max_tokens
+            if asked.params.structured_outputs is not None:
+                deliver = partial(_judge, deliver)
             hook = OutputHook(collector, self._turn, deliver, raw=own, prompt_alone=alone)
             await hook.drained()
         except EngineDeadError as error:
@@ -229,7 +233,8 @@ class VllmEngine:
         async with self._api_lock:
             if self._api is None or self._api[:2] != (llm, submit):
                 args, extra = self._options.engine_args, self._options.api_args
-                app = await asyncio.to_thread(build_api, llm, args, extra)
+                template = self._tokenizer.chat_template
+                app = await asyncio.to_thread(build_api, llm, args, extra, template)
                 await open_api(app, llm, submit)
                 self.api_fields = fields_of_routes(app, API_PATHS)
                 self._api = (llm, submit, app)
@@ -308,6 +313,13 @@ class VllmEngine:
             return outputs
 
         core.get_output_async = get_output_async
+
+
+def _judge(deliver: Deliver, chunk: Chunk) -> None:
+    """A constrained request that vLLM ends with an error alone is its schema's doing, not ours."""
+    if chunk.finish_reason == "error":
+        raise ParamError("structured_outputs", _NO_FORM)
+    deliver(chunk)
 
 
 def _blamed(error: Any) -> str:
