@@ -23,7 +23,7 @@ Ids = tuple[int, ...]
 async def chat_ids(tokenizer: Tokenizer, info: EngineInfo, messages: Sequence[Message]) -> Ids:
     """The conversation through the model's chat template; ApiError 400 where it refuses."""
     if not messages:
-        raise invalid("messages", "a conversation needs at least one message")
+        raise no_messages()
     _check_length(len(messages), "messages", info.max_model_len, info, "messages")
     turns = [
         {"role": _role(message), "content": _text(message, f"messages[{index}]")}
@@ -35,6 +35,10 @@ async def chat_ids(tokenizer: Tokenizer, info: EngineInfo, messages: Sequence[Me
         return tuple(await tokenised(length, tokenizer.chat, turns))
     except ValueError as error:
         raise invalid("messages", str(error)) from None
+
+
+def no_messages() -> ApiError:
+    return invalid("messages", "a conversation needs at least one message")
 
 
 async def all_ids(

@@ -49,8 +49,7 @@ def serve(
     response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
     log_requests: a JSON line per request: to a file, or with True to the logger
         `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.
-    strict: a field of a request that is in no table (docs/http.md) is 400. False ignores it and
-        names it in the header `x-llmserve-ignored`.
+    strict: False ignores unknown fields of requests (docs/http.md) in place of answering 400.
     switch_interval_s: the interpreter's thread switch interval while serving, so that a cell that
         computes does not starve delivery; it costs such a cell a few per cent. None leaves it.
     gc_threshold: after how many new objects Python looks for cyclic garbage while serving; at its
