@@ -218,7 +218,8 @@ def test_what_does_not_fit_behind_the_prompt_is_told_in_the_same_words(world: Wo
         told.append(error["message"])
     words = (
         r"This model's maximum context length is 8192 tokens, but the prompt has \d+ and "
-        rf"max_tokens asks for {2**70} more\. Shorten the prompt or the reply\."
+        rf"max_tokens asks for {2**70} more\. "
+        r"The prompt is too long for that: shorten it, or ask for less\."
     )
     assert all(re.fullmatch(words, one) for one in told), told
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[Mapping[str, object]]
 
+_CONTEXT = "This model's maximum context length"
+_TOO_LONG = "The prompt is too long for that: shorten it, or ask for less."
 _FIELDS = frozenset(SamplingParams.__struct_fields__)
 
 
@@ -129,11 +131,16 @@ def reply_tokens(
 
 
 def over_context(limit: int, asked: str) -> str:
-    """The sentence by which clients know that a prompt is too long: OpenAI's own beginning."""
-    return (
-        f"This model's maximum context length is {limit} tokens, but {asked}. "
-        "Shorten the prompt or the reply."
-    )
+    """The sentence by which clients know that a prompt is too long: OpenAI's own beginning, and an
+    end that LangChain looks for where a client shows it no code."""
+    return f"{_CONTEXT} is {limit} tokens, but {asked}. {_TOO_LONG}"
+
+
+def as_over_context(limit: int, said: str) -> str:
+    """The same sentence of what an engine's own application said."""
+    if said.startswith(_CONTEXT):
+        return f"{said} {_TOO_LONG}"
+    return over_context(limit, f"the engine says: {said.rstrip('.')}")
 
 
 def check_tokens(sampling: SamplingParams, info: EngineInfo) -> None:

@@ -9,6 +9,7 @@ import socket
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -390,3 +391,33 @@ def assert_handled(answer: httpx.Response) -> None:
         error_of(answer)
     else:
         assert b'"error"' not in answer.content
+
+
+FALLBACKS = {
+    "LiteLLM": "this model's maximum context length is",
+    "LangChain": "prompt is too long",
+}
+"""By what these clients know that a longer context is wanted, in the error as text; LangChain
+also by its code, which not every release of OpenAI's client shows there."""
+
+
+def test_a_full_context_is_known_to_clients_that_fall_back(
+    http: httpx.Client, client: openai.OpenAI, server: Serving
+) -> None:
+    limit = server.info.max_model_len
+    long = [{"role": "user", "content": "a " * (2 * limit)}]
+    for route, body in [
+        (CHAT, {"messages": long}),
+        (CHAT, {"messages": MESSAGES, "max_completion_tokens": limit + 1}),
+        (COMPLETIONS, {"prompt": [5] * limit, "max_tokens": 1}),
+        (COMPLETIONS, {"prompt": "a " * (2 * limit)}),
+        (COMPLETIONS, {"prompt": "a" * 1_000_000}),
+    ]:
+        error = error_of(http.post(route, json=body))
+        assert error["code"] == "context_length_exceeded"
+        assert error["param"] == ("messages" if route == CHAT else "prompt")
+        assert error["message"].startswith(f"This model's maximum context length is {limit} tokens")
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(model=server.model, messages=long)  # type: ignore[arg-type]
+    for sign in FALLBACKS.values():
+        assert sign in str(raised.value).lower()

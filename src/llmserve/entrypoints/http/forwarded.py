@@ -16,7 +16,7 @@ from llmserve.core.types import blame
 from llmserve.core.validation import shown
 from llmserve.engines.base import EngineInfo
 from llmserve.entrypoints.http.errors import invalid
-from llmserve.entrypoints.http.prompts import prompts_of
+from llmserve.entrypoints.http.prompts import no_messages, prompts_of
 from llmserve.entrypoints.http.protocol import (
     DRAWN,
     ChatBody,
@@ -69,7 +69,7 @@ def check_forwarded(path: str, raw: bytes, info: EngineInfo) -> None:
 def _chat(raw: bytes, info: EngineInfo) -> None:
     body = decode(raw, ForwardedChat)
     if not body.messages:
-        raise invalid("messages", "a conversation needs at least one message")
+        raise no_messages()
     check_shape(body, 1)
     if body.top_logprobs is not None:
         _whole("top_logprobs", body.top_logprobs)

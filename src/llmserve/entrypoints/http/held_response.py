@@ -15,7 +15,7 @@ from starlette.types import Message, Send
 from llmserve.core.types import ParamError
 from llmserve.entrypoints.http.asgi import DONE, SSE_HEADERS, JsonAnswer
 from llmserve.entrypoints.http.errors import SERVING_ERRORS, ApiError, as_api_error
-from llmserve.serving.requests import over_context
+from llmserve.serving.requests import as_over_context, over_context
 from llmserve.serving.stream import Stream
 
 _FORMS = ("structured_outputs", "response_format", "text", "tools")
@@ -150,8 +150,8 @@ def translated(status: int, body: bytes, call: ForwardedCall) -> ApiError:
 def _context_exceeded(status: int, message: str, call: ForwardedCall, *, cut: bool) -> ApiError:
     if cut:
         message = over_context(call.limit, "the prompt leaves no room for a reply")
-    elif not message.startswith("This model's maximum context length is"):
-        message = over_context(call.limit, message.rstrip("."))
+    else:
+        message = as_over_context(call.limit, message)
     return ApiError(status, message, param=call.main, code="context_length_exceeded")
 
 

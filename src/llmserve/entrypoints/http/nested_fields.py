@@ -86,7 +86,8 @@ INSIDE: Mapping[str, Inside] = {
         cures={"schema": "the schema is response_format.json_schema.schema"},
     ),
     "response_format.json_schema": Inside(
-        read=frozenset({"name", "description", "schema", "strict"}),
+        read=frozenset({"schema", "strict"}),
+        ignored={"description": "of the form, for its reader", "name": "of the form"},
     ),
     "structured_outputs": Inside(
         read=frozenset({"json", "json_object", "regex", "choice"}),

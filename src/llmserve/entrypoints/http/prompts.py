@@ -69,7 +69,7 @@ async def chat_ids(
 ) -> Ids:
     """The conversation through the model's chat template; ApiError 400 where it refuses."""
     if not messages:
-        raise invalid("messages", "a conversation needs at least one message")
+        raise no_messages()
     _check_length(len(messages), "messages", info.max_model_len, info, "messages")
     turns = [_turn(message, f"messages[{index}]") for index, message in enumerate(messages)]
     turns = rendered(turns, use, tokenizer.chat_template)
@@ -81,6 +81,10 @@ async def chat_ids(
         return tuple(await tokenised(length, partial(tokenizer.chat, options=options), turns))
     except ValueError as error:
         raise invalid("messages", str(error)) from None
+
+
+def no_messages() -> ApiError:
+    return invalid("messages", "a conversation needs at least one message")
 
 
 async def all_ids(

@@ -54,8 +54,7 @@ def serve(
     response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
     log_requests: a JSON line per request: to a file, or with True to the logger
         `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.
-    strict: a field of a request that is in no table (docs/http.md) is 400. False ignores it and
-        names it in the header `x-llmserve-ignored`.
+    strict: False ignores unknown fields of requests (docs/http.md) in place of answering 400.
     switch_interval_s, gc_threshold: the interpreter's while serving, so that neither a cell that
         computes nor a look for garbage stops streams (`serving/interpreter.py`). None leaves it.
     knobs: first values of knobs by name (docs/knobs.md), where keywords would not do.

@@ -46,14 +46,14 @@ VALUES: Mapping[str, Schema] = {
     "guided_choice": {"type": "array", "items": _TEXT, "minItems": 1},
 }
 """Of fields that a struct leaves to the table of bounds."""
+_FURTHER: Mapping[str, Schema] = {"messages": {"minItems": 1}, "tokens": {"items": _TOKEN}}
+"""What a type does not say of its values."""
 _NUMBERS = {
     "max_completion_tokens": "max_tokens", "max_output_tokens": "max_tokens",
     "top_logprobs": "logprobs",
 }  # fmt: skip
 _OWN: Mapping[tuple[str, str], Schema] = {
     ("response_format", "type"): {"enum": ["text", "json_object", "json_schema"]},
-    ("response_format.json_schema", "name"): {"type": "string"},
-    ("response_format.json_schema", "description"): {"type": "string"},
     ("response_format.json_schema", "schema"): _FORM,
     ("response_format.json_schema", "strict"): {"type": "boolean"},
     ("structured_outputs", "json"): _FORM,
@@ -132,7 +132,7 @@ class _Bodies:
     def _value(self, name: str, kind: Any, fields: Fields, at: str) -> Schema:
         inner, path = fields.inside.get(name), f"{at}.{name}" if at else name
         if kind is not Any:
-            return self._typed(kind, inner, path)
+            return self._typed(kind, inner, path) | _FURTHER.get(path, {})
         if inner is not None:
             return self.object(None, inner, path)
         number_of = _NUMBERS.get(name, name)
@@ -189,7 +189,7 @@ def _knob(spec: Spec) -> Schema:
     if spec.choices:
         schema: Schema = {"enum": [*spec.choices]}
     elif spec.type == "text":
-        schema = {"type": "string"}
+        schema = {"type": ["string", "object"]}
     else:
         schema = {"type": {"int": "integer", "float": "number"}[spec.type]}
         ends = {"minimum": spec.low, "maximum": spec.high}
