@@ -19,6 +19,7 @@ from llmserve.entrypoints.http.content_encoding import (
     MOST_MEMBERS,
     PIECE_BYTES,
     Decoding,
+    as_read,
 )
 from llmserve.entrypoints.http.errors import ApiError
 from support.serving import MESSAGES, Serving
@@ -204,3 +205,15 @@ def test_no_bytes_at_all_break_it(data: bytes, name: bytes) -> None:
     with suppress(ApiError):
         assert all(len(piece) <= PIECE_BYTES for piece in decoding.feed(data))
         decoding.end()
+
+
+def test_who_gets_the_body_next_gets_headers_that_fit_it() -> None:
+    plain = [(b"content-type", b"application/json"), (b"content-length", b"9"), (b"x", b"1")]
+    assert as_read({"headers": plain}, b"{}")["headers"] is plain
+    coded = [*plain, (b"content-encoding", b"gzip"), (b"transfer-encoding", b"chunked")]
+    fit = [plain[0], plain[2], (b"content-length", b"2")]
+    assert as_read({"headers": coded}, b"{}")["headers"] == fit
+    assert dict(as_read({"headers": []}, b"{}")["headers"]) == {
+        b"content-type": b"application/json",
+        b"content-length": b"2",
+    }

@@ -106,11 +106,14 @@ def test_leaving_by_a_reset_or_a_plain_close_stops_a_whole_answer(
             assert tail.wait(Finished).reason == "abort"
 
 
-def test_leaving_stops_an_answer_that_others_of_the_connection_wait_behind(own: Serving) -> None:
+@pytest.mark.parametrize("streaming", [True, False])
+def test_leaving_stops_an_answer_that_others_of_the_connection_wait_behind(
+    own: Serving, streaming: bool
+) -> None:
     with own.tail() as tail:
         with closing(connect(own)) as sock:
-            long = request("POST", CHAT, own.long_body(stream=True))
-            sock.sendall(long + request("POST", CHAT, own.long_body(stream=True)))
+            long = request("POST", CHAT, own.long_body(stream=streaming))
+            sock.sendall(long + request("POST", CHAT, own.long_body(stream=streaming)))
             tail.wait(FirstToken)
         assert tail.wait(Finished).reason == "abort"
         with own.http() as http:

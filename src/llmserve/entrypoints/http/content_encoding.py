@@ -38,11 +38,15 @@ def codings(scope: Scope) -> list[bytes]:
     return found
 
 
-def decoded(scope: Scope, body: bytes) -> Scope:
-    """The scope for whoever gets the body as it was before its coding."""
-    if not any(name == b"content-encoding" for name, _ in scope["headers"]):
+def as_read(scope: Scope, body: bytes) -> Scope:
+    """The scope for whoever gets the body as it was read: decoded, and JSON where nothing was
+    said."""
+    names = {name for name, _ in scope["headers"]}
+    if b"content-encoding" not in names and (b"content-type" in names or not body):
         return scope
     headers = [pair for pair in scope["headers"] if pair[0] not in _HEADERS]
+    if b"content-type" not in names:
+        headers.append((b"content-type", b"application/json"))
     return {**scope, "headers": [*headers, (b"content-length", b"%d" % len(body))]}
 
 

@@ -19,7 +19,7 @@ from llmserve.core.types import SamplingParams
 from llmserve.engines.base import EngineError, HasApi, Repeatable
 from llmserve.entrypoints.http.asgi import JsonAnswer, read_json, unless_gone
 from llmserve.entrypoints.http.caller import Claims, sender
-from llmserve.entrypoints.http.content_encoding import decoded
+from llmserve.entrypoints.http.content_encoding import as_read
 from llmserve.entrypoints.http.errors import (
     SERVING_ERRORS,
     ApiError,
@@ -68,13 +68,15 @@ class EngineApi:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         engine = self._engine
+        method = "GET" if scope.get("method") == "HEAD" else scope.get("method")  # no body is sent
         if (
             engine is None
             or scope["type"] != "http"
-            or self._paths.get(scope["path"]) != scope["method"]
+            or self._paths.get(scope["path"], "") != method
         ):
             await self._app(scope, receive, send)
             return
+        scope = {**scope, "method": method}
         try:
             await self._answer(engine, scope, receive, send)
         except ClientGone:
@@ -104,7 +106,7 @@ class EngineApi:
         anew = asks_anew(scope) or bool(fields.get("tools") and fields.get("stream"))
         token = _ASKED.set(_Asked(call, who, own_id, arrived, anew))
         try:
-            await app(decoded(scope, body), _replay(body, receive), held)
+            await app(as_read(scope, body), _replay(body, receive), held)
         except SERVING_ERRORS:  # applications report an error to their client and raise it as well
             if not held.begun:
                 raise
