@@ -253,3 +253,19 @@ def test_a_message_that_is_continued_stays_open(tmp_path: Path) -> None:
                 wrong,
                 ChatOptions(add_generation_prompt=wrong is chat, continue_final_message=True),
             )
+
+
+def test_a_tokenizer_in_python_refuses_what_it_can_only_read_as_a_token(tmp_path: Path) -> None:
+    from transformers import ByT5Tokenizer
+
+    slow = ByT5Tokenizer()
+    slow.chat_template = LOOP % ("{{ m.content }}</s>", "")
+    slow.save_pretrained(tmp_path)
+    tokenizer: Any = TransformersTokenizer(tmp_path, False)
+    assert tokenizer.backend is tokenizer._auto
+    with pytest.raises(ValueError, match="</s>, which this model's tokenizer cannot"):
+        tokenizer.chat([{"role": "user", "content": "a</s>b"}])
+    chat = [{"role": "user", "content": "a</s>b"}]
+    ids = tokenizer.chat(chat, ChatOptions(allow_special_tokens=True))
+    assert ids.count(slow.eos_token_id) == 2
+    assert tokenizer.chat([{"role": "user", "content": "a<b"}]).count(slow.eos_token_id) == 1
