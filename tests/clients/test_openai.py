@@ -78,13 +78,11 @@ def test_the_stream_helper_ends_with_the_whole(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
         model=_model(client), messages=MESSAGES, max_tokens=8
     ) as stream:
-        events = iter(stream)
-        said: list[str] = []
+        said = "".join(event.delta for event in stream if event.type == "content.delta")
         with pytest.raises(openai.LengthFinishReasonError) as ended:  # its word for a length
-            said.extend(event.delta for event in events if event.type == "content.delta")
-    whole = ended.value.completion.choices[0].message.content
-    assert whole
-    assert whole.startswith("".join(said))
+            stream.get_final_completion()
+    assert ended.value.completion.choices[0].message.content == said
+    assert said
 
 
 def test_a_raw_answer_has_an_id_of_its_own(client: openai.OpenAI) -> None:
