@@ -7,6 +7,7 @@ asks for nothing). A name in no table is 400 too; a server that is not strict re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, get_args
 
@@ -16,8 +17,10 @@ from llmserve.core.validation import meant, shown
 from llmserve.entrypoints.http.errors import ApiError
 from llmserve.entrypoints.http.known_fields import Neutral
 from llmserve.entrypoints.http.nested_fields import INSIDE, Inside
-from llmserve.entrypoints.http.objects import begins, check_unique, elements, joined, members
+from llmserve.entrypoints.http.objects import begins, check_unique, joined, members, objects_of
 
+_NAMES = re.compile(rb'"\s*:')
+"""What follows every name, and seldom comes in a text."""
 _LONGEST_NEUTRAL = 64
 """Bytes of a value that may ask for nothing; longer ones are not built."""
 _SAME_AS = {"best_of": "n"}
@@ -44,10 +47,11 @@ class Fields(NamedTuple):
 def check(raw: bytes, fields: Fields, *, strict: bool = True) -> list[str]:
     """The paths of unknown fields in a body, of which a strict server has none: ApiError 400."""
     walk = _Walk(strict, unique=False)
-    walk.object(raw, fields, "")
-    if raw.count(b":") > walk.names:  # names that come twice, schemas, or colons in texts
+    walk.object(members(raw, unique=False), fields, "")
+    # then names that come twice, names in schemas, or colons in texts
+    if raw.count(b":") > walk.names and len(_NAMES.findall(raw)) > walk.names:
         walk = _Walk(strict, unique=True)
-        walk.object(raw, fields, "")
+        walk.object(members(raw), fields, "")
     return walk.unknown
 
 
@@ -60,8 +64,7 @@ class _Walk:
         self._strict = strict
         self._unique = unique
 
-    def object(self, raw: bytes | msgspec.Raw, fields: Fields, at: str) -> None:
-        found = members(raw, at, unique=self._unique)
+    def object(self, found: dict[str, msgspec.Raw], fields: Fields, at: str) -> None:
         self.names += len(found)
         if not found.keys() <= fields.read:
             for name in found:
@@ -78,11 +81,11 @@ class _Walk:
         """An object, or the objects of a list; of what is neither, its reader judges."""
         start = begins(raw)
         if start == ord("{"):
-            self.object(raw, fields, at)
+            self.object(members(raw, at, unique=self._unique), fields, at)
         elif start == ord("["):
-            for index, each in enumerate(elements(raw)):
-                if begins(each) == ord("{"):
-                    self.object(each, fields, f"{at}[{index}]")
+            for index, found in enumerate(objects_of(raw, at, unique=self._unique)):
+                if found is not None:
+                    self.object(found, fields, f"{at}[{index}]")
 
     def _unread(
         self, name: str, found: Mapping[str, msgspec.Raw], fields: Fields, at: str

@@ -7,11 +7,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from llmserve.core.validation import Bounds
 from llmserve.engines.supervisor import EngineSupervisor
 from llmserve.entrypoints.http import fields, protocol
 from llmserve.entrypoints.http.asgi import json_response, read_json
+from llmserve.entrypoints.http.errors import invalid
 
-_LONGEST_DRAIN_S = 3600.0
+DRAIN = Bounds("drain_s", 0, 3600, "s", kind="real")
+"""How long running requests may take to end."""
 
 
 class SleepBody(msgspec.Struct):
@@ -60,4 +63,7 @@ async def _body(request: Request, kind: type[msgspec.Struct]) -> bytes:
 
 
 def _bounded(seconds: float) -> float:
-    return min(max(seconds, 0.0), _LONGEST_DRAIN_S)
+    try:
+        return float(DRAIN.read(seconds))
+    except ValueError as error:
+        raise invalid("drain_s", error) from None

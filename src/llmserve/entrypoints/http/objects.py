@@ -6,6 +6,8 @@ Python's readers take the last of two values of one name: the other would be dro
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -29,6 +31,7 @@ def _named(kind: type[_Name], name: str) -> _Name:
 _ANY_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _OBJECT = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=_named)
 _HOLDS_MORE = (ord("{"), ord("["))
+_OBJECTS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -56,9 +59,17 @@ def members(
     return named
 
 
-def elements(raw: msgspec.Raw) -> list[msgspec.Raw]:
-    """The list's values, unread."""
-    return _LIST.decode(raw)
+def objects_of(
+    raw: msgspec.Raw, at: str, *, unique: bool = True
+) -> Sequence[dict[str, msgspec.Raw] | None]:
+    """The list's objects as `members` reads them; None for an element that is none."""
+    if not unique:
+        with suppress(msgspec.ValidationError):
+            return _OBJECTS.decode(raw)  # in one pass, where all of them are objects
+    return [
+        members(each, f"{at}[{index}]", unique=unique) if begins(each) == ord("{") else None
+        for index, each in enumerate(_LIST.decode(raw))
+    ]
 
 
 def begins(raw: msgspec.Raw) -> int:

@@ -14,6 +14,7 @@ from llmserve.core.knobs import SPECS, Spec
 from llmserve.core.validation import Bounds
 from llmserve.entrypoints.http.fields import Fields, structs_in
 from llmserve.entrypoints.http.known_fields import Neutral
+from llmserve.entrypoints.http.lifecycle import DRAIN
 
 Schema = dict[str, Any]
 
@@ -46,7 +47,12 @@ VALUES: Mapping[str, Schema] = {
     "guided_choice": {"type": "array", "items": _TEXT, "minItems": 1},
 }
 """Of fields that a struct leaves to the table of bounds."""
-_FURTHER: Mapping[str, Schema] = {"messages": {"minItems": 1}, "tokens": {"items": _TOKEN}}
+_FURTHER: Mapping[str, Schema] = {
+    "messages": {"minItems": 1},
+    "tokens": {"items": _TOKEN},
+    "drain_s": number(DRAIN),
+    "level": {"enum": [1, 2]},
+}
 """What a type does not say of its values."""
 _NUMBERS = {
     "max_completion_tokens": "max_tokens", "max_output_tokens": "max_tokens",
@@ -75,6 +81,8 @@ HELP: Mapping[str, str] = {
     "messages": "The conversation, oldest first.",
     "min_p": "Keeps tokens of at least this share of the likeliest one's probability.",
     "min_tokens": "The shortest reply, in tokens.",
+    "drain_s": "How long running requests may take to end, in seconds.",
+    "level": "How much memory is given back; what each means is the engine's.",
     "model": "The model's name; none is the one that is served.",
     "n": "Replies to each prompt.",
     "presence_penalty": "Makes a token less likely that has come.",
@@ -114,7 +122,7 @@ class _Bodies:
         for name in sorted(fields.read):
             given = read.get(name)
             known[name] = self._value(name, given.type if given else Any, fields, at)
-            if not (given and given.required):
+            if given is None or given.default is None:
                 known[name] = optional(known[name])
             if not at and name in HELP:
                 known[name] = {**known[name], "description": HELP[name]}
@@ -189,7 +197,7 @@ def _knob(spec: Spec) -> Schema:
     if spec.choices:
         schema: Schema = {"enum": [*spec.choices]}
     elif spec.type == "text":
-        schema = {"type": ["string", "object"]}
+        schema = {"type": ["string", "object", "null"]}
     else:
         schema = {"type": {"int": "integer", "float": "number"}[spec.type]}
         ends = {"minimum": spec.low, "maximum": spec.high}
