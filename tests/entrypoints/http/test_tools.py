@@ -35,7 +35,8 @@ NAMED: Any = {"type": "function", "function": {"name": "weather"}}
 
 
 def ask(client: openai.OpenAI, server: Serving, **fields: Any) -> Any:
-    asked = {"messages": MESSAGES, "tools": TOOLS, "max_tokens": 160, "temperature": 1.2} | fields
+    asked: dict[str, Any] = {"messages": MESSAGES, "tools": TOOLS, "max_tokens": 160}
+    asked |= {"temperature": 1.2, **fields}
     return client.chat.completions.create(model=server.model, **asked)
 
 
