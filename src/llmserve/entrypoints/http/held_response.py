@@ -125,6 +125,8 @@ def translated(status: int, body: bytes, call: ForwardedCall) -> ApiError:
     error = error if isinstance(error, dict) else {}
     message = str(error.get("message") or error.get("detail") or body.decode(errors="replace"))
     param = str(error.get("param") or "").removeprefix("body.").partition(".")[0]
+    if param.isdigit():  # of the list that the model reads
+        param = call.main
     code = str(error.get("code") or "")
     if param in ("input_tokens", "input_text") or any(word in message for word in _TOO_LONG):
         param, code = call.main, "context_length_exceeded"
