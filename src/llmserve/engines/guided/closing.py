@@ -6,6 +6,7 @@ often is chosen less.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -13,6 +14,11 @@ import numpy as np
 
 MOST_STEPS = 1_000
 """Choices on one way out; what the grammar forces is none."""
+MOST_TOKENS = 65_536
+"""Of one way out."""
+_SLICE = 2_048
+_LONG_S = 0.5
+"""What is forced is taken in slices, for so long: many levels of objects make each token slow."""
 
 _FILLER = "x"
 """Where it may come the reply stands within a string, or in text without any form."""
@@ -46,7 +52,7 @@ class Exits:
         self,
         matcher: Any,
         *,
-        most: int | None = None,
+        most: int = MOST_TOKENS,
         some: bool = False,
         steps: int = MOST_STEPS,
     ) -> list[int] | None:
@@ -57,16 +63,17 @@ class Exits:
         path: list[int] = []
         used: Counter[int] = Counter()
         for _ in range(steps):
-            if most is not None and len(path) > most:
-                return None
             if matcher.is_accepting() and (path or not some):
                 return path
             step = matcher.compute_ff_tokens() or self._choose(matcher, used)
             if not step and matcher.is_accepting():
                 return path
-            if not step or not matcher.consume_tokens(step):
+            taken = _take(matcher, step[: most + 1])
+            if not step or taken is False:
                 raise DeadEnd(_reason(matcher))
             path += step
+            if taken is None or len(path) > most:
+                return None
         return None
 
     def _choose(self, matcher: Any, used: Counter[int]) -> list[int]:
@@ -89,6 +96,19 @@ class Exits:
         return [chosen]
 
 
+def _take(matcher: Any, tokens: list[int]) -> bool | None:
+    """Whether the grammar takes them; None where there was no time to take them all."""
+    begun = time.monotonic()
+    for place in range(0, len(tokens), _SLICE):
+        if not matcher.consume_tokens(tokens[place : place + _SLICE]):
+            return False
+        if time.monotonic() - begun > _LONG_S:
+            return None
+    return True
+
+
 def _reason(matcher: Any) -> str:
-    said = matcher.get_error().splitlines()[:1]
-    return "".join(said) if said and " " in said[0] else "no text fits it"
+    said = "".join(matcher.get_error().splitlines()[:1])
+    if "ff_tokens" in said:
+        return "the text that it forces has no end"
+    return said if " " in said else "no text fits it"

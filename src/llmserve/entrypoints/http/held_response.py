@@ -136,6 +136,8 @@ def translated(status: int, body: bytes, call: ForwardedCall) -> ApiError:
     error = error if isinstance(error, dict) else {}
     message = str(error.get("message") or error.get("detail") or body.decode(errors="replace"))
     param, code = str(error.get("param") or ""), str(error.get("code") or "")
+    if param.removeprefix("body.").partition(".")[0].isdigit():  # of the list that the model reads
+        param = call.main
     # what was sent as max_tokens has been checked, so vLLM can only mean what it cut it to
     cut = param == "max_tokens"
     if cut or param in ("input_tokens", "input_text") or "maximum context length" in message:
