@@ -16,6 +16,7 @@ CONSTRAIN := $(if $(CPU_ONLY),-c binder/constraints-cpu.txt)
 VLLM := .venv-vllm
 # Clients of others, pinned: what they need is not what llmserve needs, and they reach it by its port alone.
 CLIENTS := .venv-clients
+LOAD := .venv-clients-load
 CLIENT_TESTS := LLMSERVE_PYTHON=$(abspath $(PY)) $(CLIENTS)/bin/python -m pytest -q -W ignore --timeout 600 \
   --confcutdir tests/clients --durations 10
 NBVAL := --nbval-lax --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg --timeout 600
@@ -34,7 +35,7 @@ TIMED_NOTEBOOKS := $(addprefix notebooks/,06_dashboard.ipynb 07_benchmark.ipynb)
 
 .PHONY: help lab test test-long venv dev lint unit serial notebooks browser widgets system \
   vllm vllm-packages vllm-cpu vllm-test vllm-contract gpu-check gpu-wheels \
-  clients clients-test clients-env clients-pins \
+  clients clients-test clients-env clients-pins prometheus \
   bench-torch bench-cold bench-vllm bench-peers clean
 
 help:
@@ -155,14 +156,35 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt
 	  $(CLIENTS)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r $<
 	touch $@
 
+# GuideLLM loads its data with torch, and takes that of .venv.
+$(LOAD)/.ready: tests/clients/load-requirements.txt $(VENV)/.dev
+	$(PYTHON) -m venv $(LOAD)
+	$(LOAD)/bin/python -m pip --disable-pip-version-check install -q $$(grep -o '^uv==[0-9.]*' $<)
+	$(LOAD)/bin/uv pip install -q --python $(LOAD)/bin/python --no-deps -r $< || \
+	  $(LOAD)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r $<
+	$(PY) -c 'import site; print(site.getsitepackages()[0])' \
+	  > "$$($(LOAD)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
+	touch $@
+
 clients-pins: $(CLIENTS)/.ready
-	cd tests/clients && ../../$(CLIENTS)/bin/uv pip compile -q --upgrade --no-annotate --universal \
-	  --python-version 3.11 --custom-compile-command 'make clients-pins' requirements.in -o requirements.txt
+	cd tests/clients && for list in requirements load-requirements; do \
+	  ../../$(CLIENTS)/bin/uv pip compile -q --upgrade --no-annotate --universal --python-version 3.11 \
+	    --custom-compile-command 'make clients-pins' $$list.in | \
+	    sed '/^\(torch\|nvidia\|triton\|cuda\)/d' > $$list.txt || exit 1; done
+
+prometheus:
+ifeq ($(shell command -v prometheus 2>/dev/null),)
+	@if [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; \
+	else \
+	  echo "make clients needs a Prometheus server: sudo apt-get install -y prometheus"; exit 1; \
+	fi
+endif
 
 clients-test: $(CLIENTS)/.ready $(VENV)/.dev
 	$(CLIENT_TESTS) -m "clients and not long" tests/clients
 
-clients: $(CLIENTS)/.ready $(VENV)/.dev
+clients: $(CLIENTS)/.ready $(LOAD)/.ready | prometheus
 	LLMSERVE_CASES=10000 $(CLIENT_TESTS) -m clients tests/clients
 
 # It reads the release's wheel, about 340 MB, and installs nothing of it.
@@ -204,5 +226,5 @@ bench-cold: $(VENV)/.dev
 	cd tests && ../$(PY) -m benchmarks.cold_start $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(CLIENTS) .venv-peers build dist widgets/node_modules src/llmserve/dashboard/static .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(LOAD) .venv-peers build dist widgets/node_modules src/llmserve/dashboard/static .mypy_cache .ruff_cache \
 	  .pytest_cache .hypothesis tests/artifacts
