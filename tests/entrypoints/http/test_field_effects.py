@@ -22,9 +22,11 @@ from support.serving import MESSAGES, Serving
 BASE: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": MESSAGES, "max_tokens": 2, "temperature": 0.5},
     "/v1/completions": {"prompt": "The sea", "max_tokens": 2, "temperature": 0.5},
+    "/v1/responses": {"input": "The sea", "max_output_tokens": 2, "temperature": 0.5},
     "/tokenize": {"prompt": "The sea"},
     "/detokenize": {"tokens": [5, 6]},
 }
+NO_SENSE: dict[str, Any] = {"chat_template_kwargs": 7, "guided_json": 7}
 
 
 @pytest.mark.parametrize("server", ["simulator"], indirect=True)
@@ -32,7 +34,8 @@ BASE: dict[str, dict[str, Any]] = {
 def test_every_field_that_is_read_is_judged(http: httpx.Client, path: str) -> None:
     """A value of no sense is an error that names the field: it was looked at."""
     for name in sorted(of_route(path).read):
-        answer = http.post(path, json={**BASE.get(path, {}), name: {"no": ["sense"]}})
+        value = NO_SENSE.get(name, {"no": ["sense"]})
+        answer = http.post(path, json={**BASE.get(path, {}), name: value})
         assert answer.status_code in (400, 404), (name, answer.text)
         param = str(answer.json()["error"]["param"])
         assert param.partition("[")[0].partition(".")[0] == name, answer.text

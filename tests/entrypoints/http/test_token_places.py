@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmserve.core.types import Chunk, TokenLogprob
-from llmserve.engines.simulator.vocabulary import VOCABULARY, WordTokenizer
+from llmserve.engines.simulator.vocabulary import QUOTED, VOCABULARY, WordTokenizer
 from llmserve.engines.tokenizer import Tokenizer
 from llmserve.entrypoints.http.echo import EchoedPrompt
 from llmserve.entrypoints.http.logprobs import Placed, PlacedLogprobs, legacy_logprobs
@@ -195,8 +195,8 @@ def test_two_tokens_of_one_text_keep_their_own_values() -> None:
 
 def test_the_simulators_tokens_are_their_bytes() -> None:
     tokenizer = WordTokenizer()
-    assert [tokenizer.token_bytes(i) for i in (0xE2, 256, VOCABULARY - 1)] == [
-        b"\xe2", b"a", b" yellow",
+    assert [tokenizer.token_bytes(i) for i in (0xE2, 256, QUOTED - 1, QUOTED)] == [
+        b"\xe2", b"a", b" yellow", b"<",
     ]  # fmt: skip
     assert tokenizer.token_bytes(VOCABULARY) == b""
     texts = TokenTexts(tokenizer)

@@ -14,6 +14,7 @@ Neutral = tuple[object, ...]
 
 IGNORED: Mapping[str, Mapping[str, str]] = {
     "OpenAI": {
+        "max_tool_calls": "of OpenAI's own tools, of which there are none",
         "metadata": "a note of the client's",
         "prompt_cache_key": "where a prompt's beginning is cached",
         "prompt_cache_options": "where a prompt's beginning is cached",
@@ -87,7 +88,6 @@ REFUSED: Mapping[str, Mapping[str, Neutral]] = {
         "function_call": ("none", "auto"),
         "functions": ([],),
         "include": ([],),
-        "max_tool_calls": (),
         "modalities": (["text"],),
         "moderation": (),
         "parallel_tool_calls": (True, False),

@@ -47,10 +47,8 @@ def serve(
     api_key: None makes a random one. It is never printed; read `session.api_key`.
     api_keys: keys of tenants, with their terms (`serving/api_keys.py`): a mapping or a JSON file,
         else the environment's LLMSERVE_API_KEYS. A request with such a key is that tenant's.
-    cors_origins: pages of these origins (["https://app.example"], "*" for all) may call it, with a
-        key; None lets no page read an answer.
-    allow_special_tokens: True lets a special token that a message spells be that token: such a
-        message can end its turn and speak for another. A request may say so for itself.
+    cors_origins: pages of these origins (["https://app.example"], "*" for all) may call it.
+    allow_special_tokens: True reads a special token that a message spells as that token.
     response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
     log_requests: a JSON line per request: to a file, or with True to the logger
         `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.

@@ -26,13 +26,6 @@ READ = frozenset({
 })  # fmt: skip
 """Fields that a chat has under another name or in another shape."""
 
-WITHOUT_EFFECT = frozenset({
-    "max_tool_calls", "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
-    "service_tier", "store", "stream_options", "user",
-})  # fmt: skip
-"""Fields that say nothing about the reply's text. The answer repeats some, and that store is
-false; `max_tool_calls` counts calls of OpenAI's own tools, of which there are none."""
-
 INCLUDES = frozenset({
     "code_interpreter_call.outputs", "computer_call_output.output.image_url",
     "file_search_call.results", "message.input_image.image_url", "message.output_text.logprobs",
@@ -53,7 +46,7 @@ CHAT_NAMES = {
 
 ResponsesFields = msgspec.defstruct(
     "ResponsesFields",
-    [(name, Any, None) for name in sorted({*ALIKE, *READ, *WITHOUT_EFFECT})],
+    [(name, Any, None) for name in sorted({*ALIKE, *READ})],
 )
 """Every field that the route reads; `known_fields.py` has what becomes of others."""
 

@@ -15,7 +15,8 @@ from llmserve.entrypoints.http import fields
 from llmserve.entrypoints.http.auth import OPEN_PATHS
 from llmserve.entrypoints.http.lifecycle import RestartBody, SleepBody
 from llmserve.entrypoints.http.openapi.answers import ANSWERS, BODILESS, ERROR, STATUSES
-from llmserve.entrypoints.http.openapi.bodies import Schema, body_schema, knobs_schema, number
+from llmserve.entrypoints.http.openapi.bodies import body_schema, knobs_schema
+from llmserve.entrypoints.http.openapi.values import Schema, number
 from llmserve.entrypoints.http.route_fields import BODIES, IGNORED_HEADER, of_engine, of_route
 
 EngineFields = Mapping[str, Mapping[str, Any]]
