@@ -353,7 +353,9 @@ FIELDS = (
     "messages", "prompt", "tokens", "model", "n", "stop", "seed", "temperature", "top_p", "top_k",
     "logprobs", "top_logprobs", "stream", "stream_options", "presence_penalty",
     "frequency_penalty", "repetition_penalty", "ignore_eos", "tenant", "stop_token_ids",
-    "priority", "echo", "best_of", "tools", "response_format", "user", "return_token_strs",
+    "prompt_logprobs", "skip_special_tokens", "include_stop_str_in_output", "suffix",
+    "return_tokens_as_token_ids", "priority", "echo", "best_of", "tools", "response_format", "user",
+    "return_token_strs",
 )  # fmt: skip
 small = st.sampled_from([1, 2, 3, -1, 0, 2**70, "1", [], 1.5])  # a reply stays short
 bodies = st.fixed_dictionaries(
