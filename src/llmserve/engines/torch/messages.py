@@ -106,6 +106,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     """Why this request failed, where finish_reason is "error"."""
     cached_tokens: int = 0
     """Sent once, with the first token."""
+    param: str | None = None
+    """The request's parameter that made it fail, where it is one's doing."""
 
 
 class Stepped(msgspec.Struct, frozen=True, tag=True):

@@ -15,7 +15,7 @@ from collections.abc import Container, Iterable
 import torch
 
 from llmserve.core.knobs import Knobs
-from llmserve.core.types import Request, SamplingParams, TokenLogprob
+from llmserve.core.types import ParamError, Request, SamplingParams, TokenLogprob
 from llmserve.engines.batching.prefix_cache import Drop, Keep, Move, Reuse
 from llmserve.engines.batching.sequence import Plan, Sequence
 from llmserve.engines.batching.step_planner import StepPlanner
@@ -154,7 +154,8 @@ class StepLoop:
             matcher = self._matcher(sampling)
             seq = self.planner.add(request, time.monotonic())
         except ValueError as error:
-            return Stepped([_failed(message.id, str(error))])
+            param = error.param if isinstance(error, ParamError) else None
+            return Stepped([_failed(message.id, str(error), param)])
         seed = self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed
         draws = Draws(
             sampling,
@@ -170,9 +171,12 @@ class StepLoop:
         structured = sampling.structured_outputs
         if structured is None:
             return None
-        if self._grammars is None:
-            raise ValueError("this model's tokenizer allows no structured outputs")
-        return self._grammars.open(structured, sampling.max_tokens)
+        try:
+            if self._grammars is None:
+                raise ValueError("this model's tokenizer allows no structured outputs")
+            return self._grammars.open(structured, sampling.max_tokens)
+        except ValueError as error:
+            raise ParamError("structured_outputs", str(error)) from None
 
     def _try(self, plan: Plan) -> tuple[list[Drawn], str | None]:
         """Run what there is memory for of a plan; what was drawn, or why all of it must end."""
@@ -246,7 +250,9 @@ class StepLoop:
         try:
             live.draws.see(token)
             delta = live.push(token, logprob, self._model.eos_ids)
-        except Exception as error:  # of its schema or its text, and of no other request
+        except ParamError as error:  # its schema's doing
+            delta = _failed(live.seq.id, str(error), error.param)
+        except Exception as error:  # of its text, and of no other request
             traceback.print_exc()
             delta = _failed(live.seq.id, f"the engine failed on this reply: {error}")
         if delta.finish_reason is not None:
@@ -318,5 +324,7 @@ class StepLoop:
         self.kv.clear_shelf()
 
 
-def _failed(request_id: str, message: str) -> Delta:
-    return Delta(id=request_id, text="", token_ids=(), finish_reason="error", error=message)
+def _failed(request_id: str, message: str, param: str | None = None) -> Delta:
+    return Delta(
+        id=request_id, text="", token_ids=(), finish_reason="error", error=message, param=param
+    )
