@@ -52,7 +52,14 @@ def test_the_way_out_is_short(given: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("regex", "text"), [("a+b", "aab"), ("0+1", "001"), ("(ab)*c", "abc"), ("[a-z]{3}-x", "xxx-x")]
+    ("regex", "text"),
+    [
+        ("a+b", "aab"),
+        ("0+1", "001"),
+        ("(ab)*c", "abc"),
+        ("[a-z]{3}-x", "xxx-x"),
+        (r"[a-z]*\.", "."),
+    ],
 )
 def test_the_way_out_of_a_loop_is_found(regex: str, text: str) -> None:
     assert text_of(Structured("regex", regex)) == text

@@ -85,6 +85,57 @@ def test_what_is_cut_short_is_a_beginning_of_the_form(driven: Driven) -> None:
     assert driven.text("a").startswith('{"')
 
 
+LONG = Structured("json", json.dumps({
+    "type": "object",
+    "properties": {
+        "story": {"type": "string"},
+        "parts": {"type": "array", "items": {"type": "array", "items": {"type": "string"}}},
+        "more": {
+            "type": "object",
+            "properties": {name: {"type": "string"} for name in ("who", "where", "when")},
+            "required": ["who", "where", "when"],
+        },
+    },
+    "required": ["story"],
+}))  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
+def test_a_reply_that_nears_its_limit_takes_the_shortest_way_out(
+    driven: Driven, temperature: float
+) -> None:
+    """Also where it would open an object just then that has no room."""
+    limits = [*range(20, 100, 5)]
+    for most in limits:
+        more = {"temperature": temperature, "seed": most, "max_tokens": most, "logprobs": 0}
+        ask(driven, str(most), LONG, **more)
+    driven.finish()
+    for most in limits:
+        assert driven.end(str(most)).finish_reason == "stop", driven.text(str(most))
+        assert isinstance(json.loads(driven.text(str(most)))["story"], str)
+        assert len(driven.tokens(str(most))) <= most
+        deltas = [one for step in driven.steps for one in step.deltas if one.id == str(most)]
+        for delta in deltas:
+            assert delta.logprobs is not None
+            assert [one.token_id for one in delta.logprobs] == [*delta.token_ids]
+
+
+def test_a_log_probability_is_of_the_token_that_was_taken(llama: Path) -> None:
+    grammars = Grammars(open_tokenizer(llama).backend, VOCAB, {EOS})
+    scores = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(1))
+    row = Draws(
+        SamplingParams(temperature=1.0, logprobs=1, max_tokens=1),
+        0,
+        ends=(EOS,),
+        matcher=grammars.open(Structured("regex", r"[a-z]*\."), 1),
+    )
+    (token,), (logprob,) = draw(scores, [row])
+    assert open_tokenizer(llama).decode([token]) == "."
+    assert logprob is not None
+    assert logprob.token_id == token
+    assert logprob.logprob == pytest.approx(float(scores.log_softmax(-1)[0, token]), abs=1e-5)
+
+
 def test_a_form_survives_preemption(llama: Path, drive: Drive, driven: Driven) -> None:
     crowd = drive(llama, kv_blocks=40)
     crowd.runner._grammars = driven.runner._grammars

@@ -87,6 +87,21 @@ def test_a_hard_schema_is_kept_to_or_refused(
     check_goes_on(http)
 
 
+@pytest.mark.parametrize("server", ["torch"], indirect=True)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_only_the_engine_sees_of_a_form_is_the_requests_fault_too(
+    http: httpx.Client, server: Serving, stream: bool
+) -> None:
+    """A special token's text, which no drawn token has."""
+    body = {"messages": MESSAGES, "max_tokens": 30, "stream": stream}
+    lost = {**body, "structured_outputs": {"regex": r"<\|im_end\|>a"}}
+    answer = http.post(CHAT, json=lost)
+    assert answer.status_code == 400 or stream
+    assert '"param":"structured_outputs"' in answer.text
+    assert '"type":"invalid_request_error"' in answer.text
+    check_goes_on(http)
+
+
 @pytest.mark.parametrize("field", ["structured_outputs", "response_format"])
 def test_the_field_that_was_sent_is_named(http: httpx.Client, field: str) -> None:
     body = asked({"enum": []})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ _OUTSIDE = {"}": (0.0, 0.05), "]": (0.5, 0.05), '"': (1.0, 0.05)} | {
 """What a character costs at its first use, and what each further use adds: a reply of many strings
 needs many quotes."""
 _OTHER = (8.0, 2.0)
+_LOOKS = 2
+"""Times on one way out that each character is tried for one that ends a text, where its quote may
+not come: of a pattern that wants a full stop."""
 _SEVERAL = 64
 """Tokens looked at where none of a single character may come."""
 
@@ -46,7 +50,9 @@ class Exits:
             ids = tokenizer.greedy_tokenize(char)
             if len(ids) == 1:
                 self._chars.setdefault(ids[0], char)
+        self._quote = next((id for id, char in self._chars.items() if char == '"'), None)
         self._ends = {*tokenizer.eos_tokens}
+        self._looks = 0
 
     def find(
         self,
@@ -62,6 +68,7 @@ class Exits:
         matcher = matcher.deep_copy()
         path: list[int] = []
         used: Counter[int] = Counter()
+        self._looks = _LOOKS
         for _ in range(steps):
             if matcher.is_accepting() and (path or not some):
                 return path
@@ -85,6 +92,11 @@ class Exits:
             found = [id for id in np.flatnonzero(bits).tolist() if id not in self._ends]
             allowed = dict.fromkeys(found[:_SEVERAL], "")
 
+        if costs is _WITHIN and self._quote not in allowed and self._looks > 0:
+            self._looks -= 1
+            if (ending := self._ending(matcher, allowed)) is not None:
+                return [ending]
+
         def cost(id: int) -> float:
             first, more = costs.get(allowed[id], _OTHER)
             return first + more * used[id]
@@ -94,6 +106,18 @@ class Exits:
             return []
         used[chosen] += 1
         return [chosen]
+
+    def _ending(self, matcher: Any, allowed: Iterable[int]) -> int | None:
+        """A character behind which the reply, or its quote, may end."""
+        for id in allowed:
+            ahead = matcher.deep_copy()
+            if ahead.consume_token(id) and (ahead.is_accepting() or self._may_close(ahead)):
+                return id
+        return None
+
+    def _may_close(self, matcher: Any) -> bool:
+        quote = self._quote
+        return quote is not None and bool(matcher.validate_tokens([quote]))
 
 
 def _take(matcher: Any, tokens: list[int]) -> bool | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from functools import lru_cache
 from typing import Any
 
 from llmserve.core.types import (
@@ -22,6 +23,7 @@ _NOTHING = 0
 """The token of a reply that has no text."""
 
 
+@lru_cache(16)
 def shortest_reply(form: Structured | None) -> list[int] | None:
     """The tokens of the shortest text that fits, which are its bytes; None where any words do.
     ParamError where nothing fits, or nothing short."""

@@ -114,6 +114,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     """Sent once, with the first token."""
     prompt_logprobs: PromptLogprobs | None = None
     """Sent once, with the first token, or alone where there is none."""
+    param: str | None = None
+    """The request's parameter that made it fail, where it is one's doing."""
 
 
 class Stepped(msgspec.Struct, frozen=True, tag=True):

@@ -61,7 +61,8 @@ class Inbox:
         if not deltas:
             return
         if (error := deltas[-1].error) is not None:
-            self.delivery.fail(RequestFailed(error))
+            param = deltas[-1].param
+            self.delivery.fail(ParamError(param, error) if param else RequestFailed(error))
         else:
             self.delivery.give(_joined(deltas))
 

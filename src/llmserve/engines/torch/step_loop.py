@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llmserve.core.knobs import Knobs
-from llmserve.core.types import Request, SamplingParams, TokenLogprob
+from llmserve.core.types import ParamError, Request, SamplingParams, TokenLogprob
 from llmserve.engines.batching.prefix_cache import Drop, Keep, Move, Reuse
 from llmserve.engines.batching.sequence import Plan, Sequence
 from llmserve.engines.batching.step_planner import StepPlanner
@@ -161,7 +161,8 @@ class StepLoop:
             matcher = self._matcher(sampling)
             seq = self.planner.add(request, time.monotonic())
         except ValueError as error:
-            return Stepped([_failed(message.id, str(error))])
+            param = error.param if isinstance(error, ParamError) else None
+            return Stepped([_failed(message.id, str(error), param)])
         seed = self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed
         draws = Draws(
             sampling,
@@ -181,9 +182,12 @@ class StepLoop:
         structured = sampling.structured_outputs
         if structured is None:
             return None
-        if self._grammars is None:
-            raise ValueError("this model's tokenizer allows no structured outputs")
-        return self._grammars.open(structured, sampling.max_tokens)
+        try:
+            if self._grammars is None:
+                raise ValueError("this model's tokenizer allows no structured outputs")
+            return self._grammars.open(structured, sampling.max_tokens)
+        except ValueError as error:
+            raise ParamError("structured_outputs", str(error)) from None
 
     def _try(self, plan: Plan) -> tuple[list[Drawn], str | None]:
         """Run what there is memory for of a plan; what was drawn, or why all of it must end."""
@@ -299,7 +303,9 @@ class StepLoop:
             delta = live.push(token, logprob, self._model.eos_ids)
             if self._scores and (scores := self._scores.pop(live.seq.id, None)) is not None:
                 delta = msgspec.structs.replace(delta, prompt_logprobs=scores.found)
-        except Exception as error:  # of its schema or its text, and of no other request
+        except ParamError as error:  # its schema's doing
+            delta = _failed(live.seq.id, str(error), error.param)
+        except Exception as error:  # of its text, and of no other request
             traceback.print_exc()
             delta = _failed(live.seq.id, f"the engine failed on this reply: {error}")
         if delta.finish_reason is not None:
@@ -372,5 +378,7 @@ class StepLoop:
         self.kv.clear_shelf()
 
 
-def _failed(request_id: str, message: str) -> Delta:
-    return Delta(id=request_id, text="", token_ids=(), finish_reason="error", error=message)
+def _failed(request_id: str, message: str, param: str | None = None) -> Delta:
+    return Delta(
+        id=request_id, text="", token_ids=(), finish_reason="error", error=message, param=param
+    )

@@ -130,6 +130,10 @@ class GeneratingRoute(ABC):
             else:
                 outcomes = [_complete(await stream.collect()) for stream in streams]
                 await answer.whole(await _rendered(call, outcomes, streams))
+        except ParamError as error:  # what only the engine could see of a schema
+            if error.param == "structured_outputs":
+                raise invalid(call.asked.form_field, error) from None
+            raise
         finally:
             for stream in streams:
                 stream.cancel()

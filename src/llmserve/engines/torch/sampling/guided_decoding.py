@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmserve.core.types import Structured
+from llmserve.core.types import ParamError, Structured
 from llmserve.engines.guided.closing import DeadEnd, Exits
 from llmserve.engines.guided.grammars import matcher
 
@@ -110,14 +110,15 @@ class Matcher:
             return None
 
     def push(self, token: int) -> None:
-        """Take a token; RuntimeError where the schema cannot be followed any more. Of some it
-        shows only here, as of one whose alternatives are too many at once."""
+        """Take a token; ParamError where the schema cannot be followed any more. Of some it
+        shows only here, as of one that spells a special token."""
         self._left -= 1
         self._way = self._way[1:] if self._way and token == self._way[0] else None
         taken = self._matcher.consume_token(token)
         if not taken or self._matcher.is_error():
             reason = self._matcher.get_error().splitlines()[:1]
-            raise RuntimeError(f"its schema cannot be kept to: {''.join(reason)}")
+            said = f"its schema cannot be kept to: {''.join(reason)}"
+            raise ParamError("structured_outputs", said)
 
     @property
     def complete(self) -> bool:
