@@ -46,8 +46,7 @@ def serve(
     api_keys: keys of tenants, with their terms: a mapping or a JSON file
         (`serving/api_keys.py`), else the environment's LLMSERVE_API_KEYS. A request with such a key
         is that tenant's.
-    allow_special_tokens: True lets a special token that a message spells be that token: such a
-        message can end its turn and speak for another. A request may say so for itself.
+    allow_special_tokens: True reads special tokens that a message spells as tokens, not as text.
     response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
     log_requests: a JSON line per request: to a file, or with True to the logger
         `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.
