@@ -27,7 +27,9 @@ class PreparedChat(msgspec.Struct, frozen=True, kw_only=True):
     """The field of the chat that says what the reply must match."""
 
 
-async def read_chat(served: EndpointState, body: ChatBody, choice: ToolChoice | None) -> PreparedChat:
+async def read_chat(
+    served: EndpointState, body: ChatBody, choice: ToolChoice | None
+) -> PreparedChat:
     """What a chat asks for, over whichever route it came."""
     info = served.check_model(body.model)
     protocol.check_shape(body, 1)
