@@ -154,7 +154,7 @@ def _guessed(message: str, call: ForwardedCall) -> str | None:
     return min((name for name in places if places[name] >= 0), key=places.__getitem__, default=None)
 
 
-_FORMS = ("structured_outputs", "response_format", "tools")
+_FORMS = ("structured_outputs", "response_format", "text", "tools")
 
 
 def blamed(error: Exception, call: ForwardedCall) -> Exception:
