@@ -170,6 +170,25 @@ def test_a_template_in_a_request_is_refused_by_name(http: httpx.Client, server: 
         assert answer.json()["error"]["param"] == next(iter(fields))
 
 
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, {"add_special_tokens": True}),
+        ("/v1/completions", {"allow_special_tokens": False}),
+        ("/v1/completions", {"chat_template_kwargs": {"a": 1}}),
+        ("/v1/completions", {"continue_final_message": True}),
+    ],
+)
+def test_what_a_route_does_not_read_is_refused_by_name(
+    own: Serving, path: str, fields: dict[str, Any]
+) -> None:
+    body = {"messages": MESSAGES} if path == CHAT else {"prompt": "Once"}
+    with own.http() as http:
+        answer = http.post(path, json={"max_tokens": 1, **body, **fields})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == next(iter(fields))
+
+
 def test_a_prompt_may_come_without_added_tokens(http: httpx.Client, server: Serving) -> None:
     bare = server.service.engine.tokenizer.encode("Hello", add_special_tokens=False)
     assert tokenize(http, prompt="Hello", add_special_tokens=False) == bare
