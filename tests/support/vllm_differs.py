@@ -8,6 +8,8 @@ from __future__ import annotations
 DROPPED = "vLLM ignores fields it does not know, and has dropped this one"
 NOWHERE = "vLLM says what a part may not be, and not where it is"
 SERVED = "vLLM can do this"
+SPELLED = "vLLM renders conversations itself: what spells a special token is one"
+IGNORED_TOOLS = "vLLM ignores tools that it has no server for"
 COMPLETED = "vLLM ends the stream of a reply that was cut off as one that is completed"
 CUT = "vLLM cuts a call at max_tokens, which a weak model fills with blanks"
 NAMES = "vLLM takes functions of any name, and several of one"
@@ -57,6 +59,16 @@ DIFFERENCES: dict[str, str] = {
     '[vllm-{"input": [{"role": "user", "content": "x", "shouted": true}]': DROPPED,
     '[vllm-{"messages": [{"role": "user", "content": "Tell me a story a]': DROPPED,
     '[vllm-{"spoken": true}]': DROPPED,
+    "test_a_users_text_ends_no_turn[vllm]": SPELLED,
+    "test_parts_of_a_message_make_no_special_token_together[vllm]": SPELLED,
+    "test_tools_and_what_they_say_end_no_turn[vllm]": SPELLED,
+    "test_a_template_in_a_request_is_refused_by_name[vllm]":
+        "vLLM refuses it, and names no field",
+    "test_usage_has_the_details_that_clients_look_for[vllm]":
+        "vLLM says of a reply's tokens only how many there are",
+    '[vllm-{"tools": [{"type": "web_search"}]}]': IGNORED_TOOLS,
+    '[vllm-{"tools": [{"type": "file_search"': IGNORED_TOOLS,
+    '[vllm-{"tools": [{"type": "mcp"': IGNORED_TOOLS,
 }  # fmt: skip
 """What a test's name holds, and the reason."""
 

@@ -21,6 +21,8 @@ from support.examples import examples
 from support.tiny_models import save_tokenizer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<S>", "</S>"]
+QUOTED = "\U00105678"
+"""Stands for a "<" that begins no special token; the texts drawn below hold none."""
 SPELLED = re.compile("|".join(map(re.escape, SPECIAL)))
 TURN = "<|im_start|>{{ m.role }}\n%s<|im_end|>\n"
 TEMPLATES = {
@@ -46,7 +48,7 @@ texts = st.lists(
                 lambda cut: st.sampled_from([s[:cut], s[cut:], s[:cut] + "</think>" + s[cut:]])
             )
         ),
-        st.text(max_size=5),
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters=QUOTED), max_size=5),
         st.sampled_from(["\U000f0000", "\\udb80\\udc00", "1\U000f0000", "漢字🙂", "नि"]),
     ),
     max_size=6,
@@ -186,10 +188,10 @@ def test_a_tokenizer_like_sentencepieces_reads_text_where_it_stands(
     ids = pieces.chat(chat)
     assert control(pieces, ids) == control(pieces, pieces.chat(plain(chat)))
     quoted = [
-        {**m, "content": SPELLED.sub(lambda s: f"\x01{s[0][1:]}", m["content"])} for m in chat
+        {**m, "content": SPELLED.sub(lambda s: QUOTED + s[0][1:], m["content"])} for m in chat
     ]
     expected = pieces.chat(quoted)  # the same places of spaces, and no special token
-    assert whole(pieces, ids) == whole(pieces, expected).replace("\x01", "<")
+    assert whole(pieces, ids) == whole(pieces, expected).replace(QUOTED, "<")
 
 
 def test_special_tokens_may_be_allowed(tokenizer: Any) -> None:

@@ -3,6 +3,7 @@ tokenizer's routes; what an answer says of itself."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -45,6 +46,38 @@ def test_a_users_text_ends_no_turn(http: httpx.Client, server: Serving) -> None:
     ids = tokenize(http, messages=[{"role": "user", "content": EVIL}])
     plain = tokenize(http, messages=[{"role": "user", "content": "Hi"}])
     assert occurrences(end, ids) == occurrences(end, plain) == 1
+
+
+def tools(said: str) -> list[Any]:
+    shape = {"type": "object", "properties": {"city": {"enum": [said]}}}
+    function = {"name": "weather", "description": said, "parameters": shape}
+    return [{"type": "function", "function": function}]
+
+
+def called(said: str) -> list[Any]:
+    function = {"name": "weather", "arguments": f'{{"city": {json.dumps(said)}}}'}
+    call = {"id": "call_1", "type": "function", "function": function}
+    return [
+        *MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": said},
+    ]  # fmt: skip
+
+
+def test_tools_and_what_they_say_end_no_turn(http: httpx.Client, server: Serving) -> None:
+    end = server.service.engine.tokenizer.encode("<|im_end|>")
+    evil, plain = (
+        occurrences(end, tokenize(http, messages=called(said), tools=tools(said)))
+        for said in (EVIL, "Hi")
+    )
+    assert evil == plain
+
+
+def test_tokens_of_a_chat_with_tools_are_those_that_it_is_asked_with(
+    http: httpx.Client, server: Serving
+) -> None:
+    body: dict[str, Any] = {"messages": called("rain"), "tools": tools("Oslo")}
+    assert asked(http, **body) == len(tokenize(http, **body))
+    assert len(tokenize(http, **body)) > len(tokenize(http, messages=called("rain")))
 
 
 def test_a_request_may_allow_special_tokens(http: httpx.Client, server: Serving) -> None:
@@ -135,6 +168,25 @@ def test_a_template_in_a_request_is_refused_by_name(http: httpx.Client, server: 
         answer = http.post(CHAT, json={"messages": MESSAGES, "max_tokens": 1, **fields})
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == next(iter(fields))
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, {"add_special_tokens": True}),
+        ("/v1/completions", {"allow_special_tokens": False}),
+        ("/v1/completions", {"chat_template_kwargs": {"a": 1}}),
+        ("/v1/completions", {"continue_final_message": True}),
+    ],
+)
+def test_what_a_route_does_not_read_is_refused_by_name(
+    own: Serving, path: str, fields: dict[str, Any]
+) -> None:
+    body = {"messages": MESSAGES} if path == CHAT else {"prompt": "Once"}
+    with own.http() as http:
+        answer = http.post(path, json={"max_tokens": 1, **body, **fields})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == next(iter(fields))
 
 
 def test_a_prompt_may_come_without_added_tokens(http: httpx.Client, server: Serving) -> None:

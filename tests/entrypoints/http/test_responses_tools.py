@@ -98,7 +98,8 @@ def test_calls_and_reasoning_go_back_in_any_order(http: httpx.Client, server: Se
     items = [
         {"role": "user", "content": PROMPT},
         {"type": "reasoning", "id": "rs_1", "summary": []},
-        {"role": "assistant", "content": [{"type": "output_text", "text": "I look."}]},
+        {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed",
+         "content": [{"type": "output_text", "text": "I look.", "annotations": []}]},
         CALL, {**CALL, "call_id": "call_2", "id": "fc_2", "status": "completed"},
         {"type": "function_call_output", "call_id": "call_1", "output": "rain"},
         {"type": "function_call_output", "call_id": "call_2",

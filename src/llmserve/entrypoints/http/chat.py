@@ -16,7 +16,7 @@ from llmserve.entrypoints.http.tools.choice import ToolChoice, read_tools
 from llmserve.entrypoints.http.tools.use import ToolUse, tool_use
 
 
-class AskedChat(msgspec.Struct, frozen=True, kw_only=True):
+class PreparedChat(msgspec.Struct, frozen=True, kw_only=True):
     """A conversation as the model reads it, and how the reply is drawn."""
 
     info: EngineInfo
@@ -27,7 +27,9 @@ class AskedChat(msgspec.Struct, frozen=True, kw_only=True):
     """The field of the chat that says what the reply must match."""
 
 
-async def read_chat(served: EndpointState, body: ChatBody, choice: ToolChoice | None) -> AskedChat:
+async def read_chat(
+    served: EndpointState, body: ChatBody, choice: ToolChoice | None
+) -> PreparedChat:
     """What a chat asks for, over whichever route it came."""
     info = served.check_model(body.model)
     protocol.check_shape(body, 1)
@@ -39,7 +41,7 @@ async def read_chat(served: EndpointState, body: ChatBody, choice: ToolChoice | 
     sampling = protocol.sampling(body, prompts.reply_tokens([ids], body, info), form)
     if use is not None and use.choice.mode == "required":
         sampling = msgspec.structs.replace(sampling, stop=())
-    return AskedChat(info=info, ids=ids, sampling=sampling, use=use, form_field=form_field)
+    return PreparedChat(info=info, ids=ids, sampling=sampling, use=use, form_field=form_field)
 
 
 class ChatRoute(GeneratingRoute):

@@ -104,7 +104,7 @@ REFUSED: Mapping[str, Mapping[str, Neutral]] = {
     },
     "vLLM": {
         "add_generation_prompt": (True,),
-        "add_special_tokens": (True,),
+        "add_special_tokens": (False,),
         "allowed_token_ids": ([],),
         "bad_words": ([],),
         "cache_salt": (),
@@ -147,6 +147,9 @@ REFUSED: Mapping[str, Mapping[str, Neutral]] = {
         "use_beam_search": (False,),
         "vllm_xargs": ({},),
         "watermarking": (False,),
+    },
+    "llmserve": {
+        "allow_special_tokens": (True,),
     },
     "llama.cpp": {
         "adaptive_target": (-1,),

@@ -48,7 +48,7 @@ def serve(
     api_keys: keys of tenants, with their terms (`serving/api_keys.py`): a mapping or a JSON file,
         else the environment's LLMSERVE_API_KEYS. A request with such a key is that tenant's.
     cors_origins: pages of these origins (["https://app.example"], "*" for all) may call it.
-    allow_special_tokens: True reads a special token that a message spells as that token.
+    allow_special_tokens: True reads special tokens that a message spells as tokens, not as text.
     response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
     log_requests: a JSON line per request: to a file, or with True to the logger
         `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.

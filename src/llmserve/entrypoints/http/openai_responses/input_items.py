@@ -16,6 +16,7 @@ _FIELDS: Mapping[str, frozenset[str]] = {
     "function_call_output": _SHARED | {"call_id", "output"},
     "reasoning": _SHARED | {"summary", "content", "encrypted_content"},
 }
+_PART_FIELDS = frozenset({"type", "text", "refusal", "annotations", "logprobs"})
 _TEXTS = ("input_text", "output_text", "text")
 
 Turn = dict[str, Any]
@@ -47,9 +48,7 @@ def _add(turns: list[Turn], at: str, item: Any) -> None:
     kind = item.get("type") or "message"
     if kind not in _FIELDS:
         raise _unsupported(f"{at} of type {kind!r}", f"{', '.join(_FIELDS)} are")
-    for name, value in item.items():
-        if name not in _FIELDS[kind] and value is not None:
-            raise _unsupported(f"{at}.{name}", f"{', '.join(sorted(_FIELDS[kind]))} are")
+    _check_names(at, item, _FIELDS[kind])
     match kind:
         case "message":
             turns.append(_message(at, item))
@@ -94,7 +93,14 @@ def _part(at: str, part: Any) -> Turn:
         return {"type": "text", "text": _text(f"{at}.refusal", part.get("refusal"))}
     if kind not in _TEXTS:
         raise _unsupported(f"{at} of type {kind!r}", "input_text and output_text are")
+    _check_names(at, part, _PART_FIELDS)
     return {"type": "text", "text": _text(f"{at}.text", part.get("text"))}
+
+
+def _check_names(at: str, given: Mapping[str, Any], known: frozenset[str]) -> None:
+    for name, value in given.items():
+        if name not in known and value is not None:
+            raise _unsupported(f"{at}.{name}", f"{', '.join(sorted(known))} are")
 
 
 def _text(at: str, given: Any) -> str:
