@@ -48,6 +48,7 @@ class TokenPlaces:
         self._waiting: list[tuple[int, bytes | None]] = []
         self._first = 0  # of those that wait
         self._missed = False
+        self._lossy = False  # a decoder may have taken characters beside bytes that are no UTF-8
 
     @property
     def exact(self) -> bool:
@@ -112,11 +113,12 @@ class TokenPlaces:
     def _match(self, size: int, expected: str, placed: list[TokenPlace]) -> bool:
         """Place the next `size` tokens, whose text this is; False where the text is to come."""
         dropped = False
+        self._lossy = self._lossy or _REPLACED in expected
         if self._text.startswith(expected, self._at):
             end = len(expected)
         else:
             there = self._text[self._at : self._at + len(expected)]
-            spaced = there and not self._missed and expected[0] == " " != there[0]
+            spaced = there and not self._lossy and expected[0] == " " != there[0]
             if spaced and expected.startswith(there[:-1], 1):  # as at the start of a text
                 dropped, expected = True, expected[1:]
                 there = self._text[self._at : self._at + len(expected)]
@@ -148,7 +150,7 @@ class TokenPlaces:
             )
             if (found := re.match(runs, ahead)) is not None:
                 return found.end()
-        self._missed = True
+        self._missed = self._lossy = True
         at = ahead.find(expected)
         return 0 if at < 0 else at + len(expected)
 
