@@ -45,6 +45,7 @@ class Child:
 
     def __init__(self, command: list[str], environment: Mapping[str, str]) -> None:
         self.lines: list[str] = []
+        self._silent = False
         self._more = threading.Condition()
         self._process = subprocess.Popen(
             command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
@@ -60,6 +61,7 @@ class Child:
                 self.lines.append(line.rstrip("\n"))
                 self._more.notify_all()
         with self._more:
+            self._silent = True
             self._more.notify_all()
 
     def line_with(self, word: str) -> str:
@@ -69,9 +71,7 @@ class Child:
             return next((line for line in self.lines if word in line), None)
 
         with self._more:
-            self._more.wait_for(
-                lambda: found() is not None or self._process.poll() is not None, PATIENCE_S
-            )
+            self._more.wait_for(lambda: found() is not None or self._silent, PATIENCE_S)
         line = found()
         assert line is not None, f"no {word!r} came:\n{self.printed}"
         return line

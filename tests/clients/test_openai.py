@@ -201,7 +201,9 @@ def test_none_answers_in_words(client: openai.OpenAI) -> None:
 def test_a_turn_goes_on_from_its_calls(client: openai.OpenAI) -> None:
     """The reply goes back as the client's own object has it: null content beside its calls."""
     asked: dict[str, Any] = {"model": _model(client), "tools": TOOLS}
-    first = client.chat.completions.create(**asked, messages=MESSAGES, tool_choice="required")
+    first = client.chat.completions.create(
+        **asked, messages=MESSAGES, tool_choice="required", max_tokens=96
+    )
     reply = first.choices[0].message
     assert reply.tool_calls
     results = [
@@ -382,7 +384,9 @@ def test_a_responses_call_and_its_result_go_back_as_items(client: openai.OpenAI)
     tool: Any = {"type": "function", "name": "get_weather", "strict": False}
     tool["parameters"] = TOOLS[0]["function"]["parameters"]
     asked: dict[str, Any] = {"model": _model(client), "tools": [tool]}
-    first = client.responses.create(**asked, input="The weather?", tool_choice="required")
+    first = client.responses.create(
+        **asked, input="The weather?", tool_choice="required", max_output_tokens=96
+    )
     calls = [item for item in first.output if item.type == "function_call"]
     assert calls
     for call in calls:

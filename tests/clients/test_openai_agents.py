@@ -23,8 +23,9 @@ from clients.endpoint import KEY, PATIENCE_S, Endpoint
 
 MODELS = {"responses": OpenAIResponsesModel, "chat": OpenAIChatCompletionsModel}
 WORDS = ModelSettings(max_tokens=16)
-FORCED = ModelSettings(tool_choice="required")
-"""The client takes it back once a tool was called, as it does by default."""
+FORCED = ModelSettings(tool_choice="required", max_tokens=96)
+"""The client takes it back once a tool was called, as it does by default. Unbounded,
+nonsense counts to thousands of digits, and the next turn has no room."""
 
 
 class Place(BaseModel):

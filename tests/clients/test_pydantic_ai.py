@@ -15,6 +15,8 @@ from clients.endpoint import KEY, Endpoint
 
 MODELS = {"chat": OpenAIChatModel, "responses": OpenAIResponsesModel}
 WORDS: Any = {"max_tokens": 16}
+CALLS: Any = {"max_tokens": 96}
+"""Unbounded, nonsense counts to thousands of digits, and the next turn has no room."""
 
 
 class Place(BaseModel):
@@ -58,7 +60,7 @@ def test_a_tool_is_called_and_the_output_follows(model: Any) -> None:
         called.append((a, b))
         return a + b
 
-    agent = Agent(model, output_type=Place, tools=[Tool(add, prepare=once)])
+    agent = Agent(model, output_type=Place, tools=[Tool(add, prepare=once)], model_settings=CALLS)
     done = agent.run_sync("What is 7 + 5?", usage_limits=UsageLimits(request_limit=3))
     assert isinstance(done.output, Place)
     kinds = [part.part_kind for message in done.all_messages() for part in message.parts]

@@ -58,7 +58,7 @@ def test_lanes_run_at_the_same_time(folder: Path) -> None:
     """The first waits for what the second does."""
     status, said = run(folder, "waits | opens")
     assert status == 0
-    assert "waited" in said
+    assert "waited" in said, "else it would wait for ever: the other lane opens"
 
 
 def test_what_runs_beside_others_is_printed_in_one_piece(folder: Path) -> None:
