@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from llmserve.core.types import Structured
 from llmserve.engines.call_formats import HERMES, LLAMA, MISTRAL, CallFormat
-from llmserve.engines.guided.grammars import matcher, shortest
+from llmserve.engines.guided.grammars import check, matcher, shortest
 from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 from llmserve.engines.torch.sampling.guided_decoding import Grammars
 from llmserve.engines.torch.text.detokenize import byte_characters
@@ -152,6 +152,8 @@ def test_a_mark_that_is_a_token_without_text_is_one_in_the_grammar_and_none_in_t
     constraint, parser = found.constraint(), found.parser()
     assert constraint is not None
     assert parser is not None
+    check(constraint)
+    check(use(choice("required"), MISTRAL, mark=128_010).constraint() or constraint)
     follows = Grammars(tokenizer.backend, 258, {257}).open(constraint, 200)
     text = MISTRAL.written([WEATHER, NOW])
     for token in tokenizer.encode(f"I look.{text}"):
