@@ -58,10 +58,16 @@ def matcher(structured: Structured, tokenizer: Any) -> Any:
     limits = LLParserLimits(max_grammar_size=MOST_SYMBOLS, max_items_in_row=MOST_SYMBOLS)
     found = LLMatcher(tokenizer, grammar_of(structured), log_level=0, limits=limits)
     if found.is_error():
-        raise ValueError(found.get_error().splitlines()[0])
+        raise ValueError(reason_of(found.get_error()))
     if found.is_stopped() and not found.is_accepting():
         raise DeadEnd("no text fits it")
     return found
+
+
+def reason_of(error: str) -> str:
+    """All that llguidance says, in one line, without its listing of the grammar."""
+    lines = [line for line in error.splitlines() if line and not line.startswith(" ")]
+    return " ".join(line.removeprefix("error: ") for line in lines)
 
 
 def check(structured: Structured) -> None:
