@@ -18,7 +18,7 @@ from llmserve.engines.torch.sampling.guided_decoding import Grammars
 from llmserve.engines.torch.text.detokenize import byte_characters
 from llmserve.entrypoints.http.errors import ApiError
 from llmserve.entrypoints.http.tools.choice import ToolChoice, read_tools
-from llmserve.entrypoints.http.tools.grammar import Mark
+from llmserve.entrypoints.http.tools.grammar import MarkToken
 from llmserve.entrypoints.http.tools.parser import CallEnded
 from llmserve.entrypoints.http.tools.use import ToolUse, tool_use
 from support.scripted import ByteTokenizer
@@ -152,14 +152,14 @@ def test_a_mark_that_is_a_token_without_text_is_one_in_the_grammar_and_none_in_t
     tokenizer = Marked()
     found = tool_use(choice(), tokenizer)
     assert found == ToolUse(
-        choice=choice(), format=MISTRAL, by_template=True, marks=(Mark("[TOOL_CALLS]", 256, True),)
+        choice=choice(), format=MISTRAL, by_template=True, marks=(MarkToken("[TOOL_CALLS]", 256, True),)
     )
     constraint, parser = found.constraint(), found.parser()
     assert constraint is not None
     assert parser is not None
     check(constraint)
     check(
-        use(choice("required"), MISTRAL, marks=(Mark("[TOOL_CALLS]", 128_010, True),)).constraint()
+        use(choice("required"), MISTRAL, marks=(MarkToken("[TOOL_CALLS]", 128_010, True),)).constraint()
         or constraint
     )
     follows = Grammars(tokenizer.backend, 258, {257}).open(constraint, 200)
@@ -183,7 +183,7 @@ def test_a_mark_that_is_a_token_with_text_may_be_that_token_or_be_spelled(
     tokenizer.chat_template = "{{ tools }} <tool_call>"
     found = tool_use(choice(asked), tokenizer)
     assert found is not None
-    assert found.marks == (Mark("<tool_call>", 258, False), Mark("</tool_call>", 259, False))
+    assert found.marks == (MarkToken("<tool_call>", 258, False), MarkToken("</tool_call>", 259, False))
     constraint = found.constraint()
     assert constraint is not None
     follows = Grammars(tokenizer.backend, 260, {257}).open(constraint, 400)

@@ -16,7 +16,7 @@ from llmserve.engines.guided.grammars import JSON_STYLE
 from llmserve.entrypoints.http.tools.choice import Tool, ToolChoice
 
 
-class Mark(msgspec.Struct, frozen=True):
+class MarkToken(msgspec.Struct, frozen=True):
     """A mark of a format that is one token."""
 
     text: str
@@ -25,11 +25,11 @@ class Mark(msgspec.Struct, frozen=True):
     """Whether the reply's text lacks it."""
 
 
-Marks = tuple[Mark, ...]
+MarkTokens = tuple[MarkToken, ...]
 
 
 def reply_grammar(
-    choice: ToolChoice, form: CallFormat, answer: Structured | None = None, marks: Marks = ()
+    choice: ToolChoice, form: CallFormat, answer: Structured | None = None, marks: MarkTokens = ()
 ) -> str:
     """Lark text. `answer`: the JSON schema of a reply that calls nothing, where it has one.
     RecursionError where a schema is nested too deeply."""
@@ -46,7 +46,7 @@ def reply_grammar(
 
 
 def _start(
-    choice: ToolChoice, form: CallFormat, answer: Structured | None, marks: Marks
+    choice: ToolChoice, form: CallFormat, answer: Structured | None, marks: MarkTokens
 ) -> list[str]:
     begin = _text(form.begin, marks)
     if choice.mode == "required":
@@ -81,7 +81,7 @@ def _json(schema: Mapping[str, Any]) -> str:
     return "%json " + json.dumps({**readable(schema), "x-guidance": JSON_STYLE})
 
 
-def _text(text: str, marks: Marks = ()) -> str:
+def _text(text: str, marks: MarkTokens = ()) -> str:
     """A text, in which marks that are tokens are named by their numbers: what is forced as text
     must not be tokenised as one of them."""
     for mark in marks:

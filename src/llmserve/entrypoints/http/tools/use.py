@@ -13,7 +13,7 @@ from llmserve.engines.call_formats import DEFAULT, CallFormat, format_of
 from llmserve.engines.tokenizer import Tokenizer
 from llmserve.entrypoints.http.errors import invalid
 from llmserve.entrypoints.http.tools.choice import ToolChoice
-from llmserve.entrypoints.http.tools.grammar import Mark, Marks, reply_grammar
+from llmserve.entrypoints.http.tools.grammar import MarkToken, MarkTokens, reply_grammar
 from llmserve.entrypoints.http.tools.parser import ReplyParser
 
 
@@ -24,7 +24,7 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
     format: CallFormat
     by_template: bool
     """Whether the model's own chat template shows tools and calls; else we write them ourselves."""
-    marks: Marks = ()
+    marks: MarkTokens = ()
     """Those of the format's marks that are tokens."""
 
     @property
@@ -69,9 +69,9 @@ def tool_use(choice: ToolChoice | None, tokenizer: Tokenizer) -> ToolUse | None:
     return ToolUse(choice=choice, format=form, by_template=found is not None, marks=marks)
 
 
-def _mark(text: str, tokenizer: Tokenizer) -> Mark | None:
+def _mark(text: str, tokenizer: Tokenizer) -> MarkToken | None:
     """The one token that a text is; what stands before it, as a beginning of all text, has none."""
     *before, last = tokenizer.encode(text)
     said = tokenizer.decode([last])
     alone = not tokenizer.decode(before) and said.strip() in ("", text)
-    return Mark(text, last, silent=not said.strip()) if alone else None
+    return MarkToken(text, last, silent=not said.strip()) if alone else None
