@@ -148,20 +148,21 @@ class Marked:
         raise NotImplementedError
 
 
+def mistral_mark(token: int) -> tuple[MarkToken]:
+    return (MarkToken("[TOOL_CALLS]", token, True),)
+
+
 def test_a_mark_that_is_a_token_without_text_is_one_in_the_grammar_and_none_in_the_text() -> None:
     tokenizer = Marked()
     found = tool_use(choice(), tokenizer)
     assert found == ToolUse(
-        choice=choice(), format=MISTRAL, by_template=True, marks=(MarkToken("[TOOL_CALLS]", 256, True),)
+        choice=choice(), format=MISTRAL, by_template=True, marks=mistral_mark(256)
     )
     constraint, parser = found.constraint(), found.parser()
     assert constraint is not None
     assert parser is not None
     check(constraint)
-    check(
-        use(choice("required"), MISTRAL, marks=(MarkToken("[TOOL_CALLS]", 128_010, True),)).constraint()
-        or constraint
-    )
+    check(use(choice("required"), MISTRAL, marks=mistral_mark(128_010)).constraint() or constraint)
     follows = Grammars(tokenizer.backend, 258, {257}).open(constraint, 200)
     text = MISTRAL.written([WEATHER, NOW])
     for token in tokenizer.encode(f"I look.{text}"):
@@ -183,7 +184,8 @@ def test_a_mark_that_is_a_token_with_text_may_be_that_token_or_be_spelled(
     tokenizer.chat_template = "{{ tools }} <tool_call>"
     found = tool_use(choice(asked), tokenizer)
     assert found is not None
-    assert found.marks == (MarkToken("<tool_call>", 258, False), MarkToken("</tool_call>", 259, False))
+    begin, end = MarkToken("<tool_call>", 258, False), MarkToken("</tool_call>", 259, False)
+    assert found.marks == (begin, end)
     constraint = found.constraint()
     assert constraint is not None
     follows = Grammars(tokenizer.backend, 260, {257}).open(constraint, 400)
