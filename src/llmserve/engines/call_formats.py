@@ -20,6 +20,8 @@ class CallFormat(msgspec.Struct, frozen=True, kw_only=True):
     """What follows that in every reply, before the first call's name."""
     between: str
     end: str
+    marks: tuple[str, ...] = ()
+    """Parts of these texts that may be tokens of their own."""
     arguments_key: str = "arguments"
     several: bool = True
     """Whether one reply may hold more than one call."""
@@ -40,6 +42,7 @@ HERMES = CallFormat(
     opening='\n{"name": "',
     between="\n</tool_call>\n<tool_call>\n",
     end="\n</tool_call>",
+    marks=("<tool_call>", "</tool_call>"),
 )
 """Hermes, Qwen and many others; also for models whose template shows no tools."""
 LLAMA = CallFormat(
@@ -58,6 +61,7 @@ MISTRAL = CallFormat(
     opening='[{"name": "',
     between=", ",
     end="]",
+    marks=("[TOOL_CALLS]",),
     id_length=9,
 )
 DEFAULT = HERMES

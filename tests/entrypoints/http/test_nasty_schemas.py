@@ -166,5 +166,6 @@ def test_no_schema_at_all_ends_in_a_5xx(http: httpx.Client, server: Serving, sch
         assert answer.json()["error"]["param"] == "response_format"
         return
     (choice,) = answer.json()["choices"]
-    if choice["finish_reason"] == "stop" and is_schema(schema):
+    ours = server.info.engine != "vllm"  # which leaves out keywords that it does not know
+    if choice["finish_reason"] == "stop" and ours and is_schema(schema):
         jsonschema.validate(json.loads(choice["message"]["content"]), schema)

@@ -11,11 +11,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from llmserve.core.types import Structured
 from llmserve.engines.call_formats import HERMES, LLAMA, MISTRAL, CallFormat
-from llmserve.engines.guided.grammars import matcher, shortest
+from llmserve.engines.guided.grammars import check, matcher, shortest
 from llmserve.engines.token_bytes import byte_characters
 from llmserve.engines.torch.sampling.guided_decoding import Grammars
 from llmserve.entrypoints.http.errors import ApiError
 from llmserve.entrypoints.http.tools.choice import ToolChoice, read_tools
+from llmserve.entrypoints.http.tools.grammar import MarkToken
 from llmserve.entrypoints.http.tools.parser import CallEnded
 from llmserve.entrypoints.http.tools.use import ToolUse, tool_use
 from support.scripted import ByteTokenizer
@@ -120,22 +121,32 @@ def test_arguments_are_closed_unless_the_tool_says_otherwise() -> None:
 class Marked(BackendTokenizer):
     """A tokenizer of bytes, with a token for Mistral's mark that has no text."""
 
-    def __init__(self) -> None:
+    def __init__(self, *shown: str) -> None:
+        """`shown`: further tokens, which have their text."""
         vocab = {char: place for place, char in enumerate(byte_characters())}
         backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         backend.add_special_tokens(["[TOOL_CALLS]", "<end>"])
+        backend.add_tokens([*shown])
         super().__init__(backend, "{{ tools }} [AVAILABLE_TOOLS] [TOOL_CALLS]")
+
+
+def mistral_mark(token: int) -> tuple[MarkToken]:
+    return (MarkToken("[TOOL_CALLS]", token, True),)
 
 
 def test_a_mark_that_is_a_token_without_text_is_one_in_the_grammar_and_none_in_the_text() -> None:
     tokenizer = Marked()
     found = tool_use(choice(), tokenizer)
-    assert found == ToolUse(choice=choice(), format=MISTRAL, by_template=True, mark=256)
+    assert found == ToolUse(
+        choice=choice(), format=MISTRAL, by_template=True, marks=mistral_mark(256)
+    )
     constraint, parser = found.constraint(), found.parser()
     assert constraint is not None
     assert parser is not None
+    check(constraint)
+    check(use(choice("required"), MISTRAL, marks=mistral_mark(128_010)).constraint() or constraint)
     follows = Grammars(tokenizer.backend, 258, {257}).open(constraint, 200)
     text = MISTRAL.written([WEATHER, NOW])
     for token in tokenizer.encode(f"I look.{text}"):
@@ -145,6 +156,38 @@ def test_a_mark_that_is_a_token_without_text_is_one_in_the_grammar_and_none_in_t
     events = parser.push(tokenizer.decode(tokenizer.encode(f"I look.{text}")))
     ended = [(event.name, event.arguments) for event in events if isinstance(event, CallEnded)]
     assert ended == [("weather", '{"city": "Oslo"}'), ("now", "{}")]
+
+
+@pytest.mark.parametrize("spelled", [False, True])
+@pytest.mark.parametrize("asked", ["auto", "required"])
+def test_a_mark_that_is_a_token_with_text_may_be_that_token_or_be_spelled(
+    spelled: bool, asked: str
+) -> None:
+    """As in Qwen's vocabulary, where the marks are tokens of their own."""
+    tokenizer = Marked("<tool_call>", "</tool_call>")
+    tokenizer.chat_template = "{{ tools }} <tool_call>"
+    found = tool_use(choice(asked), tokenizer)
+    assert found is not None
+    begin, end = MarkToken("<tool_call>", 258, False), MarkToken("</tool_call>", 259, False)
+    assert found.marks == (begin, end)
+    constraint = found.constraint()
+    assert constraint is not None
+    follows = Grammars(tokenizer.backend, 260, {257}).open(constraint, 400)
+    before = "I look." if asked == "auto" else ""
+    written = HERMES.written([WEATHER, NOW])
+    ids = tokenizer.encode(before)
+    if spelled and asked == "auto":
+        ids += [tokenizer.encode(letter)[0] for letter in HERMES.begin]
+        ids += tokenizer.encode(written.removeprefix(HERMES.begin))
+    else:
+        ids += tokenizer.encode(written)
+    for token in ids:
+        assert follows.bits()[token >> 3] >> (token & 7) & 1, tokenizer.decode([token])
+        follows.push(token)
+    parser = found.parser()
+    assert parser is not None
+    events = parser.push(tokenizer.decode(ids))
+    assert [event.name for event in events if isinstance(event, CallEnded)] == ["weather", "now"]
 
 
 def test_without_a_format_of_its_own_a_model_is_shown_the_default() -> None:

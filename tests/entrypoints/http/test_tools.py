@@ -215,7 +215,7 @@ def test_a_tool_that_no_arguments_fit_is_400(client: openai.OpenAI, server: Serv
         with pytest.raises(openai.BadRequestError) as refused:
             ask(client, server, tools=tools, tool_choice="required", stream=stream)
         assert refused.value.param == "tools"
-    assert check_calls(ask(client, server, tool_choice=NAMED).choices[0].message) == ["weather"]
+    assert ask(client, server, tool_choice=NAMED, max_tokens=4).usage.completion_tokens == 4
 
 
 LEAVES = st.sampled_from([

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from typing import Any
 
@@ -79,14 +80,25 @@ def shortest(structured: Structured) -> list[int] | None:
     first mask, and more, before any model does. ValueError where there is none."""
     # not `validate_grammar`, which builds less: what it had let through failed in the engine
     tokenizer, exits = _bytes()
-    return exits.find(matcher(structured, tokenizer), some=True)
+    return exits.find(matcher(_in_bytes(structured), tokenizer), some=True)
 
 
 def takes(structured: Structured, text: str) -> bool:
     """Whether a reply may be empty, and may be that text as well. ValueError as above."""
-    found = matcher(structured, _bytes()[0])
+    found = matcher(_in_bytes(structured), _bytes()[0])
     empty = found.is_accepting()
     return bool(empty and found.consume_tokens([*text.encode()]) and found.is_accepting())
+
+
+_TOKENS = re.compile(r"<\[[0-9,*^-]+\]>|<\|[^|>\s]*\|>")
+"""How a grammar names tokens of a model."""
+
+
+def _in_bytes(structured: Structured) -> Structured:
+    """With one token beyond the bytes in place of those of a model."""
+    if structured.kind != "grammar":
+        return structured
+    return Structured("grammar", _TOKENS.sub("<[258]>", structured.text))
 
 
 @cache

@@ -104,8 +104,6 @@ def _structured_outputs(value: Any) -> Structured | None:
     match given:
         case {"json": schema, **rest} if not rest:
             return _json(name, schema)
-        case {"json": schema, "strict": bool(strict), **rest} if not rest:
-            return _json(name, schema, strict)
         case {"json_object": True, **rest} if not rest:
             return ANY_OBJECT
         case {"regex": regex, **rest} if not rest:

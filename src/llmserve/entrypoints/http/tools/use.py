@@ -13,7 +13,7 @@ from llmserve.engines.call_formats import DEFAULT, CallFormat, format_of
 from llmserve.engines.tokenizer import Tokenizer
 from llmserve.entrypoints.http.errors import invalid
 from llmserve.entrypoints.http.tools.choice import ToolChoice
-from llmserve.entrypoints.http.tools.grammar import reply_grammar
+from llmserve.entrypoints.http.tools.grammar import MarkToken, MarkTokens, reply_grammar
 from llmserve.entrypoints.http.tools.parser import ReplyParser
 
 
@@ -24,8 +24,8 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
     format: CallFormat
     by_template: bool
     """Whether the model's own chat template shows tools and calls; else we write them ourselves."""
-    mark: int | None = None
-    """The token that is the format's mark, where it is one without text."""
+    marks: MarkTokens = ()
+    """Those of the format's marks that are tokens."""
 
     @property
     def shown(self) -> tuple[Mapping[str, Any], ...]:
@@ -37,7 +37,11 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
         if not self.choice.callable:
             return None
         only = self.choice.mode == "required"
-        return ReplyParser(self.format, unmarked=self.mark is not None, calls_only=only)
+        return ReplyParser(self.format, unmarked=self._silent, calls_only=only)
+
+    @property
+    def _silent(self) -> bool:
+        return any(mark.silent for mark in self.marks if mark.text == self.format.begin)
 
     def constraint(self, answer: Structured | None = None) -> Structured | None:
         """What a reply must match, which else would be `answer` (the request's response_format)."""
@@ -49,7 +53,7 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
             said = "tools that may be called go with a JSON schema of the reply, and no other form"
             raise invalid("tools", said)
         try:
-            text = reply_grammar(self.choice, self.format, answer, self.mark)
+            text = reply_grammar(self.choice, self.format, answer, self.marks)
         except RecursionError:
             raise invalid("tools", "a schema of tools is nested too deeply") from None
         return Structured("grammar", text)
@@ -61,12 +65,13 @@ def tool_use(choice: ToolChoice | None, tokenizer: Tokenizer) -> ToolUse | None:
         return None
     found = format_of(tokenizer.chat_template)
     form = found or DEFAULT
-    mark = _silent_token(form.begin, tokenizer) if form.begin else None
-    return ToolUse(choice=choice, format=form, by_template=found is not None, mark=mark)
+    marks = tuple(mark for text in form.marks if (mark := _mark(text, tokenizer)) is not None)
+    return ToolUse(choice=choice, format=form, by_template=found is not None, marks=marks)
 
 
-def _silent_token(text: str, tokenizer: Tokenizer) -> int | None:
-    """The one token that a text is, where it decodes to nothing, as special tokens do."""
+def _mark(text: str, tokenizer: Tokenizer) -> MarkToken | None:
+    """The one token that a text is; what stands before it, as a beginning of all text, has none."""
     *before, last = tokenizer.encode(text)
-    alone = not tokenizer.decode(before) and not tokenizer.decode([last])
-    return last if alone else None
+    said = tokenizer.decode([last])
+    alone = not tokenizer.decode(before) and said.strip() in ("", text)
+    return MarkToken(text, last, silent=not said.strip()) if alone else None
