@@ -78,8 +78,9 @@ def streamed(answer: httpx.Response) -> str:
         (CHAT, {**CERTAIN, "logprobs": True, "top_logprobs": 2}),
         (COMPLETIONS, {"prompt": "Once upon", "max_tokens": 9, "temperature": 0, "logprobs": 1}),
         (COMPLETIONS, {"prompt": ["Once", "A fox"], "max_tokens": 9, "temperature": 0}),
+        (COMPLETIONS, {"prompt": "Once", "echo": True, "logprobs": 1, "temperature": 0}),
     ],
-    ids=["chat", "choices", "logprobs", "completion", "prompts"],
+    ids=["chat", "choices", "logprobs", "completion", "prompts", "echo"],
 )
 def test_a_certain_reply_is_computed_once_and_told_again_in_full(
     http: httpx.Client, seen: list[Event], path: str, body: dict[str, Any]

@@ -77,8 +77,7 @@ class PrefixCache:
         if not self.enabled:
             return NOTHING
         size = self._pool.block_size
-        scoring = seq.scored < seq.prompt_tokens
-        whole = (seq.scored if scoring else len(seq.tokens) - 1) // size
+        whole = (seq.scored if seq.scoring else len(seq.tokens) - 1) // size
         self._extend(seq, whole)
         sources: list[str | bytes] = []
         for index, key in enumerate(seq.keys[:whole]):

@@ -17,7 +17,7 @@ class Sequence:
 
     __slots__ = (
         "added_s", "blocks", "cached", "computed", "keys", "limit", "preemptions", "prefill_end",
-        "prompt_tokens", "request", "scored", "served", "tokens", "wait_reason",
+        "prompt_tokens", "request", "scored", "scoring", "served", "tokens", "wait_reason",
     )
 
     def __init__(self, request: Request, added_s: float, limit: int) -> None:
@@ -36,10 +36,10 @@ class Sequence:
         """Of its full blocks, as far as they are reckoned (`prefix.py`)."""
         self.cached: int | None = None
         """Prompt tokens that needed no computation when it was first admitted."""
-        asked = request.sampling.prompt_logprobs is not None
-        self.scored = 0 if asked else self.prompt_tokens
-        """Tokens of the prompt whose logits are not wanted, or were had: as many as it has, but
-        while its log-probabilities are still to come."""
+        self.scoring = request.sampling.prompt_logprobs is not None
+        """Log-probabilities of its prompt are still to come."""
+        self.scored = 0
+        """Tokens of such a prompt whose logits were had."""
         self.preemptions = 0
         self.served = 0
         """Number of the last plan with a row of this sequence."""
@@ -111,7 +111,7 @@ class Draft:
 
     def chunk(self, seq: Sequence, most: int) -> int:
         tokens = min(len(seq.tokens) - seq.computed, self.budget, most)
-        if seq.scored < seq.prompt_tokens:
+        if seq.scoring:
             tokens = min(tokens, self.scores)
         return min(tokens, self._threshold) if self._threshold else tokens
 
@@ -121,12 +121,12 @@ class Draft:
         samples = start + tokens == len(seq.tokens) < seq.limit
         self.rows[seq.id] = PlannedRow(seq, start, tokens, kind, samples)
         self.budget -= tokens
-        if seq.scored < seq.prompt_tokens:
+        if seq.scoring:
             self.scores -= tokens
 
     def drop(self, seq: Sequence) -> None:
         row = self.rows.pop(seq.id, None)
         if row:
             self.budget += row.tokens
-            if seq.scored < seq.prompt_tokens:
+            if seq.scoring:
                 self.scores += row.tokens

@@ -179,8 +179,9 @@ class StepPlanner:
         for seq, _, tokens, _, samples in plan.rows:
             if self._running.get(seq.id) is seq:
                 seq.computed += tokens
-                if seq.scored < seq.prompt_tokens:
+                if seq.scoring:
                     seq.scored = max(seq.scored, seq.computed)
+                    seq.scoring = seq.scored < seq.prompt_tokens
                 self._cache.grow(seq)
                 if samples:
                     seq.tokens.append(sampled[seq.id])
@@ -301,7 +302,7 @@ class StepPlanner:
         short = self._short and self._running
         if draft.preempted or short or blocks > self.pool.free:
             return "kv"
-        if draft.scores <= 0 and seq.scored < seq.prompt_tokens:
+        if seq.scoring and draft.scores <= 0:
             return "token_budget"
         return "token_budget" if draft.budget <= 0 else None
 
