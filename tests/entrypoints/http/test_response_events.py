@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from llmserve.core.types import Chunk, FinishReason, Outcome, SamplingParams, TokenLogprob, Usage
 from llmserve.engines.call_formats import HERMES
-from llmserve.entrypoints.http.logprobs import TokenTexts
 from llmserve.entrypoints.http.openai_responses.reply import ResponsesReply, repeated
 from llmserve.entrypoints.http.replies import Head
+from llmserve.entrypoints.http.token_texts import TokenTexts
 from llmserve.entrypoints.http.tools.parser import ReplyParser
 from support.examples import examples
 from support.scripted import ByteTokenizer
