@@ -18,6 +18,9 @@ KEY = "sk-clients-4f1c"
 PATIENCE_S = 240.0
 """How long a test waits for what must come; nothing is asserted of how soon it comes."""
 CONTEXT = 2048
+ENDS: dict[str, object] = {"stop": [" "]}
+"""Of a body: the reply ends by itself, after a word. Some helpers of clients' take a reply that was
+cut off for none, and the simulator's go on to the end."""
 ENGINES: dict[str, tuple[str, ...]] = {
     "torch": ("dtype=float32",),
     "simulator": ("prefill_ms=2.0", "decode_ms=2.0", f"max_model_len={CONTEXT}"),

@@ -11,7 +11,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from clients.endpoint import KEY, PATIENCE_S, Endpoint
+from clients.endpoint import ENDS, KEY, PATIENCE_S, Endpoint
 from clients.tools import MESSAGES, TOO_LONG, TOOLS, check_call, named
 
 
@@ -375,13 +375,13 @@ def test_a_streamed_response_ends_with_the_whole(client: openai.OpenAI) -> None:
 
 def test_the_responses_helper_ends_with_the_whole(client: openai.OpenAI) -> None:
     with client.responses.stream(
-        model=_model(client), input="Tell me a story.", max_output_tokens=16
+        model=_model(client), input="Tell me a story.", max_output_tokens=16, extra_body=ENDS
     ) as stream:
         assert stream.get_final_response().output_text
 
 
 def test_a_responses_call_and_its_result_go_back_as_items(client: openai.OpenAI) -> None:
-    tool: Any = {"type": "function", "name": "get_weather", "strict": False}
+    tool: Any = {"type": "function", "name": "get_weather", "strict": None}
     tool["parameters"] = TOOLS[0]["function"]["parameters"]
     asked: dict[str, Any] = {"model": _model(client), "tools": [tool]}
     first = client.responses.create(

@@ -19,11 +19,11 @@ from agents import (
 )
 from pydantic import BaseModel
 
-from clients.endpoint import KEY, PATIENCE_S, Endpoint
+from clients.endpoint import ENDS, KEY, PATIENCE_S, Endpoint
 
 MODELS = {"responses": OpenAIResponsesModel, "chat": OpenAIChatCompletionsModel}
-WORDS = ModelSettings(max_tokens=16)
-FORCED = ModelSettings(tool_choice="required", max_tokens=96)
+WORDS = ModelSettings(max_tokens=16, extra_body=ENDS)
+FORCED = ModelSettings(tool_choice="required", max_tokens=96, extra_body=ENDS)
 """The client takes it back once a tool was called, as it does by default. Unbounded,
 nonsense counts to thousands of digits, and the next turn has no room."""
 

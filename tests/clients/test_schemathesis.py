@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(MOST_S)
 def _run(endpoint: Endpoint, folder: Path, *words: str) -> dict[str, Any]:
     """Its report; it ends with another status than 0 at a 5xx and where no answer comes."""
     report = folder / "report.json"
-    phases = "fuzzing" if CASES <= 500 else "coverage,fuzzing"
+    phases = "examples,fuzzing" if CASES <= 500 else "examples,coverage,fuzzing"
     command = [
         COMMAND,
         "run",
@@ -67,7 +67,7 @@ def test_nothing_made_up_is_a_server_error_or_hangs(
     paths = found["operations"]["tested"]
     note(f"schemathesis on {engine}: {made} requests to {paths} operations, seed {SEED}: no 5xx")
     rates = found["valid_rates"]
-    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize"):
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize"):
         phases = rates[f"POST {path}"].values()
         assert sum(phase["accepted"] for phase in phases) > 0, f"none got as far as {path}"
 

@@ -15,7 +15,8 @@ from llmserve.entrypoints.http.protocol import ChatBody, understood
 ALIKE = frozenset({
     "model", "temperature", "top_p", "stream", "parallel_tool_calls", "seed", "stop", "top_k",
     "min_p", "min_tokens", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "ignore_eos", "stop_token_ids", "logit_bias", "structured_outputs", "priority", "tenant",
+    "ignore_eos", "stop_token_ids", "logit_bias", "structured_outputs", "skip_special_tokens",
+    "include_stop_str_in_output", "priority", "tenant",
     "ttft_slo_ms", "chat_template_kwargs", "allow_special_tokens",
 })  # fmt: skip
 """Fields that mean what they mean in a chat; the last lines are vLLM's and ours."""

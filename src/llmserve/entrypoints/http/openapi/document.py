@@ -16,7 +16,7 @@ from llmserve.entrypoints.http.auth import OPEN_PATHS
 from llmserve.entrypoints.http.lifecycle import RestartBody, SleepBody
 from llmserve.entrypoints.http.openapi.answers import ANSWERS, BODILESS, ERROR, STATUSES
 from llmserve.entrypoints.http.openapi.bodies import body_schema, knobs_schema
-from llmserve.entrypoints.http.openapi.values import Schema, number
+from llmserve.entrypoints.http.openapi.values import EXAMPLES, Schema, number
 from llmserve.entrypoints.http.route_fields import BODIES, IGNORED_HEADER, of_engine, of_route
 
 EngineFields = Mapping[str, Mapping[str, Any]]
@@ -110,8 +110,11 @@ def _operation(method: str, path: str, body: Schema | None, about: str) -> dict[
     if parameters := _parameters(path, body):
         operation["parameters"] = parameters
     if body is not None:
+        content: dict[str, Any] = {"schema": body}
+        if path in EXAMPLES:
+            content["example"] = EXAMPLES[path]
         operation["requestBody"] = {
-            "required": path not in _LIFE, "content": {"application/json": {"schema": body}},
+            "required": path not in _LIFE, "content": {"application/json": content},
         }  # fmt: skip
     return operation
 

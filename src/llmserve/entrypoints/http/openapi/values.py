@@ -143,3 +143,13 @@ HELP: Mapping[str, str] = {
     "top_p": "Draws from the likeliest tokens that sum up to this probability.",
     "ttft_slo_ms": "When the first token is due, in milliseconds.",
 }
+
+_ASKED = [{"role": "user", "content": "Tell me a story."}]
+EXAMPLES: Mapping[str, Schema] = {
+    "/v1/chat/completions": {"messages": _ASKED, "max_tokens": 32},
+    "/v1/completions": {"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0},
+    "/v1/responses": {"input": "Tell me a story.", "max_output_tokens": 32},
+    "/tokenize": {"messages": _ASKED, "return_token_strs": True},
+    "/detokenize": {"tokens": [5, 6]},
+}
+"""Of bodies, by path."""
