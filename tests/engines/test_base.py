@@ -36,8 +36,10 @@ if TYPE_CHECKING:  # `isinstance` compares names alone; that what they take fits
     ]:
         return one, one, one, one, one
 
-    def fits_simulator(one: SimulatorEngine) -> tuple[base.Engine, base.CachesPrefixes]:
-        return one, one
+    def fits_simulator(
+        one: SimulatorEngine,
+    ) -> tuple[base.Engine, base.CachesPrefixes, base.ChecksSchemas]:
+        return one, one, one
 
     def fits_toy(one: ToyEngine) -> tuple[base.Engine, base.Pauses]:
         return one, one
@@ -57,7 +59,7 @@ def test_every_optional_protocol_has_a_word_on_the_pages() -> None:
     [
         ("vllm", "sleep pause evict reset_cache structured_outputs device_bytes api"),
         ("torch", "reset_cache structured_outputs device_bytes progress"),
-        ("simulator", "reset_cache"),
+        ("simulator", "reset_cache structured_outputs"),
     ],
 )
 def test_what_a_class_can_is_known_without_an_engine_of_it(engine: str, can: str) -> None:
@@ -67,7 +69,9 @@ def test_what_a_class_can_is_known_without_an_engine_of_it(engine: str, can: str
 def test_an_engine_can_what_its_class_can() -> None:
     with llmserve.serve(engine="simulator") as session:
         engine = session.service.engine
-        assert abilities(engine) == abilities(type(engine)) == ("reset_cache",)
+        assert abilities(engine) == abilities(type(engine)) == (
+            "reset_cache", "structured_outputs",
+        )  # fmt: skip
 
 
 def test_what_depends_on_the_start_the_method_answers_itself() -> None:

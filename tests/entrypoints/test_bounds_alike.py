@@ -126,7 +126,10 @@ def playground(world: World, field: str, value: Any) -> str:
 
 SENDER = ("priority", "tenant", "ttft_slo_ms")
 SAMPLED = ("temperature", "top_p", "top_k", "seed", "presence_penalty", "repetition_penalty")
-OTHERS = ("min_p", "min_tokens", "ignore_eos", "stop", "stop_token_ids", "logit_bias")
+OTHERS = (
+    "min_p", "min_tokens", "ignore_eos", "stop", "stop_token_ids", "logit_bias", "prompt_logprobs",
+    "skip_special_tokens", "include_stop_str_in_output",
+)  # fmt: skip
 ALL = ("max_tokens", *SENDER, *SAMPLED, *OTHERS)
 MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
 FACES: dict[str, tuple[Callable[[World, str, Any], str], tuple[str, ...]]] = {
@@ -178,6 +181,10 @@ CASES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("min_p", NUMBER, NOT_REAL),
     ("min_tokens", WHOLE, NOT_WHOLE),
     ("ignore_eos", "is true or false", (1, "x", None, [True])),
+    ("prompt_logprobs", WHOLE, tuple(value for value in NOT_WHOLE if value is not None)),
+    ("prompt_logprobs", "must be within 0 and 20", (-1, 21, *FAR)),
+    ("skip_special_tokens", "is true or false", (1, "x", None, [True])),
+    ("include_stop_str_in_output", "is true or false", (0, "x", None)),
     ("stop", "takes at most 16 strings", (True, 3, None, [3], "", ["a"] * 17)),
     ("stop_token_ids", "takes a list of whole numbers", (True, 3, None, "x")),
     ("logit_bias", "takes token ids with a number each", (True, 3, None, [3])),
@@ -216,7 +223,11 @@ def test_what_does_not_fit_behind_the_prompt_is_told_in_the_same_words(world: Wo
         error = post(world, path, prompt | asked)
         assert (error["code"], error["param"]) == ("context_length_exceeded", next(iter(prompt)))
         told.append(error["message"])
-    words = rf"\d+ prompt tokens and max_tokens={2**70} exceed the context of 8192 tokens"
+    words = (
+        r"This model's maximum context length is 8192 tokens, but the prompt has \d+ and "
+        rf"max_tokens asks for {2**70} more\. "
+        r"The prompt is too long for that: shorten it, or ask for less\."
+    )
     assert all(re.fullmatch(words, one) for one in told), told
 
 

@@ -26,7 +26,7 @@ from llmserve.core.events import (
     TokensEmitted,
 )
 from llmserve.core.knobs import SPECS
-from llmserve.core.types import Request, SamplingParams
+from llmserve.core.types import Request, SamplingParams, Structured
 from llmserve.lab import run_virtual, simulate
 from llmserve.lab.senders import Timed
 from llmserve.lab.simulation import SimulationResult
@@ -133,6 +133,54 @@ def test_the_fast_path_and_the_service_have_the_same_events_at_the_same_times(
     check_both(load)
 
 
+SAYINGS: dict[str, dict[str, Any]] = {
+    "a prompt alone": {"max_tokens": 0, "prompt_logprobs": 1},
+    "a prompt alone that has a form": {
+        "max_tokens": 0, "prompt_logprobs": 1,
+        "structured_outputs": Structured("choice", '["stone"]'),
+    },
+    "a prompt's log-probabilities": {"max_tokens": 30, "prompt_logprobs": 0},
+    "a form that is complete": {"structured_outputs": Structured("choice", '["stone"]')},
+    "a form that is complete with the last token there may be": {
+        "max_tokens": 5, "structured_outputs": Structured("choice", '["stone"]'),
+    },
+    "a form that is cut": {
+        "max_tokens": 4, "structured_outputs": Structured("choice", '["stone"]'),
+    },
+    "a form of no text": {"structured_outputs": Structured("choice", '[""]')},
+    "a form of characters of several bytes": {
+        "structured_outputs": Structured("choice", '["\u00e9t\u00e9"]'), "stop": ("t\u00e9",),
+    },
+    "a form that may be any words": {
+        "max_tokens": 9, "structured_outputs": Structured("grammar", "start: /(.|\\n)*/"),
+    },
+    "a stop in a form": {
+        "structured_outputs": Structured("choice", '["stone"]'), "stop": ("on",),
+        "include_stop_str_in_output": True,
+    },
+    "a stop token in a form": {
+        "structured_outputs": Structured("choice", '["stone"]'), "stop_token_ids": (ord("n"),),
+        "include_stop_str_in_output": True,
+    },
+    "a stop that is kept": {
+        "max_tokens": 60, "stop": ("e",), "include_stop_str_in_output": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAYINGS)
+def test_whatever_a_request_wants_to_be_told_it_ends_as_through_the_service(name: str) -> None:
+    """Thrice, so that the cache has its blocks, beside one that decodes all the while."""
+    sampling = SamplingParams(**SAYINGS[name])
+    requests: list[Timed] = [plain("other", 0.0, 200)]
+    for number, arrival in enumerate((0.01, 0.01, 1.0)):
+        prompt = tuple(range(9))
+        requests.append(
+            Request(id=f"r{number}", prompt_ids=prompt, sampling=sampling, arrival=arrival)
+        )
+    check_both(RandomLoad(requests, {"max_num_batched_tokens": 6}, None, [], {}, {"block_size": 4}))
+
+
 BINARY: dict[str, Any] = {"prefill_ms": 31.25, "decode_ms": 15.625}
 """Steps end at whole 64ths of a second, which floats hold."""
 
@@ -141,6 +189,14 @@ def test_one_that_times_out_in_the_turn_of_its_token_is_not_counted_as_served() 
     """The alarm is set during the step, so it rings behind the step's end."""
     requests: list[Timed] = [plain("r0", 0.0, 50), plain("r1", 0.08, 5)]
     check_both(RandomLoad(requests, {"request_timeout_s": 6 / 64}, None, [], {}, BINARY))
+
+
+def test_a_prompt_alone_whose_client_leaves_in_the_turn_of_its_end_is_an_abort() -> None:
+    """The client's timer is older than the step's, so it leaves before the step ends."""
+    alone = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    one = Request(id="r0", prompt_ids=(1, 2, 3), sampling=alone, arrival=0.0)
+    check_both(RandomLoad([(one, 2 / 64)], {}, None, [], {}, BINARY))
+    assert simulate([(one, 2 / 64)], **BINARY).report.errors == {"abort": 1}
 
 
 @pytest.mark.parametrize("late_s", [-1e-9, 0.0, 4e-7, 1e-6, 2e-6])

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from llmserve.bench.load.workload import Workload
 from llmserve.core import progress
 from llmserve.core.knobs import KnobError, Knobs
-from llmserve.core.types import Request, SamplingParams
+from llmserve.core.types import ParamError, Request, SamplingParams, Structured
 from llmserve.lab import StepCost, simulate, sweep
 from llmserve.lab.senders import Timed
 from llmserve.lab.simulation import Change
@@ -74,6 +75,37 @@ def test_those_refused_have_their_reason_and_no_times() -> None:
     assert rows["finish_reason"].tolist() == ["length", "length", "queue_full", "queue_full"]
     assert rows["ttft_s"].isna().tolist() == [False, False, True, True]
     assert (result.report.n, result.report.errors) == (2, {"queue_full": 2})
+
+
+def test_a_prompt_alone_is_computed_and_has_no_token() -> None:
+    """Though a cache had it: the log-probabilities are of its own computation."""
+    alone = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    requests: list[Timed] = [request(0, 0.0), replace(request(0, 1.0), id="r1", sampling=alone)]
+    rows: list[RequestRow] = []
+    cost = StepCost(prefill_ms=20, prefill_token_ms=1)
+    result = simulate(requests, cost=cost, each=rows.append, slo="ttft:1", block_size=1)
+    row = result.requests().loc[1]
+    assert (row["finish_reason"], row["completion_tokens"]) == ("length", 0)
+    assert row["cached_tokens"] == 0
+    assert result.requests()["ttft_s"].isna().tolist() == [False, True]
+    assert row["e2e_s"] == pytest.approx(0.028)
+    assert (rows[1].ttft_s, rows[1].cached_tokens) == (None, None)
+    assert (result.report.n, result.report.met) == (2, 1)
+
+
+def test_a_form_takes_the_shortest_text_that_fits() -> None:
+    form = Structured("regex", "[a-z]{3,9}")
+    sampling = SamplingParams(max_tokens=50, structured_outputs=form)
+    row = simulate([replace(request(0, 0.0), sampling=sampling)]).requests().loc[0]
+    assert (row["finish_reason"], row["completion_tokens"]) == ("stop", 3)
+
+
+def test_a_form_that_nothing_fits_is_refused_with_its_requests_id() -> None:
+    form = Structured("grammar", 'start: "a" start')
+    sampling = SamplingParams(structured_outputs=form)
+    with pytest.raises(ParamError, match="request r7: the form cannot be kept to") as caught:
+        simulate([request(6, 0.0), replace(request(7, 1.0), sampling=sampling)])
+    assert caught.value.param == "structured_outputs"
 
 
 def test_each_request_is_given_as_it_ends() -> None:

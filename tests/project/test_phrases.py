@@ -19,7 +19,7 @@ PHRASE = re.compile(
 ALLOWED: dict[str, tuple[str, str]] = {
     "models/training/": ("", "tools of the bundled model's making, which the wheel leaves out"),
     "engines/torch/cpu_kernels/limits.py": ("1 at least", "what kernels want of each other"),
-    "engines/torch/text/tokenizer.py": ("at least one message", "emptiness, not a range"),
+    "engines/torch/text/chat_template.py": ("at least one message", "emptiness, not a range"),
     "engines/vllm/tokenizer.py": ("at least one message", "emptiness, not a range"),
     "entrypoints/http/prompts.py": ("at least one message", "emptiness, not a range"),
     "bench/load/request_kinds.py": ("at least one kind", "emptiness, not a range"),

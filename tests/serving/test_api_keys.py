@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from llmserve.core.tenants import Terms
-from llmserve.serving.api_keys import ENVIRONMENT, Holder, Keyring, read_key_terms, terms_of
+from llmserve.serving.api_keys import (
+    ENVIRONMENT,
+    MOST_KEYS,
+    Holder,
+    Keyring,
+    read_key_terms,
+    terms_of,
+)
 
 GOLD, FREE = "sk-gold-0123456789", "sk-free-0123456789"
 WRITTEN: dict[str, Any] = {
@@ -37,12 +44,29 @@ def test_a_mapping_a_file_and_the_environment_say_the_same(
 def test_each_key_opens_for_its_own_tenant_and_no_other_does() -> None:
     many = {"keys": ["key-one!", "key-two!"]}
     ring = Keyring("sk-own", read_key_terms({**WRITTEN, "many": many}))
-    assert ring.holder(b"Bearer sk-own") == Holder(None)
-    assert ring.holder(f"Bearer {GOLD}".encode()) == Holder("gold")
-    assert ring.holder(f"bearer  {FREE} ".encode()) == Holder("free")
-    assert ring.holder(b"Bearer key-two!") == Holder("many")
-    for wrong in (b"", b"Bearer", b"Bearer ", f"Basic {GOLD}".encode(), f"Bearer {GOLD}x".encode()):
-        assert ring.holder(wrong) is None
+    assert ring.holder([b"sk-own"]) == Holder(None)
+    assert ring.holder([GOLD.encode()]) == Holder("gold")
+    assert ring.holder([f" {FREE} ".encode()]) == Holder("free")
+    assert ring.holder([b"key-two!"]) == Holder("many")
+    for wrong in (b"", b" ", f"Bearer {GOLD}".encode(), f"{GOLD}x".encode(), GOLD[:-1].encode()):
+        assert ring.holder([wrong]) is None
+    assert ring.holder([]) is None
+
+
+def test_of_several_keys_the_sessions_own_counts_and_else_the_first_that_is_right() -> None:
+    ring = Keyring("sk-own", read_key_terms(WRITTEN))
+    gold, free, own, wrong = GOLD.encode(), FREE.encode(), b"sk-own", b"sk-wrong"
+    assert ring.holder([wrong, gold]) == ring.holder([gold, wrong]) == Holder("gold")
+    assert ring.holder([wrong, free, b"", gold]) == Holder("free")
+    assert ring.holder([gold, own]) == ring.holder([own, gold]) == Holder(None)
+    assert ring.holder([wrong, b""]) is None
+
+
+def test_keys_without_end_are_not_all_compared() -> None:
+    ring = Keyring("sk-own", {})
+    many = [b"sk-wrong-%d" % i for i in range(MOST_KEYS)]
+    assert ring.holder([*many[:-1], b"sk-own"]) == Holder(None)
+    assert ring.holder([*many, b"sk-own"]) is None
 
 
 def test_no_key_is_in_any_repr() -> None:
@@ -85,9 +109,9 @@ def test_other_keys_take_the_place_of_the_old_or_none_of_them_does() -> None:
     with pytest.raises(ValueError, match="'b' is another's too"):
         ring.replace(read_key_terms({"c": "sk-c-0123456789", "b": "sk-own-but-longer", "d": FREE})
                      | read_key_terms({"b": "sk-c-0123456789"}))  # fmt: skip
-    assert ring.holder(f"Bearer {GOLD}".encode()) == Holder("a")
-    assert ring.holder(f"Bearer {FREE}".encode()) is None
+    assert ring.holder([GOLD.encode()]) == Holder("a")
+    assert ring.holder([FREE.encode()]) is None
     ring.replace(read_key_terms({"b": FREE}))
-    assert ring.holder(f"Bearer {GOLD}".encode()) is None
-    assert ring.holder(f"Bearer {FREE}".encode()) == Holder("b")
-    assert ring.holder(b"Bearer sk-own") == Holder(None)
+    assert ring.holder([GOLD.encode()]) is None
+    assert ring.holder([FREE.encode()]) == Holder("b")
+    assert ring.holder([b"sk-own"]) == Holder(None)

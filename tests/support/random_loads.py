@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from llmserve.core.knobs import Knobs
 from llmserve.core.tenants import Terms
-from llmserve.core.types import Request, SamplingParams
-from llmserve.engines.simulator.vocabulary import WORDS, voice, words
+from llmserve.core.types import Request, SamplingParams, Structured
+from llmserve.engines.simulator.reply import shortest_reply
+from llmserve.engines.simulator.vocabulary import OPENING, WORDS, voice, words
 from llmserve.lab.senders import Timed
 from llmserve.lab.simulation import Change
 from llmserve.scheduling.user_policy import Choice, LedgerView
@@ -113,6 +114,16 @@ ENGINE: dict[str, list[Any]] = {
 }
 HEADS: list[tuple[int, ...]] = [(), (), (1,) * 4, (1,) * 9, (1,) * 9 + (2,) * 8, (3,) * 40]
 
+FORMS = [
+    Structured("choice", '["", "nothing else"]'),
+    Structured("choice", '["stone"]'),
+    Structured("regex", "\u00e9t\u00e9 [0-9]{3,9}"),
+    Structured("json", '{"type": "object", "properties": {"name": {"type": "string"}},'
+               ' "required": ["name"]}'),
+    Structured("grammar", "start: /(.|\\n)*/"),
+]  # fmt: skip
+"""Texts of no byte, of some and of some that are no character alone; and one that may be any."""
+
 
 def _time(rng: random.Random, most_s: float) -> float:
     steps = rng.randint(0, round(most_s / GRID_S)) * GRID_S
@@ -137,13 +148,13 @@ def _requests(rng: random.Random, count: int, span_s: float) -> list[Timed]:
     for number, arrival in enumerate(sorted(_time(rng, span_s) for _ in range(count))):
         prompt, seed = rng.choice(pool), rng.randint(0, 1)
         if rng.random() < 0.2:
-            prompt = (*prompt, *words(voice(prompt, seed), 0, rng.randint(1, 30)))
+            form, most = rng.choice(FORMS), rng.randint(1, 30)
+            said = None if rng.random() < 0.7 else shortest_reply(form)
+            prompt = (*prompt, *(words(voice(prompt, seed), 0, most) if said is None else said))
         request = Request(
             id=f"r{number}",
             prompt_ids=prompt if rng.random() < 0.7 else _prompt(rng),
-            sampling=SamplingParams(
-                max_tokens=rng.choice((1, 2, 5, 20, 60)), seed=seed, stop=_stop(rng)
-            ),
+            sampling=_sampling(rng, seed),
             arrival=arrival,
             priority=rng.randint(-1, 2),
             tenant=rng.choice("aabc"),
@@ -152,6 +163,20 @@ def _requests(rng: random.Random, count: int, span_s: float) -> list[Timed]:
         leaves_s = arrival + _time(rng, 0.4)
         given.append((request, leaves_s) if rng.random() < 0.2 else request)
     return given
+
+
+def _sampling(rng: random.Random, seed: int) -> SamplingParams:
+    """Some want their prompt's log-probabilities, a few of these no reply; some have a form."""
+    scored = rng.random() < 0.2
+    return SamplingParams(
+        max_tokens=rng.choice((0, 1, 20)) if scored else rng.choice((1, 2, 5, 20, 60)),
+        prompt_logprobs=rng.choice((0, 2)) if scored else None,
+        structured_outputs=rng.choice(FORMS) if rng.random() < 0.15 else None,
+        seed=seed,
+        stop=_stop(rng),
+        stop_token_ids=(ord("e"), ord("1"), OPENING) if rng.random() < 0.1 else (),
+        include_stop_str_in_output=rng.random() < 0.3,
+    )
 
 
 def _stop(rng: random.Random) -> tuple[str, ...]:

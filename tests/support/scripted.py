@@ -9,16 +9,27 @@ from itertools import pairwise
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
 from llmserve.core.types import Chunk, Request
 from llmserve.engines.base import Deliver, EngineError, EngineInfo
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 
 
 class ByteTokenizer:
-    def encode(self, text: str) -> list[int]:
+    chat_template: str | None = None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode(errors="replace")
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes((token_id,))
+
+    def token_name(self, token_id: int) -> str:
+        return f"<0x{token_id:02X}>"
+
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]:
         return self.encode("".join(f"{m['role']}:{m['content']}\n" for m in messages))
 
 

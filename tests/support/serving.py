@@ -20,6 +20,8 @@ from llmserve.core.knobs import KnobBoard
 from llmserve.engines import registry
 from llmserve.engines.base import Engine, EngineInfo
 from llmserve.entrypoints.http.app import build_app
+from llmserve.entrypoints.http.cors import Origins
+from llmserve.entrypoints.http.options import EndpointOptions
 from llmserve.entrypoints.http.response_cache import CacheOptions
 from llmserve.entrypoints.http.server import HttpServer, bind
 from llmserve.observe import Telemetry
@@ -124,13 +126,17 @@ def serving(
     *,
     key_terms: Mapping[str, KeyTerms] | None = None,
     cache: CacheOptions | None = None,
+    origins: Origins = (),
+    strict: bool = True,
     **options: object,
 ) -> Iterator[Serving]:
     clock, bus = MonotonicClock(), EventBus()
     telemetry = Telemetry(bus, clock)
     made: Engine = registry.create(engine, sink=partial(publish_step, bus), clock=clock, **options)
     service = Service(made, KnobBoard(), bus, clock, terms_of(key_terms or {}))
-    app = build_app(service, telemetry, Keyring(KEY, key_terms or {}), cache)
+    app = build_app(
+        service, telemetry, Keyring(KEY, key_terms or {}), EndpointOptions(cache, origins, strict)
+    )
     server = HttpServer(app, bind("127.0.0.1", 0))
     with ExitStack() as stack:
         runtime = Runtime()

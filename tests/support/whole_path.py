@@ -4,6 +4,7 @@ fast simulation must equal event by event."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,17 @@ from llmserve.scheduling.user_policy import Choice
 from llmserve.serving.publisher import publish_step
 from llmserve.serving.service import Service
 from llmserve.serving.stream import Refused
+
+
+class NumberedService(Service):
+    """Its ids are those of a simulation, which say nothing of a start."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._numbers = itertools.count(1)
+
+    def new_id(self, prefix: str) -> str:
+        return f"{prefix}-{next(self._numbers)}"
 
 
 @dataclass
@@ -62,7 +74,7 @@ async def _run(
     if keep:
         bus.attach(whole.events.append)
     engine = SimulatorEngine(sink=partial(publish_step, bus), clock=clock, **options)
-    service = Service(engine, KnobBoard(Knobs().changed(knobs)), bus, clock, terms)
+    service = NumberedService(engine, KnobBoard(Knobs().changed(knobs)), bus, clock, terms)
     await service.start()
     if policy is not None:
         await service.use_policy(policy)

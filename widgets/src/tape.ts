@@ -193,3 +193,11 @@ export function firstEndingAfter(segments: Segment[], ordinal: number): number {
   }
   return low;
 }
+
+const START = /-[0-9a-f]{12}(?=-\d)/;
+
+/** A request's id in few letters: without the part that all ids of one start share. */
+export function shortId(id: string): string {
+  const own = id.replace(START, "");
+  return own.length > 16 ? `${own.slice(0, 7)}…${own.slice(-7)}` : own;
+}

@@ -3,7 +3,7 @@
 import { element } from "./dom.ts";
 import { ALL_KINDS, kindOf, STOPPED } from "./kinds.ts";
 import { duration } from "./quantities.ts";
-import { firstEndingAfter, isStopped, type Row, type Segment, type Tape } from "./tape.ts";
+import { firstEndingAfter, isStopped, type Row, type Segment, shortId, type Tape } from "./tape.ts";
 import { readTheme, type Theme } from "./theme.ts";
 import { ticks, Viewport } from "./viewport.ts";
 import { swatch } from "./why.ts";
@@ -178,7 +178,7 @@ export class TapeView {
         context.fillRect(0, y + height / 2 - 7, GUTTER - 4, 14);
       }
       context.fillStyle = theme.text;
-      context.fillText(short(row.id), 8, y + height / 2, GUTTER - 14);
+      context.fillText(shortId(row.id), 8, y + height / 2, GUTTER - 14);
     }
     const gap = height > 4 ? 1 : 0;
     let painted = -1;
@@ -361,8 +361,4 @@ export class TapeView {
     const y = at * this.#rowHeight();
     if (y < this.#scroll || y > this.#scroll + HEIGHT - AXIS - TALLEST_ROW) this.#scroll = y - (HEIGHT - AXIS) / 2;
   }
-}
-
-function short(id: string): string {
-  return id.length > 16 ? `${id.slice(0, 7)}…${id.slice(-7)}` : id;
 }

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { TapeMessage, TapeRowJson } from "../src/messages.ts";
 import { stateOf } from "../src/requests.ts";
-import { isStopped, Tape } from "../src/tape.ts";
+import { isStopped, shortId, Tape } from "../src/tape.ts";
 import { ticks, Viewport } from "../src/viewport.ts";
 import { life } from "../src/waterfall.ts";
 
@@ -177,4 +177,11 @@ test("what a request has in its KV grows with its steps, and what the cache gave
   assert.equal(tape.stored(tape.rows.get(1)!, held!, 1), 0);
   assert.equal(tape.stored(tape.rows.get(1)!, prefill!, 2), 32 + 8);
   assert.equal(tape.stored(tape.rows.get(1)!, decode!, 5), 32 + 8 + 3);
+});
+
+test("a request's name in the margin is what tells it from others of the same start", () => {
+  assert.equal(shortId("chatcmpl-4b1f09c2aa77-12"), "chatcmpl-12");
+  assert.equal(shortId("cmpl-4b1f09c2aa77-12-3"), "cmpl-12-3");
+  assert.equal(shortId("cell-7"), "cell-7");
+  assert.equal(shortId("chatcmpl-0123456789abcdef0123456789abcdef"), "chatcmp…9abcdef");
 });

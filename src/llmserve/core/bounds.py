@@ -27,6 +27,7 @@ BOUNDS: Mapping[str, Bounds] = {
         Bounds("min_p", 0, 1, kind="real"),
         Bounds("seed", -(2**63), 2**64 - 1, optional=True),
         Bounds("logprobs", 0, 20, optional=True),
+        Bounds("prompt_logprobs", 0, 20, optional=True),
         Bounds("presence_penalty", -2, 2, kind="real"),
         Bounds("frequency_penalty", -2, 2, kind="real"),
         Bounds("repetition_penalty", 0, 100, kind="real", above=True),
@@ -37,6 +38,12 @@ BOUNDS: Mapping[str, Bounds] = {
     )
 }
 """Numbers. `n` is OpenAI's, and its largest."""
+
+
+def _max_tokens(value: object) -> Any:
+    """0 is for a prompt alone: SamplingParams says when."""
+    own = plain(value)
+    return 0 if type(own) is int and own == 0 else BOUNDS["max_tokens"].read(own)
 
 
 def _top_k(value: object) -> Any:
@@ -67,7 +74,7 @@ def _token_id(token: object) -> int:
 _TOKEN = Bounds("a token id of logit_bias", 0, MOST_TOKEN_ID)
 
 SAMPLING: Mapping[str, Callable[[Any], Any]] = {
-    "max_tokens": BOUNDS["max_tokens"].read,
+    "max_tokens": _max_tokens,
     "temperature": BOUNDS["temperature"].read,
     "top_p": BOUNDS["top_p"].read,
     "top_k": _top_k,
@@ -76,6 +83,9 @@ SAMPLING: Mapping[str, Callable[[Any], Any]] = {
     "stop_token_ids": lambda value: wholes("stop_token_ids", value, 0, MOST_TOKEN_ID),
     "ignore_eos": partial(flag, "ignore_eos"),
     "logprobs": BOUNDS["logprobs"].read,
+    "prompt_logprobs": BOUNDS["prompt_logprobs"].read,
+    "skip_special_tokens": partial(flag, "skip_special_tokens"),
+    "include_stop_str_in_output": partial(flag, "include_stop_str_in_output"),
     "presence_penalty": BOUNDS["presence_penalty"].read,
     "frequency_penalty": BOUNDS["frequency_penalty"].read,
     "repetition_penalty": BOUNDS["repetition_penalty"].read,

@@ -40,9 +40,18 @@ class ParamTypeError(ParamError):
 class Structured(msgspec.Struct, frozen=True):
     """The schema, grammar or pattern that a whole reply must match."""
 
-    kind: Literal["json", "regex", "choice"]
+    kind: Literal["json", "regex", "choice", "grammar"]
     text: str
-    """A JSON schema, a regular expression, or a JSON list of strings."""
+    """A JSON schema, a regular expression, a JSON list of strings, or a Lark grammar."""
+    strict: bool = True
+    """Of a JSON schema: properties that it does not list do not come, unless it says that they may;
+    False leaves that open."""
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Of kind json: the schema itself."""
+        found = msgspec.json.decode(self.text)
+        return found if isinstance(found, dict) else {} if found else {"enum": []}
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +72,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     """How many alternatives to report beside each chosen token; None for no logprobs at all."""
+    prompt_logprobs: int | None = None
+    """The same of each token of the prompt but its first. Only beside it `max_tokens` may be 0:
+    the prompt is computed, and nothing is generated."""
+    skip_special_tokens: bool = True
+    """Whether special tokens are left out of the text."""
+    include_stop_str_in_output: bool = False
+    """Whether the text ends with the stop string or token that ended it."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
@@ -77,6 +93,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         settle(self, bounds.SAMPLING)
+        if not self.max_tokens and self.prompt_logprobs is None:
+            try:
+                bounds.BOUNDS["max_tokens"].read(self.max_tokens)
+            except ValueError as error:
+                raise blame("max_tokens", error) from None
         if self.min_tokens > self.max_tokens:
             most = span(0, self.max_tokens, "tokens (max_tokens)")
             raise blame("min_tokens", out_of("min_tokens", most, self.min_tokens))
@@ -125,11 +146,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """One generated token with its natural-log probability and the likeliest alternatives."""
+    """One token with its natural-log probability and the likeliest alternatives."""
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int | None = None
+    """Its place among all tokens, the likeliest being 1; known of a prompt's tokens alone."""
+
+
+PromptLogprobs = tuple[TokenLogprob | None, ...]
+"""Of each token of a prompt; None of the first, which nothing foretells."""
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +174,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """The stop string or stop token id that ended the reply, if one did."""
     cached_tokens: int = 0
     """Prompt tokens that needed no computation; given once, with the first chunk."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """Where they were asked for; given once, with the first chunk."""
     raw: Any = None
 
 
@@ -165,6 +194,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     stop_reason: str | int | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
     error: str | None = None
     ttft_s: float | None = None
     e2e_s: float = 0.0

@@ -16,6 +16,7 @@ import msgspec
 from llmserve.core.knobs import SPECS, Applied, Knobs
 from llmserve.core.types import Chunk, Request, SamplingParams, StepRecord, Structured
 from llmserve.core.validation import meant
+from llmserve.engines.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -59,23 +60,6 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """No model runs: what a step takes, and what it says, is made up."""
     details: dict[str, str] = {}
     """Further facts for `%llmserve status`: threads, parameters, attention path …"""
-
-
-class Tokenizer(Protocol):
-    """Text to token ids and back, as the engine's model reads them."""
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of raw text, with what special tokens the model wants in front."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
-        """Token ids of a conversation rendered by the model's chat template, ready to answer.
-
-        Raises ValueError where the model has no chat template or the template refuses.
-        """
-        ...
 
 
 class Engine(Protocol):
@@ -199,6 +183,12 @@ class HasApi(Protocol):
     @property
     def api_paths(self) -> Mapping[str, str]:
         """Its paths, each with its method; everything else is answered by our own routes."""
+        ...
+
+    @property
+    def api_fields(self) -> Mapping[str, Mapping[str, Any]]:
+        """Of each path with a body the fields that it reads, once there is an application: None
+        for a field that holds what it likes, a mapping of the same kind where it holds objects."""
         ...
 
     async def api(self, submit: Submit) -> ASGIApp:

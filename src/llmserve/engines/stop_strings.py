@@ -11,8 +11,10 @@ class StopStrings:
     What may yet become a stop string is kept back, so nothing has to be unsaid.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, included: bool = False) -> None:
+        """included: the text ends behind the stop string, and not before it."""
         self._stops = tuple(stops)
+        self._included = included
         self._tail = ""
 
     def push(self, piece: str) -> tuple[str, str | None]:
@@ -20,9 +22,9 @@ class StopStrings:
         text = self._tail + piece
         found = [(at + len(s), at, s) for s in self._stops if (at := text.find(s)) >= 0]
         if found:
-            _, at, stop = min(found)
+            end, at, stop = min(found)
             self._tail = ""
-            return text[:at], stop
+            return text[: end if self._included else at], stop
         kept = max((_overlap(text, stop) for stop in self._stops), default=0)
         certain = len(text) - kept
         self._tail = text[certain:]

@@ -200,11 +200,11 @@ class Columns:
             self._each(row_of(one, arrival))
 
     def _meets(self, one: Simulated) -> bool:
-        assert one.first_s is not None, "it was served"
-        arrival, tokens = one.request.arrival, one.generated
-        tpot = (one.ended_s - one.first_s) / (tokens - 1) if tokens > 1 else None
+        arrival, first, tokens = one.request.arrival, one.first_s, one.generated
+        tpot = None if first is None or tokens < 2 else (one.ended_s - first) / (tokens - 1)
         slo, e2e = self._slo or _NO_SLO, one.ended_s - arrival
-        return slo.met(one.first_s - arrival, tpot, e2e, one.request.ttft_slo_ms)
+        ttft = None if first is None else first - arrival  # of a prompt alone
+        return slo.met(ttft, tpot, e2e, one.request.ttft_slo_ms)
 
     def _append(self, one: Simulated, arrival: float, prompt_tokens: int) -> None:
         times, counts, request = self._times, self._counts, one.request

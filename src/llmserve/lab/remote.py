@@ -25,7 +25,7 @@ from llmserve.serving.runtime import Runtime
 if TYPE_CHECKING:
     from llmserve.bench.load.workload import Load
     from llmserve.bench.results.result import Result
-    from llmserve.engines.base import Tokenizer
+    from llmserve.engines.tokenizer import Tokenizer
     from llmserve.lab.comparison import Comparison
     from llmserve.lab.sweep_result import Sweep
 

@@ -15,8 +15,9 @@ from llmserve.bench.load.workload import Arrival, Load, Workload
 from llmserve.bench.results.report import CLIENT_LIMIT
 from llmserve.bench.run.driver import BACK_OFF_S, MAX_OUTSTANDING, maker, run_salt
 from llmserve.core.agenda import Agenda
-from llmserve.core.types import Request
+from llmserve.core.types import ParamError, Request
 from llmserve.core.validation import mistyped, out_of
+from llmserve.engines.simulator.reply import shortest_reply
 from llmserve.engines.simulator.vocabulary import WordTokenizer
 from llmserve.lab.front import Simulated, SimulatedFront
 
@@ -216,6 +217,10 @@ class RequestSender:
         if not self._last_s <= request.arrival < math.inf:
             least = f"{self._last_s:g} s or later, in order"
             raise out_of(f"the arrival of {request.id}", least, request.arrival)
+        try:
+            shortest_reply(request.sampling.structured_outputs)
+        except ParamError as error:
+            raise ParamError(error.param, f"request {request.id}: {error}") from None
         self._last_s = request.arrival
         agenda = self._agenda
         agenda.at(request.arrival, agenda.soon, self._arrive, request, leaves_s)

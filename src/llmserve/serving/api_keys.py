@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from llmserve.core.validation import plain
 ENVIRONMENT = "LLMSERVE_API_KEYS"
 Source = str | os.PathLike[str] | Mapping[str, Any] | None
 
+MOST_KEYS = 16
+"""The most keys of one request that are looked at: each costs a comparison with all there are."""
 _SHORTEST_KEY = 8
 
 
@@ -66,14 +69,20 @@ class Keyring:
     def __repr__(self) -> str:
         return f"Keyring({len(self._holders)} keys, hidden)"
 
-    def holder(self, authorization: bytes) -> Holder | None:
-        """The holder that an Authorization header names; None for an unknown key."""
-        scheme, _, token = authorization.partition(b" ")
-        found = self.holder_of(token)
-        return found if scheme.lower() == b"bearer" else None
+    def holder(self, keys: Iterable[bytes]) -> Holder | None:
+        """The holder of these keys, some of which may be nobody's; None where all of them are. The
+        session's own key counts before a tenant's, and a tenant's before those that come after it.
 
-    def holder_of(self, key: bytes) -> Holder | None:
-        """The holder of this key. Every key is compared, and compared whole, whichever fits."""
+        Each is compared with every key there is, and compared whole, whichever fits.
+        """
+        found = None
+        for key in dict.fromkeys(islice(keys, MOST_KEYS)):
+            holder = self._holder_of(key)
+            if found is None or (holder is not None and holder.tenant is None):
+                found = holder
+        return found
+
+    def _holder_of(self, key: bytes) -> Holder | None:
         brought = hashlib.sha256(key.strip()).digest()
         found = None
         for known, holder in self._holders.items():

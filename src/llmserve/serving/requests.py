@@ -22,6 +22,7 @@ from llmserve.core.types import (
 )
 from llmserve.core.validation import meant, plain, shown, wholes
 from llmserve.engines.base import ChecksSchemas
+from llmserve.engines.tokenizer import ChatOptions
 from llmserve.serving.tokenize import tokenised
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[Mapping[str, object]]
 
+_CONTEXT = "This model's maximum context length"
+_TOO_LONG = "The prompt is too long for that: shorten it, or ask for less."
 _FIELDS = frozenset(SamplingParams.__struct_fields__)
 
 
@@ -101,21 +104,43 @@ def room_left(prompt_tokens: int, info: EngineInfo, param: str) -> int:
     there are none."""
     limit = info.max_model_len
     if prompt_tokens >= limit:
-        reason = f"the prompt's {prompt_tokens} tokens leave no room to answer"
-        raise ContextExceeded(param, f"{reason} in the context of {limit} tokens")
+        asked = f"the prompt's {prompt_tokens:,} leave no room to answer"
+        raise ContextExceeded(param, over_context(limit, asked))
     return limit - prompt_tokens
 
 
-def reply_tokens(requested: object, prompt_tokens: int, info: EngineInfo, param: str) -> int:
+def reply_tokens(
+    requested: object, prompt_tokens: int, info: EngineInfo, param: str, *,
+    called: str = "max_tokens", none: bool = False,
+) -> int:  # fmt: skip
     """The checked `max_tokens` of a request. ParamError where they are no number or out of bounds,
-    ContextExceeded where they do not fit behind the prompt."""
+    ContextExceeded where they do not fit behind the prompt.
+
+    called: the field's name where it came in. none: they may be 0, for the prompt alone is of
+    interest.
+    """
     room, own = room_left(prompt_tokens, info, param), plain(requested)
+    if none and type(own) is int and own == 0:
+        return 0
     beyond = type(own) is int and own > room
-    tokens: int = own if beyond else read_param("max_tokens", own)
+    tokens: int = own if beyond else read_param("max_tokens", own, called)
     if tokens > room:
-        reason = f"{prompt_tokens} prompt tokens and max_tokens={shown(tokens)}"
-        raise ContextExceeded(param, f"{reason} exceed the context of {info.max_model_len} tokens")
+        asked = f"the prompt has {prompt_tokens:,} and {called} asks for {shown(tokens)} more"
+        raise ContextExceeded(param, over_context(info.max_model_len, asked))
     return tokens
+
+
+def over_context(limit: int, asked: str) -> str:
+    """The sentence by which clients know that a prompt is too long: OpenAI's own beginning, and an
+    end that LangChain looks for where a client shows it no code."""
+    return f"{_CONTEXT} is {limit} tokens, but {asked}. {_TOO_LONG}"
+
+
+def as_over_context(limit: int, said: str) -> str:
+    """The same sentence of what an engine's own application said."""
+    if said.startswith(_CONTEXT):
+        return f"{said} {_TOO_LONG}"
+    return over_context(limit, f"the engine says: {said.rstrip('.')}")
 
 
 def check_tokens(sampling: SamplingParams, info: EngineInfo) -> None:
@@ -149,7 +174,8 @@ def request_of(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> 
     info = service.engine.info
     room = room_left(len(ids), info, "prompt")
     given.setdefault("max_tokens", min(256, room))
-    given["max_tokens"] = reply_tokens(given["max_tokens"], len(ids), info, "prompt")
+    alone = given.get("prompt_logprobs") is not None
+    given["max_tokens"] = reply_tokens(given["max_tokens"], len(ids), info, "prompt", none=alone)
     sampling = read_sampling(given)
     check_tokens(sampling, info)
     if sampling.structured_outputs is not None and not isinstance(service.engine, ChecksSchemas):
@@ -158,12 +184,12 @@ def request_of(service: Service, prompt: Prompt, options: Mapping[str, Any]) -> 
     return make_request(service.new_id("cell"), ids, sampling, arrival=now, sender=sender)
 
 
-def read_param(name: str, value: object) -> Any:
-    """A number of the table by its name; ParamError in a sentence."""
+def read_param(name: str, value: object, called: str | None = None) -> Any:
+    """A number of the table by its name; ParamError in a sentence, which names it as `called`."""
     try:
-        return BOUNDS[name].read(value)
+        return BOUNDS[name].read(value, called=called or "")
     except ValueError as error:
-        raise blame(name, error) from None
+        raise blame(called or name, error) from None
 
 
 def read_sampling(given: Mapping[str, Any]) -> SamplingParams:
@@ -217,14 +243,15 @@ def prompt_text(service: Service, request_id: str) -> str | None:
 
 def _encode(service: Service, prompt: Prompt, raw: bool) -> list[int]:
     tokenizer = service.engine.tokenizer
+    options = ChatOptions(allow_special_tokens=service.allow_special_tokens)
     if not prompt:
         raise ParamError("prompt", "the prompt is empty")
     if not isinstance(prompt, str):
-        return tokenizer.chat(_messages(prompt))
+        return tokenizer.chat(_messages(prompt), options)
     if raw:
         return tokenizer.encode(prompt)
     try:
-        return tokenizer.chat([{"role": "user", "content": prompt}])
+        return tokenizer.chat([{"role": "user", "content": prompt}], options)
     except ValueError:  # a base model: it has no chat template
         return tokenizer.encode(prompt)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 from collections.abc import Callable, Collection, Mapping
 
 import msgspec
@@ -62,6 +63,10 @@ class Service:
         self._stopping = False
         self.waiting_for_engine = 0
         """Callers in `when_up`."""
+        self._start = secrets.token_hex(6)
+        self.allow_special_tokens = False
+        """Whether a special token that a message spells is that token, where a request does not
+        say."""
         self._ids = itertools.count(1)
 
     @property
@@ -75,7 +80,8 @@ class Service:
         return self.engine.info.pids if self.supervisor.holds else ()
 
     def new_id(self, prefix: str) -> str:
-        return f"{prefix}-{next(self._ids)}"
+        """An id that no other service gives, nor this one at another start."""
+        return f"{prefix}-{self._start}-{next(self._ids)}"
 
     async def start(self) -> None:
         """Start the engine and give it the knobs; EngineError where it cannot start."""

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from llmserve.core.types import Chunk, Outcome, Request, TokenLogprob, Usage
+from llmserve.core.types import Chunk, Outcome, PromptLogprobs, Request, TokenLogprob, Usage
 from llmserve.scheduling.admission import Rejected
 
 
@@ -49,6 +49,7 @@ class Stream:
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: PromptLogprobs | None = None
         self._cached = 0
         self._first_token: float | None = None
 
@@ -119,6 +120,8 @@ class Stream:
         self._tokens.extend(chunk.token_ids)
         if chunk.logprobs:
             self._logprobs.extend(chunk.logprobs)
+        if chunk.prompt_logprobs is not None:
+            self._prompt_logprobs = chunk.prompt_logprobs
         self._seen(chunk)
         self._chunks.append(chunk)
         self._wake()
@@ -139,6 +142,7 @@ class Stream:
             usage=self.usage,
             stop_reason=last.stop_reason,
             logprobs=tuple(self._logprobs) if request.sampling.logprobs is not None else None,
+            prompt_logprobs=self._prompt_logprobs,
             error=str(failure) if failure else None,
             ttft_s=None if self._first_token is None else self._first_token - arrival,
             e2e_s=now - arrival,

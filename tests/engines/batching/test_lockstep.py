@@ -20,8 +20,10 @@ def nothing(seq: Sequence) -> None:
     """All replies are zeros."""
 
 
-def request(id: str, prompt: tuple[int, ...], reply: int, tenant: str = "a") -> Request:
-    sampling = SamplingParams(max_tokens=reply)
+def request(
+    id: str, prompt: tuple[int, ...], reply: int, tenant: str = "a", *, scored: bool = False
+) -> Request:
+    sampling = SamplingParams(max_tokens=reply, prompt_logprobs=0 if scored else None)
     return Request(id=id, prompt_ids=prompt, sampling=sampling, arrival=0.0, tenant=tenant)
 
 
@@ -56,9 +58,9 @@ class Pair:
         drawn = {row.seq.id: 0 for row in plain.rows if row.samples}
         self.plain.commit(plain, drawn)
         self.group.commit(group, drawn)
-        done = [row.seq.id for row in plain.rows if row.samples and row.seq.full]
+        done = [row.seq.id for row in plain.rows if row.seq.full]
         full = [seq.id for seq in self.group.take_full()]
-        assert full + [row.seq.id for row in group.rows if row.samples and row.seq.full] == done
+        assert full + [row.seq.id for row in group.rows if row.seq.full] == done
         for request_id in done:
             self.remove(request_id)
         assert list(self.plain.pool.shelved) == list(self.group.pool.shelved)
@@ -93,7 +95,9 @@ def test_both_planners_plan_the_same_steps_whatever_comes(seed: int, steps: int)
         for _ in range(rng.choice((0, 0, 0, 1, 4))):
             here += 1
             prompt = (rng.choice((0, 1)),) * rng.randint(1, min(12, room - 2))
-            pair.add(request(f"r{here}", prompt, rng.choice((1, 3, 30)), rng.choice("ab")))
+            scored = rng.random() < 0.2
+            reply = rng.choice((0, 3, 30) if scored else (1, 3, 30))
+            pair.add(request(f"r{here}", prompt, reply, rng.choice("ab"), scored=scored))
         if rng.random() < 0.1:
             pair.remove(f"r{rng.randint(1, here + 1)}")
         if rng.random() < 0.1:

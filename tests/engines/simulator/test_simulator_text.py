@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from llmserve.engines.simulator.vocabulary import VOCABULARY, WordTokenizer
 from llmserve.engines.stop_strings import StopStrings
+from llmserve.engines.tokenizer import ChatOptions
 from support.simulation import Received, Simulation
 
 
@@ -161,3 +162,32 @@ def test_how_a_text_is_cut_changes_nothing_about_where_it_stops(
         assert not any(one in text for one in stops)
     else:
         assert text.startswith(got + stop)
+
+
+@given(
+    st.lists(
+        st.one_of(st.sampled_from(["<|im_start|>", "<|im_end|>", "<|", "im_end|>"]), st.text())
+    )
+)
+def test_no_text_of_a_message_ends_its_turn(parts: list[str]) -> None:
+    tokenizer, text = WordTokenizer(), "".join(parts)
+    ids = tokenizer.chat([{"role": "user", "content": text}])
+    mark = tokenizer.encode("<|im_end|>")
+    ends = sum(ids[at : at + len(mark)] == mark for at in range(len(ids)))
+    assert ends == 1
+    assert f"user\n{text}<|im_end|>" in tokenizer.decode(ids)
+    allowed = tokenizer.chat(
+        [{"role": "user", "content": text}], ChatOptions(allow_special_tokens=True)
+    )
+    assert allowed == tokenizer.encode(tokenizer.decode(ids))
+
+
+def test_a_message_that_is_continued_stays_open() -> None:
+    tokenizer = WordTokenizer()
+    chat = [{"role": "assistant", "content": "Once"}]
+    ids = tokenizer.chat(
+        chat, ChatOptions(add_generation_prompt=False, continue_final_message=True)
+    )
+    assert tokenizer.decode(ids) == "<|im_start|>assistant\nOnce"
+    with pytest.raises(ValueError, match="exclude each other"):
+        tokenizer.chat(chat, ChatOptions(continue_final_message=True))

@@ -57,6 +57,7 @@ def drive() -> Drive:
         forward: str = "auto",
         dtype: str = "float32",
         prefix_caching: bool = True,
+        scores_per_step: int = 4096,
         store: Callable[[Geometry], KvStore] = KvStore,
         **knobs: object,
     ) -> Driven:
@@ -67,7 +68,7 @@ def drive() -> Drive:
         model = loaded[folder, forward, dtype]
         planner = StepPlanner(
             kv_blocks=kv_blocks, block_size=block_size, max_model_len=model.max_model_len,
-            prefix_caching=prefix_caching,
+            prefix_caching=prefix_caching, scores_per_step=scores_per_step,
         )
         detokenizer = Detokenizer(open_tokenizer(folder).backend)
         runner = StepLoop(

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 
+from llmserve.engines.token_bytes import byte_characters
 from llmserve.engines.torch.text.detokenize import (
     REPLACEMENT,
     ByteStream,
     Detokenizer,
     TextStream,
     WindowStream,
-    byte_characters,
 )
 from support.tiny_models import VOCAB
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from llmserve.core.types import SamplingParams, Structured
+from llmserve.engines.guided.grammars import check
 from llmserve.engines.torch.sampling.guided_decoding import Grammars, forbidden
 from llmserve.engines.torch.sampling.sampler import Draws, draw
-from llmserve.engines.torch.sampling.schemas import check
 from llmserve.engines.torch.step_loop import StepLoop
 from llmserve.engines.torch.text.tokenizer import open_tokenizer
 from support.tiny_models import EOS, VOCAB, Drive, Driven, generate, reference
@@ -85,6 +85,57 @@ def test_what_is_cut_short_is_a_beginning_of_the_form(driven: Driven) -> None:
     assert driven.text("a").startswith('{"')
 
 
+LONG = Structured("json", json.dumps({
+    "type": "object",
+    "properties": {
+        "story": {"type": "string"},
+        "parts": {"type": "array", "items": {"type": "array", "items": {"type": "string"}}},
+        "more": {
+            "type": "object",
+            "properties": {name: {"type": "string"} for name in ("who", "where", "when")},
+            "required": ["who", "where", "when"],
+        },
+    },
+    "required": ["story"],
+}))  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
+def test_a_reply_that_nears_its_limit_takes_the_shortest_way_out(
+    driven: Driven, temperature: float
+) -> None:
+    """Also where it would open an object just then that has no room."""
+    limits = [*range(20, 100, 5)]
+    for most in limits:
+        more = {"temperature": temperature, "seed": most, "max_tokens": most, "logprobs": 0}
+        ask(driven, str(most), LONG, **more)
+    driven.finish()
+    for most in limits:
+        assert driven.end(str(most)).finish_reason == "stop", driven.text(str(most))
+        assert isinstance(json.loads(driven.text(str(most)))["story"], str)
+        assert len(driven.tokens(str(most))) <= most
+        deltas = [one for step in driven.steps for one in step.deltas if one.id == str(most)]
+        for delta in deltas:
+            assert delta.logprobs is not None
+            assert [one.token_id for one in delta.logprobs] == [*delta.token_ids]
+
+
+def test_a_log_probability_is_of_the_token_that_was_taken(llama: Path) -> None:
+    grammars = Grammars(open_tokenizer(llama).backend, VOCAB, {EOS})
+    scores = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(1))
+    row = Draws(
+        SamplingParams(temperature=1.0, logprobs=1, max_tokens=1),
+        0,
+        ends=(EOS,),
+        matcher=grammars.open(Structured("regex", r"[a-z]*\."), 1),
+    )
+    (token,), (logprob,) = draw(scores, [row])
+    assert open_tokenizer(llama).decode([token]) == "."
+    assert logprob is not None
+    assert logprob.token_id == token
+    assert logprob.logprob == pytest.approx(float(scores.log_softmax(-1)[0, token]), abs=1e-5)
+
+
 def test_a_form_survives_preemption(llama: Path, drive: Drive, driven: Driven) -> None:
     crowd = drive(llama, kv_blocks=40)
     crowd.runner._grammars = driven.runner._grammars
@@ -118,17 +169,17 @@ ALTERNATIVES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "lost",
-    [
-        Structured("regex", r"a<\|im_end\|>b"),
-        Structured("regex", r"a[^\x00-\U0010ffff]"),
-        Structured("json", json.dumps({"anyOf": ALTERNATIVES})),
-    ],
-)
-def test_a_form_that_is_lost_on_the_way_fails_alone(
-    lost: Structured, llama: Path, driven: Driven
-) -> None:
+@pytest.mark.parametrize("strict", [True, False])
+def test_many_alternatives_at_once_are_kept_to(driven: Driven, strict: bool) -> None:
+    form = Structured("json", json.dumps({"anyOf": ALTERNATIVES}), strict=strict)
+    check(form)
+    ask(driven, "a", form, seed=1, max_tokens=40)
+    driven.finish()
+    assert isinstance(json.loads(driven.text("a")), dict)
+
+
+def test_a_form_that_is_lost_on_the_way_fails_alone(llama: Path, driven: Driven) -> None:
+    lost = Structured("regex", r"a<\|im_end\|>b")
     check(lost)  # the door finds nothing wrong with it
     ask(driven, "lost", lost)
     driven.submit("good", PROMPT, max_tokens=14, temperature=0)
@@ -154,11 +205,17 @@ def optional(count: int) -> Structured:
 
 @pytest.mark.parametrize(
     "form",
-    [Structured("regex", "(("), Structured("json", '{"type": "nonsense"}'), optional(12_000)],
-    ids=["regex", "schema", "large"],
+    [
+        Structured("regex", "(("),
+        Structured("regex", r"a[^\x00-\U0010ffff]"),
+        Structured("json", '{"type": "nonsense"}'),
+        Structured("json", '{"$ref": "#"}'),
+        optional(12_000),
+    ],
+    ids=["regex", "nothing", "schema", "circle", "large"],
 )
 def test_the_door_names_what_is_wrong_with_a_form(form: Structured) -> None:
-    with pytest.raises(ValueError, match=r"regex|nonsense|too big"):
+    with pytest.raises(ValueError, match=r"regex|nonsense|too big|no text fits it"):
         check(form)
 
 
@@ -166,12 +223,12 @@ def test_what_the_door_lets_through_the_engine_can_open(llama: Path) -> None:
     grammars = Grammars(open_tokenizer(llama).backend, VOCAB, {EOS})
     for form in (optional(1000), Structured("choice", json.dumps([f"x {i}" for i in range(9000)]))):
         check(form)
-        assert not grammars.open(form).complete
+        assert not grammars.open(form, 100).complete
 
 
 def test_no_token_beyond_the_form_is_ever_drawn(llama: Path) -> None:
     grammars = Grammars(open_tokenizer(llama).backend, VOCAB, {EOS})
-    matcher = grammars.open(Structured("regex", "[ab]x"))
+    matcher = grammars.open(Structured("regex", "[ab]x"), 40)
     allowed = (~forbidden([matcher], VOCAB)[0]).nonzero()[:, 0].tolist()
     params = SamplingParams(temperature=1.0, logit_bias=((allowed[0], -100.0),), min_tokens=5)
     row = Draws(params, 0, ends=(EOS,), matcher=matcher)

@@ -25,6 +25,7 @@ from llmserve.core.validation import shown
 from llmserve.engines import registry
 from llmserve.engines.base import EngineError
 from llmserve.engines.process.processes import end
+from llmserve.engines.vllm.api_server import tool_options
 from llmserve.engines.vllm.options import CPU_KV_BYTES, CPU_WORKER, TIGHT_JSON, parse
 from llmserve.engines.vllm.process_files import Launch
 from llmserve.engines.vllm.startup import OptionRefused, close_sockets, refusal, start_failure
@@ -35,6 +36,25 @@ KNOWN = {
     "model", "structured_outputs_config", "dtype", "max_model_len", "served_model_name",
     "enforce_eager", "worker_cls",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "parser"),
+    [
+        (None, "hermes"),
+        ("{{ messages }}", "hermes"),
+        ("{{ tools }}<tool_call>", "hermes"),
+        ("{{ tools }} [AVAILABLE_TOOLS] [TOOL_CALLS]", "mistral"),
+        ('{{ tools }} "parameters": <|eot_id|>', "llama3_json"),
+    ],
+)
+def test_calls_are_read_as_the_template_shows_unless_the_user_says_how(
+    template: str | None, parser: str
+) -> None:
+    own = {"enable_auto_tool_choice": True, "tool_call_parser": parser}
+    assert tool_options(template, {}) == own
+    assert tool_options(template, {"enable_auto_tool_choice": False}) == {}
+    assert tool_options(template, {"tool_call_parser": "xlam"}) == {}
 
 
 def has_vllm() -> bool:

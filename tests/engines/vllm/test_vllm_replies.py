@@ -26,7 +26,8 @@ def test_every_field_of_sampling_reaches_vllm_under_its_name() -> None:
         "stop": ("x", "y"), "stop_token_ids": (4,), "ignore_eos": True, "logprobs": 2,
         "presence_penalty": 0.1, "frequency_penalty": 0.2, "repetition_penalty": 1.3,
         "min_p": 0.25, "min_tokens": 5, "logit_bias": ((7, -3.5), (8, 1.0)),
-        "structured_outputs": Structured("regex", "a+"),
+        "structured_outputs": Structured("regex", "a+"), "prompt_logprobs": 4,
+        "skip_special_tokens": False, "include_stop_str_in_output": True,
     }  # fmt: skip
     assert given.keys() == set(SamplingParams.__struct_fields__), "a new field wants a line here"
     made = to_params(SamplingParams(**given))
@@ -89,3 +90,18 @@ def test_a_reply_from_a_cell_keeps_its_form(session: Session, form: Structured, 
 def test_a_form_that_cannot_be_is_refused(session: Session) -> None:
     with pytest.raises(ParamError, match="regex"):
         said(session, max_tokens=4, structured_outputs=Structured("regex", "(("))
+
+
+def test_a_prompts_logprobs_come_once_and_alone_where_no_reply_is_asked(session: Session) -> None:
+    tokenizer = session.service.engine.tokenizer
+    ids = tuple(tokenizer.encode(PROMPT))
+    alone = said(session, prompt_logprobs=2, max_tokens=0)
+    assert (alone.text, alone.token_ids, alone.finish_reason) == ("", (), "length")
+    assert alone.usage.completion_tokens == 0
+    behind = said(session, prompt_logprobs=2, max_tokens=3, temperature=0.0)
+    for outcome in (alone, behind):
+        first, *rest = outcome.prompt_logprobs
+        assert first is None
+        assert tuple(one.token_id for one in rest) == ids[1:]
+        assert all(one.rank >= 1 and one.logprob <= 0 and len(one.top) in (2, 3) for one in rest)
+    assert said(session, max_tokens=1).prompt_logprobs is None

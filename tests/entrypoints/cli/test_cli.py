@@ -77,6 +77,16 @@ def test_a_key_of_ones_own_is_not_printed() -> None:
         assert shown == "yours"
 
 
+def test_pages_of_the_origins_on_the_line_are_answered() -> None:
+    listed = "http://a.example,http://b.example:8080"
+    with serving(["--port", "0", "--cors-origins", listed]) as (_, url, _):
+        for origin in listed.split(","):
+            headers = {"Origin": origin, "Access-Control-Request-Method": "GET"}
+            asked = urllib.request.Request(f"{url}/models", headers=headers, method="OPTIONS")
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                assert answer.headers["Access-Control-Allow-Origin"] == origin
+
+
 def test_a_wrong_key_is_told_and_so_is_silence() -> None:
     with serving(["--port", "0"]) as (_, url, _):
         assert "401" in call("status", url, key="wrong").stderr
@@ -94,6 +104,7 @@ def test_a_wrong_key_is_told_and_so_is_silence() -> None:
         (["--option", "nothing=1"], "nothing"),
         (["--option", "decode_ms=1e400"], "decode_ms must be within 0 and"),
         (["--engine", "steam"], "steam"),
+        (["--cors-origins", "https://a.example,b.example"], "write its scheme"),
     ],
 )
 def test_a_mistake_is_a_line_on_stderr(words: list[str], told: str) -> None:

@@ -41,12 +41,37 @@ def test_another_scheme_with_the_right_key_is_refused(server: Serving) -> None:
     assert answer.status_code == 401
 
 
-def test_the_key_may_come_as_anthropics_clients_send_it(server: Serving) -> None:
+@pytest.mark.parametrize("name", ["x-api-key", "api-key"])
+def test_the_key_may_come_as_anthropics_and_azures_clients_send_it(
+    server: Serving, name: str
+) -> None:
     with server.http(key=None) as http:
         for key, status in ((KEY, 200), ("sk-wrong", 401), (f"Bearer {KEY}", 401), ("", 401)):
-            assert http.get("/v1/models", headers={"x-api-key": key}).status_code == status
-        both = {"x-api-key": KEY, "Authorization": "Bearer sk-wrong"}
-        assert http.get("/v1/models", headers=both).status_code == 401
+            assert http.get("/v1/models", headers={name: key}).status_code == status
+
+
+RIGHT = [
+    ("Authorization", f"Bearer {KEY}"), ("authorization", f"bEARER   {KEY}"),
+    ("X-API-Key", KEY), ("api-key", KEY),
+]  # fmt: skip
+WRONG = [
+    ("Authorization", "Bearer sk-wrong"), ("Authorization", "token of-a-proxy"),
+    ("Authorization", f"Basic {KEY}"), ("Authorization", ""), ("x-api-key", "sk-wrong"),
+    ("api-key", f"Bearer {KEY}"), ("Proxy-Authorization", f"Bearer {KEY}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("right", RIGHT, ids=[name for name, _ in RIGHT])
+def test_a_right_key_opens_whatever_is_sent_beside_it(
+    server: Serving, right: tuple[str, str]
+) -> None:
+    with server.http(key=None) as http:
+        for wrong in WRONG:
+            assert http.get("/v1/models", headers=[wrong]).status_code == 401, wrong
+            for both in ([wrong, right], [right, wrong]):
+                assert http.get("/v1/models", headers=both).status_code == 200, both
+        assert http.get("/v1/models", headers=WRONG).status_code == 401
+        assert http.get("/v1/models", headers=[*WRONG, right]).status_code == 200
 
 
 def test_health_needs_no_key(server: Serving) -> None:

@@ -9,6 +9,7 @@ import socket
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -54,13 +55,17 @@ WRONG_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": None}, "messages"),
     ({"messages": []}, "messages"),
     ({"messages": "hello"}, "messages"),
-    ({"messages": [{"content": "no role"}]}, "messages"),
-    ({"messages": [{"role": "narrator", "content": "x"}]}, "messages"),
-    ({"messages": [{"role": "user"}]}, "messages"),
-    ({"messages": [{"role": "user", "content": 3}]}, "messages"),
+    ({"messages": [{"content": "no role"}]}, "messages[0].role"),
+    ({"messages": [{"role": "narrator", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-        "messages",
+        "messages[0].content[0].image_url",
+    ),
+    (
+        {"messages": [*MESSAGES, {"role": "user", "content": [{"type": "video"}]}]},
+        "messages[1].content[0]",
     ),
     ({"messages": [{"role": "user", "content": "a " * 5000}]}, "messages"),
     ({"messages": [{"role": "user", "content": "a" * 2_000_000}]}, "messages"),
@@ -70,7 +75,8 @@ WRONG_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": "12"}, "max_tokens"),
     ({"max_tokens": True}, "max_tokens"),
     ({"max_tokens": 10**9}, "messages"),
-    ({"max_completion_tokens": -5}, "max_tokens"),
+    ({"max_completion_tokens": -5}, "max_completion_tokens"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"max_tokens": 10**400}, "messages"),
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
@@ -91,8 +97,8 @@ WRONG_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"stop_token_ids": [2**40]}, "stop_token_ids"),
     ({"logprobs": 3}, "logprobs"),
     ({"top_logprobs": 3}, "top_logprobs"),
-    ({"logprobs": True, "top_logprobs": 21}, "logprobs"),
-    ({"logprobs": True, "top_logprobs": -1}, "logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
     ({"presence_penalty": 2.1}, "presence_penalty"),
     ({"frequency_penalty": -3}, "frequency_penalty"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
@@ -110,12 +116,19 @@ WRONG_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"guided_regex": ""}, "guided_regex"),
     ({"guided_choice": []}, "guided_choice"),
     ({"guided_grammar": "start: A"}, "guided_grammar"),
+    ({"echo": True}, "echo"),
     ({"logit_bias": {"3": 101}}, "logit_bias"),
     ({"logit_bias": {"x": 1}}, "logit_bias"),
     ({"logit_bias": {"-1": 1}}, "logit_bias"),
     ({"min_p": 1.5}, "min_p"),
     ({"min_tokens": 3}, "min_tokens"),
 ]
+
+
+def names(error: dict[str, Any], param: str) -> bool:
+    """Whether it is about the field, or a place in it."""
+    said = str(error["param"])
+    return said == param or said.startswith((f"{param}[", f"{param}."))
 
 
 def ids_of(cases: list[tuple[dict[str, Any], str]]) -> list[str]:
@@ -128,7 +141,7 @@ def test_a_wrong_chat_is_400_and_names_the_field(
 ) -> None:
     answer = http.post(CHAT, json={"messages": MESSAGES, "max_tokens": 2, **change})
     assert answer.status_code == 400
-    assert error_of(answer)["param"] == param
+    assert names(error_of(answer), param)
 
 
 def test_a_form_is_kept_to_or_refused_by_its_name(http: httpx.Client, server: Serving) -> None:
@@ -165,7 +178,10 @@ WRONG_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 5000}, "prompt"),
     ({"logprobs": True}, "logprobs"),
     ({"logprobs": 21}, "logprobs"),
-    ({"echo": True}, "echo"),
+    ({"echo": 3}, "echo"),
+    ({"prompt_logprobs": -2}, "prompt_logprobs"),
+    ({"skip_special_tokens": "x"}, "skip_special_tokens"),
+    ({"include_stop_str_in_output": "x"}, "include_stop_str_in_output"),
     ({"best_of": 2}, "best_of"),
     ({"suffix": "end"}, "suffix"),
 ]
@@ -177,7 +193,7 @@ def test_a_wrong_completion_is_400_and_names_the_field(
 ) -> None:
     answer = http.post(COMPLETIONS, json={"prompt": "The sea", "max_tokens": 2, **change})
     assert answer.status_code == 400
-    assert error_of(answer)["param"] == param
+    assert names(error_of(answer), param)
 
 
 def test_a_token_outside_the_vocabulary_is_400(http: httpx.Client, server: Serving) -> None:
@@ -221,7 +237,7 @@ def test_detokenize_refuses_ids_outside_the_vocabulary(http: httpx.Client) -> No
     for tokens in ([-1], [2**31], [2**70], ["a"], None):
         answer = http.post("/detokenize", json={"tokens": tokens})
         assert answer.status_code == 400
-        assert error_of(answer)["param"] == "tokens"
+        assert names(error_of(answer), "tokens")
 
 
 def test_a_body_over_the_bound_is_413(http: httpx.Client) -> None:
@@ -252,7 +268,7 @@ def test_a_body_of_more_values_than_the_bound_is_413(
 
 def test_as_many_values_as_the_bound_are_read(http: httpx.Client, server: Serving) -> None:
     most = MAX_VALUES + server.info.max_model_len
-    body = json.dumps({"prompt": "The sea", "max_tokens": 1, "x": [0] * (most - 3)})
+    body = json.dumps({"prompt": "The sea", "max_tokens": 1, "keep_alive": [0] * (most - 3)})
     assert sum(body.count(each) for each in ",[{") == most
     answer = http.post(COMPLETIONS, content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 200
@@ -304,7 +320,7 @@ def test_another_content_type_is_415(http: httpx.Client, kind: str) -> None:
     [
         ("GET", CHAT, 405), ("DELETE", "/v1/models", 405), ("PUT", "/llmserve/knobs", 405),
         ("POST", "/metrics", 405), ("GET", "/", 404), ("GET", "/v1/models/", 404),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/embedding", 404),
     ],
 )  # fmt: skip
 def test_a_wrong_method_or_route_is_an_openai_error(
@@ -337,7 +353,9 @@ FIELDS = (
     "messages", "prompt", "tokens", "model", "n", "stop", "seed", "temperature", "top_p", "top_k",
     "logprobs", "top_logprobs", "stream", "stream_options", "presence_penalty",
     "frequency_penalty", "repetition_penalty", "ignore_eos", "tenant", "stop_token_ids",
-    "priority", "echo", "best_of", "tools", "response_format", "user", "return_token_strs",
+    "prompt_logprobs", "skip_special_tokens", "include_stop_str_in_output", "suffix",
+    "return_tokens_as_token_ids", "priority", "echo", "best_of", "tools", "response_format", "user",
+    "return_token_strs",
 )  # fmt: skip
 small = st.sampled_from([1, 2, 3, -1, 0, 2**70, "1", [], 1.5])  # a reply stays short
 bodies = st.fixed_dictionaries(
@@ -375,3 +393,33 @@ def assert_handled(answer: httpx.Response) -> None:
         error_of(answer)
     else:
         assert b'"error"' not in answer.content
+
+
+FALLBACKS = {
+    "LiteLLM": "this model's maximum context length is",
+    "LangChain": "prompt is too long",
+}
+"""By what these clients know that a longer context is wanted, in the error as text; LangChain
+also by its code, which not every release of OpenAI's client shows there."""
+
+
+def test_a_full_context_is_known_to_clients_that_fall_back(
+    http: httpx.Client, client: openai.OpenAI, server: Serving
+) -> None:
+    limit = server.info.max_model_len
+    long = [{"role": "user", "content": "a " * (2 * limit)}]
+    for route, body in [
+        (CHAT, {"messages": long}),
+        (CHAT, {"messages": MESSAGES, "max_completion_tokens": limit + 1}),
+        (COMPLETIONS, {"prompt": [5] * limit, "max_tokens": 1}),
+        (COMPLETIONS, {"prompt": "a " * (2 * limit)}),
+        (COMPLETIONS, {"prompt": "a" * 1_000_000}),
+    ]:
+        error = error_of(http.post(route, json=body))
+        assert error["code"] == "context_length_exceeded"
+        assert error["param"] == ("messages" if route == CHAT else "prompt")
+        assert error["message"].startswith(f"This model's maximum context length is {limit} tokens")
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(model=server.model, messages=long)  # type: ignore[arg-type]
+    for sign in FALLBACKS.values():
+        assert sign in str(raised.value).lower()

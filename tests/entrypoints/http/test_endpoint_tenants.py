@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ ASK: dict[str, object] = {"messages": MESSAGES, "max_tokens": 3, "temperature": 
 @pytest.fixture(scope="module")
 def house() -> Iterator[Serving]:
     key_terms = read_key_terms({"gold": {"key": GOLD, "max_active": 1, "ttft_slo_ms": 321}})
-    options = {"prefill_ms": 1.0, "decode_ms": 1.0}
+    options: dict[str, Any] = {"prefill_ms": 1.0, "decode_ms": 1.0}
     with serving("simulator", key_terms=key_terms, cache=CacheOptions(), **options) as served:
         yield served
 

@@ -15,11 +15,14 @@ from llmserve.core.events import RejectReason
 from llmserve.core.knobs import KnobError
 from llmserve.core.types import Chunk, ParamError, Request, SamplingParams, TokenLogprob
 from llmserve.engines.base import EngineError, EngineInfo
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 from llmserve.entrypoints.http import prompts, protocol
 from llmserve.entrypoints.http.errors import ApiError, as_api_error
-from llmserve.entrypoints.http.logprobs import TokenTexts, chat_logprobs
+from llmserve.entrypoints.http.logprobs import chat_logprobs
 from llmserve.entrypoints.http.merged_streams import TaggedChunk, arrivals
-from llmserve.entrypoints.http.responses import ChatReply, CompletionReply, Head
+from llmserve.entrypoints.http.replies import ChatReply, CompletionReply, Head
+from llmserve.entrypoints.http.token_places import TokenPlace
+from llmserve.entrypoints.http.token_texts import TokenTexts
 from llmserve.scheduling.admission import Rejected
 from llmserve.serving.requests import ContextExceeded
 from llmserve.serving.stream import Refused, RequestTimeout, Stream
@@ -31,13 +34,23 @@ INFO = EngineInfo(engine="e", model_id="m", max_model_len=100, kv_capacity_token
 class Letters:
     """A tokenizer of one token per character."""
 
-    def encode(self, text: str) -> list[int]:
+    chat_template: str | None = None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(letter) for letter in text]
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def token_bytes(self, token_id: int) -> bytes:
+        return chr(token_id).encode()
+
+    def token_name(self, token_id: int) -> str:
+        return chr(token_id)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]:
         return self.encode("|".join(f"{m['role']}:{m['content']}" for m in messages))
 
 
@@ -68,7 +81,8 @@ def test_a_chunk_without_text_yet_makes_no_event() -> None:
 
 
 def test_minus_infinity_is_told_as_a_number() -> None:
-    told = chat_logprobs([TokenLogprob(97, -math.inf, ((98, -math.inf),))], TokenTexts(Letters()))
+    token = TokenLogprob(97, -math.inf, ((98, -math.inf),))
+    told = chat_logprobs([(TokenPlace(97, 0, b"a"), token)], TokenTexts(Letters()))
     text = json.loads(msgspec.json.encode(told))
     assert text["content"][0]["logprob"] == -9999.0
     assert text["content"][0]["top_logprobs"][0]["logprob"] == -9999.0
@@ -136,7 +150,9 @@ def test_more_messages_than_tokens_are_too_long_unread() -> None:
 
 def test_messages_without_text_are_counted_by_what_the_template_makes_of_them() -> None:
     class NeverAsked(Letters):
-        def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        def chat(
+            self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+        ) -> list[int]:
             raise AssertionError("it would take as long as the messages are many")
 
     messages = [protocol.Message("user", "")] * (100 * 128 // len("user") + 1)
@@ -149,7 +165,7 @@ def test_between_the_prompts_of_one_request_others_have_their_turn() -> None:
     told: list[str] = []
 
     class Telling(Letters):
-        def encode(self, text: str) -> list[int]:
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
             told.append(text)
             return super().encode(text)
 

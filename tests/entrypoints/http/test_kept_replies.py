@@ -14,6 +14,7 @@ import pytest
 
 from llmserve.core.events import CacheLooked, Event, Submitted
 from llmserve.entrypoints.http.app import build_app
+from llmserve.entrypoints.http.options import EndpointOptions
 from llmserve.entrypoints.http.response_cache import CacheOptions
 from llmserve.entrypoints.http.server import HttpServer, bind
 from llmserve.serving.api_keys import Keyring
@@ -26,7 +27,8 @@ CERTAIN: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 12, "temperature"
 @pytest.fixture
 def kept(server: Serving) -> Iterator[Serving]:
     """Begins with nothing kept."""
-    app = build_app(server.service, server.telemetry, Keyring(KEY, {}), CacheOptions())
+    options = EndpointOptions(CacheOptions())
+    app = build_app(server.service, server.telemetry, Keyring(KEY, {}), options)
     second = HttpServer(app, bind("127.0.0.1", 0))
     server.runtime.call(second.start())
     yield replace(server, server=second)
@@ -76,8 +78,9 @@ def streamed(answer: httpx.Response) -> str:
         (CHAT, {**CERTAIN, "logprobs": True, "top_logprobs": 2}),
         (COMPLETIONS, {"prompt": "Once upon", "max_tokens": 9, "temperature": 0, "logprobs": 1}),
         (COMPLETIONS, {"prompt": ["Once", "A fox"], "max_tokens": 9, "temperature": 0}),
+        (COMPLETIONS, {"prompt": "Once", "echo": True, "logprobs": 1, "temperature": 0}),
     ],
-    ids=["chat", "choices", "logprobs", "completion", "prompts"],
+    ids=["chat", "choices", "logprobs", "completion", "prompts", "echo"],
 )
 def test_a_certain_reply_is_computed_once_and_told_again_in_full(
     http: httpx.Client, seen: list[Event], path: str, body: dict[str, Any]

@@ -32,6 +32,8 @@ ASKING: list[tuple[dict[str, Any], Structured | None]] = [
     ({"guided_json": SCHEMA}, Structured("json", AS_TEXT)),
     ({"guided_regex": "a+"}, Structured("regex", "a+")),
     ({"guided_choice": ["a"]}, Structured("choice", '["a"]')),
+    ({"guided_grammar": 'start: "a"'}, Structured("grammar", 'start: "a"')),
+    ({"structured_outputs": {"grammar": 'start: "a"'}}, Structured("grammar", 'start: "a"')),
 ]
 
 
@@ -59,6 +61,19 @@ def test_an_engine_that_cannot_refuses_by_the_fields_name(fields: dict[str, Any]
         check_supported(body_of(fields), ScriptedEngine(["x"]))
     assert refused.value.param == next(iter(fields))
     assert refused.value.code == "unsupported_parameter"
+
+
+def test_tools_are_refused_where_nothing_holds_their_calls_to_a_form() -> None:
+    with pytest.raises(ApiError) as refused:
+        check_supported(body_of({}), ScriptedEngine(["x"]), tools=True)
+    assert refused.value.param == "tools"
+
+
+@pytest.mark.parametrize("strict", [True, False, None])
+def test_a_schema_is_closed_unless_the_caller_says_otherwise(strict: bool | None) -> None:
+    asked = {"schema": SCHEMA} if strict is None else {"schema": SCHEMA, "strict": strict}
+    form = structured(body_of({"response_format": {"type": "json_schema", "json_schema": asked}}))
+    assert form == Structured("json", AS_TEXT, strict is not False)
 
 
 def test_two_forms_at_once_are_refused() -> None:

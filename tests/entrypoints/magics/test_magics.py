@@ -254,6 +254,7 @@ def test_help_names_every_subcommand_and_every_option(ip: Shell) -> None:
         ("%llmserve start --engine simulator decode_ms=many", "decode_ms takes a number"),
         ("%llmserve start --engine simulator gc_threshold=0", "gc_threshold must be within 1"),
         ("%llmserve start --engine simulator one two", "one model"),
+        ("%llmserve start --engine simulator cors_origins=https://a.example/x", "write 'https://a"),
         ("%llmserve start --port many", "invalid int"),
         ("%llmserve set max_num_seqs=3", "%llmserve start"),
         ("%llmserve compare fifo --rate 1", "two settings, or --url twice"),

@@ -86,7 +86,7 @@ def test_a_stream_that_the_collector_closes_on_the_serving_thread_just_ends(
     [
         ("", {}, "empty"),
         ("hi", {"max_token": 3}, "unknown option 'max_token'"),
-        ("hi", {"max_tokens": 10**6}, "exceed the context"),
+        ("hi", {"max_tokens": 10**6}, "maximum context length"),
         ("hi", {"temperature": "hot"}, "temperature"),
         ("hi", {"priority": "hot"}, "priority takes a whole number, not 'hot'"),
         ("hi", {"tenant": "\ud800"}, "a tenant is 1 to 128 printable characters"),
@@ -266,3 +266,15 @@ def test_the_proxy_address_follows_the_hub(
     assert session.proxy_url == f"/proxy/{session.port}/v1"
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/ada/")
     assert session.proxy_url == f"/user/ada/proxy/{session.port}/v1"
+
+
+def test_a_session_that_is_not_strict_ignores_unknown_fields_by_name() -> None:
+    with llmserve.serve(engine="simulator", strict=False, **FAST) as lenient:
+        answer = httpx.post(
+            f"{lenient.url}/completions", json={"prompt": "a", "max_tokens": 1, "zzz": 1},
+            headers={"Authorization": f"Bearer {lenient.api_key}"},
+        )  # fmt: skip
+    assert answer.status_code == 200
+    assert answer.headers["x-llmserve-ignored"] == "zzz"
+    with pytest.raises(ValueError, match="strict is true or false, not 'no'"):
+        llmserve.serve(engine="simulator", strict="no")  # type: ignore[arg-type]

@@ -10,18 +10,29 @@ from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Knobs
 from llmserve.core.types import Chunk, Request
 from llmserve.engines.base import Deliver, EngineInfo, StepSink
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 
 
 class Letters:
     """A token is a character."""
 
-    def encode(self, text: str) -> list[int]:
+    chat_template: str | None = None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(letter) for letter in text]
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def token_bytes(self, token_id: int) -> bytes:
+        return chr(token_id).encode()
+
+    def token_name(self, token_id: int) -> str:
+        return chr(token_id)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]:
         return self.encode(str(messages[-1]["content"]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from llmserve.bench.load.workload import Arrival
-from llmserve.engines.base import Tokenizer
+from llmserve.engines.tokenizer import Tokenizer
 
 _TEXT = (
     "a lighthouse stood by the sea and its keeper read old letters while rain fell on grey stones "

@@ -21,8 +21,8 @@ from llmserve.bench.load.workload import MOST_WARM_UP, WARM_UP_CLIENTS, Arrival,
 from llmserve.core.bounds import BOUNDS
 from llmserve.core.events import Submitted
 from llmserve.core.validation import Bounds, real, shown, whole
-from llmserve.engines.base import Tokenizer
 from llmserve.engines.limits import MOST_TOKENS
+from llmserve.engines.tokenizer import Tokenizer
 from llmserve.observe.trace import TraceError, read_trace
 from llmserve.serving.requests import Sender, read_param
 
@@ -168,12 +168,13 @@ def _read(path: Path, tokenizer: Tokenizer | None) -> tuple[Iterable[Arrival], b
 
 def _submitted(event: Submitted) -> Arrival:
     try:
-        read_param("max_tokens", event.max_tokens)
+        # a prompt alone is replayed with a token: what it was for is not in a trace
+        max_tokens = read_param("max_tokens", event.max_tokens or 1)
         sender = Sender(event.priority, event.tenant)
     except ValueError as error:
         raise TraceFormatError(f"request {shown(event.request_id)} of the trace: {error}") from None
     return Arrival(
-        event.t, event.prompt_tokens, event.max_tokens, 0, sender.tenant, sender.priority
+        event.t, event.prompt_tokens, max_tokens, 0, sender.tenant, sender.priority
     )
 
 

@@ -21,7 +21,7 @@ from llmserve.bench.run.driver import Said, maker
 from llmserve.core.clock import Clock
 from llmserve.core.events import EventBus, RejectReason
 from llmserve.core.types import FinishReason, Request, Usage
-from llmserve.engines.base import Tokenizer
+from llmserve.engines.tokenizer import Tokenizer
 from llmserve.scheduling.admission import Rejected
 from llmserve.serving.publisher import Publisher
 

@@ -90,11 +90,11 @@ class PrefixCache:
 
     def match(self, seq: Sequence) -> Match:
         """Find the cached blocks of a waiting sequence. The last one must be computed anyhow, for
-        its logits are what is wanted."""
+        its logits are what is wanted, and so are those whose log-probabilities are to come."""
         if not self.enabled:
             return NOTHING
         size = self._pool.block_size
-        whole = (len(seq.tokens) - 1) // size
+        whole = (seq.scored if seq.scoring else len(seq.tokens) - 1) // size
         self._extend(seq, whole)
         sources: list[str | bytes] = []
         before = b""

@@ -17,7 +17,8 @@ class Sequence:
 
     __slots__ = (
         "added_s", "blocks", "cached", "computed", "id", "keys", "limit", "preemptions",
-        "prefill_end", "prompt_tokens", "request", "served", "tokens", "wait_reason",
+        "prefill_end", "prompt_tokens", "request", "scored", "scoring", "served", "tokens",
+        "wait_reason",
     )
 
     def __init__(self, request: Request, added_s: float, limit: int) -> None:
@@ -36,6 +37,10 @@ class Sequence:
         """Of its full blocks, as far as they are reckoned (`prefix.py`)."""
         self.cached: int | None = None
         """Prompt tokens that needed no computation when it was first admitted."""
+        self.scoring = request.sampling.prompt_logprobs is not None
+        """Log-probabilities of its prompt are still to come."""
+        self.scored = 0
+        """Tokens of such a prompt whose logits were had."""
         self.preemptions = 0
         self.served = 0
         """Number of the last plan with a row of this sequence."""
@@ -48,8 +53,9 @@ class Sequence:
 
     @property
     def full(self) -> bool:
-        """No token may follow: the engine ends it with "length" and removes it."""
-        return len(self.tokens) >= self.limit
+        """No token may follow: the engine ends it with "length" and removes it. One that may have
+        no token at all (max_tokens 0) is full when its prompt is computed."""
+        return len(self.tokens) >= self.limit and self.computed >= self.prompt_tokens
 
     def __repr__(self) -> str:
         return f"<{self.id}: {self.computed} of {len(self.tokens)} computed, limit {self.limit}>"
@@ -63,7 +69,7 @@ class PlannedRow(NamedTuple):
     tokens: int
     kind: RowKind
     samples: bool
-    """This row reaches the last known token, so a new one is drawn from its logits."""
+    """This row reaches the last known token, and a new one is drawn from its logits."""
 
 
 @dataclass(slots=True)
@@ -91,28 +97,36 @@ class Plan:
 
 
 class Draft:
-    """A plan in the making: its rows and what is left of the token budget."""
+    """A plan in the making: its rows and what is left of the token budget, and of the tokens whose
+    log-probabilities a step may bring."""
 
-    def __init__(self, budget: int, threshold: int) -> None:
+    def __init__(self, budget: int, threshold: int, scores: int) -> None:
         self.rows: dict[str, PlannedRow] = {}
         self.preempted: list[Sequence] = []
         self.together = 0
         self.budget = budget
+        self.scores = scores
         self.cached = 0
         self._threshold = threshold
 
     def chunk(self, seq: Sequence, most: int) -> int:
         tokens = min(len(seq.tokens) - seq.computed, self.budget, most)
+        if seq.scoring:
+            tokens = min(tokens, self.scores)
         return min(tokens, self._threshold) if self._threshold else tokens
 
     def put(self, seq: Sequence, tokens: int) -> None:
         start = seq.computed
         kind: RowKind = "prefill" if start < seq.prefill_end else "decode"
-        samples = start + tokens == len(seq.tokens)
+        samples = start + tokens == len(seq.tokens) < seq.limit
         self.rows[seq.id] = PlannedRow(seq, start, tokens, kind, samples)
         self.budget -= tokens
+        if seq.scoring:
+            self.scores -= tokens
 
     def drop(self, seq: Sequence) -> None:
         row = self.rows.pop(seq.id, None)
         if row:
             self.budget += row.tokens
+            if seq.scoring:
+                self.scores += row.tokens

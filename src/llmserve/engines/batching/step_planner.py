@@ -10,7 +10,8 @@
 Invariants (`check` asserts them):
 - every sequence is in exactly one of waiting and running; a waiting one has no KV;
 - every KV block is free or owned by one running sequence, which owns just what `computed` needs;
-- a sequence starts with a copy of what is known of its tokens (`prefix.py`), but never of the last;
+- a sequence starts with a copy of what is known of its tokens (`prefix.py`), but never of the last,
+  nor of those whose log-probabilities are still to come: each of these is computed once for them;
 - the sequence that has run longest never loses its KV, so some request always advances.
 
 The rules. Running sequences go first, decodes before prefills, each group by admission; what is
@@ -35,6 +36,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, ValuesView
 from itertools import islice
+from sys import maxsize
 
 from llmserve.core.knobs import Knobs
 from llmserve.core.types import Request, StepRecord, StepRow, WaitReason
@@ -57,13 +59,19 @@ class StepPlanner:
         block_size: int,
         max_model_len: int,
         prefix_caching: bool = False,
+        scores_per_step: int = maxsize,
         fill: Callable[[Sequence], None] | None = None,
     ) -> None:
-        """`fill`: of an owner without a model, who has no KV to move. It is called before the
-        tokens of a sequence are read: those committed undrawn are drawn then."""
+        """scores_per_step: of how many tokens of prompts a step may bring log-probabilities. Each
+        takes memory for the logits of a whole vocabulary.
+
+        fill: of an owner without a model, who has no KV to move. It is called before the tokens of
+        a sequence are read: those committed undrawn are drawn then.
+        """
         self.pool = BlockPool(kv_blocks, block_size)
         self._cache = PrefixCache(self.pool, enabled=prefix_caching, fill=fill)
         self.max_model_len = max_model_len
+        self._scores_per_step = max(1, scores_per_step)
         self._waiting: OrderedDict[str, Sequence] = OrderedDict()
         self._running: dict[str, Sequence] = {}  # in order of admission
         self._prefilling: dict[str, Sequence] = {}  # those of them that still prefill
@@ -148,7 +156,9 @@ class StepPlanner:
     def plan(self, knobs: Knobs, now: float) -> Plan | None:
         """The next step; None when there is nothing to do now (`wake_at` says until when)."""
         self._form_batch(knobs, now)
-        draft = Draft(knobs.max_num_batched_tokens, knobs.long_prefill_token_threshold)
+        draft = Draft(
+            knobs.max_num_batched_tokens, knobs.long_prefill_token_threshold, self._scores_per_step
+        )
         self._plan_running(draft)
         reason = self._admit(draft, knobs)
         if not draft.rows and not draft.together:
@@ -179,6 +189,9 @@ class StepPlanner:
                 seq.computed += tokens
                 if kind == "prefill" and seq.computed >= seq.prefill_end:
                     del self._prefilling[seq.id]
+                if seq.scoring:
+                    seq.scored = max(seq.scored, seq.computed)
+                    seq.scoring = seq.scored < seq.prompt_tokens
                 self._cache.grow(seq)
                 if samples:
                     seq.tokens.append(sampled[seq.id])
@@ -233,6 +246,8 @@ class StepPlanner:
         """Give a running sequence its row and blocks, from others if it must."""
         assert not seq.full, f"{seq} is full: the engine should have removed it"
         tokens = draft.chunk(seq, most)
+        if not tokens:  # others bring all the log-probabilities of this step
+            return
         missing = self.pool.needed(seq.computed + tokens) - len(seq.blocks)
         while missing > self.pool.free:
             victim = self._running[next(reversed(self._running))]
@@ -302,6 +317,8 @@ class StepPlanner:
         short = self._short and self._running
         if draft.preempted or short or blocks > self.pool.free:
             return "kv"
+        if seq.scoring and draft.scores <= 0:
+            return "token_budget"
         return "token_budget" if draft.budget <= 0 else None
 
     def _prefills_are_full(self, knobs: Knobs) -> bool:

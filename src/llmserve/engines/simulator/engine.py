@@ -10,19 +10,18 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
-from llmserve.core.types import Chunk, FinishReason, Request, TokenLogprob
+from llmserve.core.types import Request, Structured
 from llmserve.engines.base import Deliver, EngineError, StepSink
-from llmserve.engines.batching.sequence import Plan, Sequence
+from llmserve.engines.batching.sequence import Plan
 from llmserve.engines.batching.step_planner import StepPlanner
 from llmserve.engines.limits import clamp
 from llmserve.engines.process.delivery import Delivery
+from llmserve.engines.simulator.reply import SimulatedReply, shortest_reply
 from llmserve.engines.simulator.setup import SimulatorSetup, StepTimes
-from llmserve.engines.simulator.vocabulary import WordTokenizer, piece, voice, word
-from llmserve.engines.stop_strings import StopStrings
+from llmserve.engines.simulator.vocabulary import WordTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,8 @@ class SimulatorEngine:
     """Satisfies `engines.Engine`. A request's words follow from its prompt and seed alone.
 
     Sampling parameters that shape a distribution have no effect, for there is none: each word is
-    certain (log-probability 0), and the end-of-text token never comes.
+    certain (log-probability 0), and the end-of-text token never comes. A reply that must match a
+    form is the shortest that does, byte by byte.
     """
 
     def __init__(
@@ -119,11 +119,16 @@ class SimulatorEngine:
         """Forget all cached prefixes that no running request holds."""
         self._planner.reset_cache()
 
+    async def check_form(self, structured: Structured) -> None:
+        await asyncio.to_thread(shortest_reply, structured)
+
     async def generate(self, request: Request, deliver: Deliver) -> None:
         """One chunk per token, each at the end of its step."""
         if self._task is None:
             raise EngineError("the simulator is not running")
-        reply = _Reply(self._planner.add(request, self._clock.now()), Delivery(deliver))
+        said = shortest_reply(request.sampling.structured_outputs)
+        seq = self._planner.add(request, self._clock.now())
+        reply = SimulatedReply(seq, Delivery(deliver), said)
         self._replies[request.id] = reply
         self._wake.set()
         try:
@@ -140,7 +145,7 @@ class SimulatorEngine:
             prefix_caching=self._setup.enable_prefix_caching,
         )
         self._times = StepTimes(self._setup)
-        self._replies: dict[str, _Reply] = {}
+        self._replies: dict[str, SimulatedReply] = {}
         self._changes: list[_Change] = []
         self._wake = asyncio.Event()
         self._in_step = False
@@ -222,6 +227,11 @@ class SimulatorEngine:
         drawn = [(reply, reply.draw()) for reply in replies]
         self._planner.commit(plan, {reply.seq.id: token for reply, token in drawn})
         chunks = [(reply, reply.chunk(token)) for reply, token in drawn]
+        for row in plan.rows:
+            if not row.samples and row.seq.full:
+                alone = self._replies.get(row.seq.id)
+                if alone is not None and alone.seq is row.seq:
+                    chunks.append((alone, alone.prompt_alone()))
         for reply, chunk in chunks:
             if chunk.finish_reason is not None:
                 self._forget(reply)
@@ -230,7 +240,7 @@ class SimulatorEngine:
         for reply, chunk in chunks:
             reply.delivery.give(chunk)
 
-    def _forget(self, reply: _Reply) -> None:
+    def _forget(self, reply: SimulatedReply) -> None:
         del self._replies[reply.seq.id]
         self._planner.remove(reply.seq.id)
 
@@ -248,42 +258,3 @@ class _Change:
     clamps: tuple[Clamp, ...]
     adopted: asyncio.Future[tuple[Knobs, int]]
     """The knobs before, and the first step planned under the new ones."""
-
-
-class _Reply:
-    """One request's words on their way out."""
-
-    def __init__(self, seq: Sequence, delivery: Delivery) -> None:
-        self.seq = seq
-        self.delivery = delivery
-        self._voice = voice(seq.request.prompt_ids, seq.request.sampling.seed)
-        self._stops = StopStrings(seq.request.sampling.stop)
-
-    def draw(self) -> int:
-        return word(self._voice, self.seq.generated)
-
-    def chunk(self, token: int) -> Chunk:
-        """The chunk that the client gets for the token just committed."""
-        sampling = self.seq.request.sampling
-        stop_reason: str | int | None = None
-        text = ""
-        if token in sampling.stop_token_ids:
-            stop_reason = token
-        else:
-            text, stop_reason = self._stops.push(piece(token))
-        finish: FinishReason | None = None
-        if stop_reason is not None:
-            finish = "stop"
-        elif self.seq.full:
-            finish = "length"
-        if finish is not None:
-            text += self._stops.rest()
-        sure: Any = (TokenLogprob(token, 0.0, ((token, 0.0),) if sampling.logprobs else ()),)
-        return Chunk(
-            text=text,
-            token_ids=(token,),
-            logprobs=None if sampling.logprobs is None else sure,
-            finish_reason=finish,
-            stop_reason=stop_reason,
-            cached_tokens=(self.seq.cached or 0) if self.seq.generated == 1 else 0,
-        )

@@ -7,7 +7,7 @@ nothing else is due. Replies are not written: a token is drawn where a cache or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import sub
@@ -19,19 +19,13 @@ from llmserve.core.types import FinishReason, Request
 from llmserve.engines.base import StepSink
 from llmserve.engines.batching import sequence
 from llmserve.engines.batching.lockstep import LockstepPlanner
-from llmserve.engines.batching.sequence import Plan
+from llmserve.engines.batching.sequence import Plan, PlannedRow
 from llmserve.engines.batching.step_planner import StepPlanner
 from llmserve.engines.limits import clamp
 from llmserve.engines.simulator.engine import MAX_LATE_S, SETTLE_S, SETTLE_TURNS
+from llmserve.engines.simulator.reply import NOTHING, ends_after, shortest_reply
 from llmserve.engines.simulator.setup import SimulatorSetup, StepTimes
-from llmserve.engines.simulator.vocabulary import (
-    piece,
-    stand_in_voice,
-    stand_ins,
-    voice,
-    words,
-)
-from llmserve.engines.stop_strings import StopStrings
+from llmserve.engines.simulator.vocabulary import stand_in_voice, stand_ins, voice, words
 
 _MOST_ALIKE = 1_000_000
 _SHORTEST_S = 2 * SETTLE_S
@@ -45,6 +39,8 @@ class SteppedReply:
     seq: sequence.Sequence
     read: bool
     """Somebody may read its words, if only a cache that meets them in a prompt."""
+    said: list[int] | None = None
+    """The text of its form, where it has one."""
     voice: int | None = None
     drawn: int = 0
     """So many tokens of the reply are written into the sequence; the others are zeros."""
@@ -57,10 +53,28 @@ class SteppedReply:
     deaf: bool = False
     """Nothing more is delivered of it."""
 
+    def foresee(self) -> None:
+        """Find out where it ends with "stop", if it does."""
+        seq, sampling = self.seq, self.seq.request.sampling
+        if not (sampling.stop or sampling.stop_token_ids or self.said is not None):
+            return
+        most = seq.limit - seq.prompt_tokens
+        if self.said is None:
+            self.voice = voice(seq.request.prompt_ids, sampling.seed)
+            tokens = words(self.voice, 0, most)
+        else:
+            tokens = (self.said or [NOTHING])[:most]
+        self.stops_at = ends_after(sampling, self.said, tokens)
+        if self.stops_at is not None:
+            seq.limit = seq.prompt_tokens + self.stops_at
+
     def fill(self) -> None:
         seq = self.seq
         generated = seq.generated
-        if generated > self.drawn:
+        if generated > self.drawn and self.said is not None:
+            seq.tokens[seq.prompt_tokens :] = self.said[:generated] or [NOTHING]
+            self.drawn = generated
+        elif generated > self.drawn:
             speak, draw = (voice, words) if self.read else (stand_in_voice, stand_ins)
             if self.voice is None:
                 self.voice = speak(seq.request.prompt_ids, seq.request.sampling.seed)
@@ -92,7 +106,8 @@ class StepListener(Protocol):
         ...
 
     def last(self, request_id: str, end: FinishReason) -> None:
-        """One that `together` counted was the request's last."""
+        """One that `together` counted was the request's last; or it has none, for it was about its
+        prompt alone."""
         ...
 
     def stepped(self, plan: Plan, steps: int, kv_used_blocks: int) -> None:
@@ -153,14 +168,11 @@ class SteppedSimulator:
             self._adopt(now=change)
 
     def add(self, request: Request) -> SteppedReply:
+        """ParamError where no reply can have its form."""
+        said = shortest_reply(request.sampling.structured_outputs)
         seq = self._planner.add(request, self._agenda.now())
-        reply = self._replies[request.id] = SteppedReply(seq, self._read)
-        sampling = request.sampling
-        if sampling.stop or sampling.stop_token_ids:
-            reply.voice = voice(request.prompt_ids, sampling.seed)
-            reply.stops_at = _stop_of(reply.voice, request, seq.limit - seq.prompt_tokens)
-            if reply.stops_at is not None:
-                seq.limit = seq.prompt_tokens + reply.stops_at
+        reply = self._replies[request.id] = SteppedReply(seq, self._read, said)
+        reply.foresee()
         self._wake()
         return reply
 
@@ -251,13 +263,7 @@ class SteppedSimulator:
     def _finish(self, plan: Plan) -> None:
         """End what is done, report the step, and then deliver."""
         planner, group, listener = self._planner, self._lockstep, self._listener
-        replies = [
-            reply
-            for row in plan.rows
-            if row.samples
-            and (reply := self._replies.get(row.seq.id)) is not None
-            and reply.seq is row.seq
-        ]
+        replies = self._here(row for row in plan.rows if row.samples)
         now = self._agenda.now()
         planner.commit(plan, UNDRAWN)
         lasts: list[SteppedReply] = []
@@ -265,7 +271,8 @@ class SteppedSimulator:
             listener.together(group.by_tenant, [now], [now - self._heard_at])
             lasts = [self._replies[seq.id] for seq in group.take_full()]
         self._heard_at = now
-        for reply in (*lasts, *replies):
+        alone = self._here(row for row in plan.rows if not row.samples and row.seq.full)
+        for reply in (*lasts, *replies, *alone):
             if reply.seq.full:
                 self._forget(reply)
         if self._sink is not None:
@@ -281,6 +288,17 @@ class SteppedSimulator:
                 reply.last_s = now
                 cached = (seq.cached or 0) if seq.generated == 1 else 0
                 listener.token(seq.id, cached, gap, reply.reason)
+        for reply in alone:
+            if not reply.deaf:
+                listener.last(reply.seq.id, "length")
+
+    def _here(self, rows: Iterable[PlannedRow]) -> list[SteppedReply]:
+        """Replies of those rows whose requests have not left meanwhile."""
+        return [
+            reply
+            for row in rows
+            if (reply := self._replies.get(row.seq.id)) is not None and reply.seq is row.seq
+        ]
 
     def _forget(self, reply: SteppedReply) -> None:
         """The planner first: it may ask for the reply's tokens."""
@@ -355,14 +373,3 @@ def _planners(
         prefix_caching=setup.enable_prefix_caching,
     )
     return planner, planner if isinstance(planner, LockstepPlanner) else None
-
-
-def _stop_of(voice: int, request: Request, most: int) -> int | None:
-    """After how many tokens a stop ends its reply; None where none does."""
-    sampling = request.sampling
-    stops = StopStrings(sampling.stop)
-    reply: Sequence[int] = words(voice, 0, most)
-    for count, token in enumerate(reply, 1):
-        if token in sampling.stop_token_ids or stops.push(piece(token))[1] is not None:
-            return count
-    return None

@@ -1,15 +1,18 @@
 """The simulator's language: bytes going in, plain English words coming out.
 
 Token ids 0 to 255 are the bytes of UTF-8, so every text can be a prompt and counts one token per
-byte. The ids above are whole words, once to open a reply and once with a space in front.
+byte. The ids above are whole words, once to open a reply and once with a space in front. The last
+one is a "<" that begins a turn's mark in a message's text: with it the text is no mark.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llmserve.core.validation import wholes
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 
 _TEXT = """
     a above across all and another anchor at away bay beacon before began below bell bird boat
@@ -25,7 +28,15 @@ WORDS = tuple(_TEXT.split())
 OPENING = 256
 """Id of the first word without a space in front; the same words with one follow."""
 FOLLOWING = OPENING + len(WORDS)
-VOCABULARY = FOLLOWING + len(WORDS)
+QUOTED = FOLLOWING + len(WORDS)
+"""Id of a "<" that opens no mark."""
+VOCABULARY = QUOTED + 1
+_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""What `chat` does, in the words of a template."""
+_MARKS = ("<|im_start|>", "<|im_end|>")
 
 _SPREAD, _STEP, _MIX = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _STAND_IN_VOICES = 2**42 - 1
@@ -39,21 +50,61 @@ class WordTokenizer:
     tokens_per_word = 4
     """Of plain English, at least: so a prompt of so many tokens takes few words."""
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def chat_template(self) -> str | None:
+        """ChatML is written here, by no template."""
+        return None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """There is nothing to add."""
         return list(text.encode("utf-8", "replace"))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text; bytes that are no UTF-8 become the replacement character."""
         ids = wholes("a token id", ids, 0, VOCABULARY - 1)
-        raw = b"".join(
-            bytes((one,)) if one < OPENING else piece(one).encode("ascii") for one in ids
-        )
-        return raw.decode("utf-8", "replace")
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
-        """ChatML, with the assistant's turn opened."""
-        turns = [f"<|im_start|>{m.get('role')}\n{_content(m)}<|im_end|>\n" for m in messages]
-        return self.encode("".join(turns) + "<|im_start|>assistant\n")
+    def token_bytes(self, token_id: int) -> bytes:
+        """There are no special tokens."""
+        if token_id < OPENING:
+            return bytes((token_id,))
+        return piece(token_id).encode("ascii") if token_id < VOCABULARY else b""
+
+    def token_name(self, token_id: int) -> str:
+        if token_id < OPENING:
+            return f"<0x{token_id:02X}>"
+        return piece(token_id) if token_id < VOCABULARY else f"token_id:{token_id}"
+
+    def settings(self) -> dict[str, Any]:
+        return {"tokenizer_class": type(self).__name__, "chat_template": _TEMPLATE}
+
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]:
+        """ChatML, with the assistant's turn opened or the last message's left open."""
+        if options.continue_final_message and options.add_generation_prompt:
+            raise ValueError("continue_final_message and add_generation_prompt exclude each other")
+        read = self.encode if options.allow_special_tokens else self._quoted
+        ids: list[int] = []
+        for message in messages:
+            ids += self.encode("<|im_start|>") + read(str(message.get("role")))
+            ids += self.encode("\n") + read(_content(message)) + self.encode("<|im_end|>\n")
+        if options.continue_final_message and messages:
+            return ids[: -len("<|im_end|>\n")]
+        opened = "<|im_start|>assistant\n" if options.add_generation_prompt else ""
+        return ids + self.encode(opened)
+
+    def _quoted(self, text: str) -> list[int]:
+        """As `encode` does, but for marks: those that the text spells are text."""
+        ids = self.encode(text)
+        if any(mark in text for mark in _MARKS):
+            raw = bytes(ids)
+            for mark in _MARKS:
+                at = raw.find(mark.encode())
+                while at >= 0:
+                    ids[at] = QUOTED
+                    at = raw.find(mark.encode(), at + 1)
+        return ids
 
 
 def _content(message: Mapping[str, object]) -> str:
@@ -68,7 +119,9 @@ def _content(message: Mapping[str, object]) -> str:
 
 
 def piece(token_id: int) -> str:
-    """The text of a word's token."""
+    """The text of a word's token, or of the quoted mark's."""
+    if token_id == QUOTED:
+        return "<"
     if token_id < FOLLOWING:
         return WORDS[token_id - OPENING]
     return f" {WORDS[token_id - FOLLOWING]}"

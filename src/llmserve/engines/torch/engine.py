@@ -12,8 +12,9 @@ from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Knobs, differences
 from llmserve.core.types import ParamError, Request, Structured, blame
 from llmserve.core.validation import wholes
-from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink, Tokenizer
+from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink
 from llmserve.engines.limits import clamp
+from llmserve.engines.tokenizer import Tokenizer
 from llmserve.engines.torch import cpu_isa
 from llmserve.engines.torch.messages import LoadModel, Ready, ResetCache, Retune, Weigh
 from llmserve.engines.torch.options import parse
@@ -124,7 +125,7 @@ class TorchEngine:
         return await self._running().ask(Weigh(next(self._questions)))
 
     async def check_form(self, form: Structured) -> None:
-        from llmserve.engines.torch.sampling.schemas import check
+        from llmserve.engines.guided.grammars import check
 
         if not self._constrains:
             said = "a form needs the bytes of tokens, which this model's tokenizer does not give"

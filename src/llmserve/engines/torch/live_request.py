@@ -17,7 +17,8 @@ class LiveRequest:
         self.seq = seq
         self.draws = draws
         self._stream = stream
-        self._stops = StopStrings(seq.request.sampling.stop)
+        sampling = seq.request.sampling
+        self._stops = StopStrings(sampling.stop, included=sampling.include_stop_str_in_output)
 
     @property
     def _complete(self) -> bool:
@@ -26,15 +27,16 @@ class LiveRequest:
 
     def push(self, token: int, logprob: TokenLogprob | None, eos_ids: frozenset[int]) -> Delta:
         """Return the step's delta; the token is already in the sequence. The text of a token that
-        ends the reply is not sent, nor what a stop string would have come from."""
+        ends the reply is not sent, nor what a stop string would have come from, unless asked."""
         sampling = self.seq.request.sampling
         finish: FinishReason | None = None
         stop_reason: str | int | None = None
         text = ""
+        ends = False
         if token in sampling.stop_token_ids:
-            finish, stop_reason = "stop", token
+            finish, stop_reason, ends = "stop", token, True
         elif token in eos_ids and (not sampling.ignore_eos or self._complete):
-            finish = "stop"
+            finish, ends = "stop", True
         else:
             text = self._stream.push(token)
             if self.seq.generated > sampling.min_tokens:
@@ -45,6 +47,8 @@ class LiveRequest:
                 finish = "length"
         if finish is not None:
             text += self._stops.rest()
+        if ends and sampling.include_stop_str_in_output:
+            text += self._stream.push(token)
         return Delta(
             id=self.seq.id,
             text=text,

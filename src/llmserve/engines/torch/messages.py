@@ -8,7 +8,13 @@ from __future__ import annotations
 import msgspec
 
 from llmserve.core.knobs import Knobs
-from llmserve.core.types import FinishReason, SamplingParams, StepRecord, TokenLogprob
+from llmserve.core.types import (
+    FinishReason,
+    PromptLogprobs,
+    SamplingParams,
+    StepRecord,
+    TokenLogprob,
+)
 from llmserve.engines.torch.options import TorchOptions
 
 
@@ -106,6 +112,10 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     """Why this request failed, where finish_reason is "error"."""
     cached_tokens: int = 0
     """Sent once, with the first token."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """Sent once, with the first token, or alone where there is none."""
+    param: str | None = None
+    """The request's parameter that made it fail, where it is one's doing."""
 
 
 class Stepped(msgspec.Struct, frozen=True, tag=True):

@@ -61,7 +61,8 @@ class Inbox:
         if not deltas:
             return
         if (error := deltas[-1].error) is not None:
-            self.delivery.fail(RequestFailed(error))
+            param = deltas[-1].param
+            self.delivery.fail(ParamError(param, error) if param else RequestFailed(error))
         else:
             self.delivery.give(_joined(deltas))
 
@@ -83,6 +84,7 @@ def _joined(deltas: list[Delta]) -> Chunk:
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         cached_tokens=deltas[0].cached_tokens,
+        prompt_logprobs=deltas[0].prompt_logprobs,
     )
 
 

@@ -12,10 +12,12 @@ import traceback
 from collections import deque
 from collections.abc import Container, Iterable
 
+import msgspec
 import torch
+from torch import Tensor
 
 from llmserve.core.knobs import Knobs
-from llmserve.core.types import Request, Structured, TokenLogprob
+from llmserve.core.types import ParamError, Request, SamplingParams, TokenLogprob
 from llmserve.engines.batching.prefix_cache import Drop, Keep, Move, Reuse
 from llmserve.engines.batching.sequence import Plan, Sequence
 from llmserve.engines.batching.step_planner import StepPlanner
@@ -36,9 +38,10 @@ from llmserve.engines.torch.messages import (
     Weigh,
     Weighed,
 )
-from llmserve.engines.torch.model.batch_layout import BatchPart, arrange
+from llmserve.engines.torch.model.batch_layout import Batch, BatchPart, arrange
 from llmserve.engines.torch.model.flat_model import FlatModel
 from llmserve.engines.torch.sampling.guided_decoding import Grammars, Matcher
+from llmserve.engines.torch.sampling.prompt_scores import PromptScores
 from llmserve.engines.torch.sampling.sampler import Draws, draw
 from llmserve.engines.torch.text.detokenize import Detokenizer
 
@@ -71,6 +74,8 @@ class StepLoop:
         self._grammars = grammars
         self._seeds = random.Random(seed)
         self._live: dict[str, LiveRequest] = {}
+        self._scores: dict[str, PromptScores] = {}
+        """Of requests whose prompts' log-probabilities are still to be sent."""
         self._index = 0
         self._unreported: Plan | None = None
         """No row of this plan could be run, so there was no record of it."""
@@ -119,6 +124,8 @@ class StepLoop:
         else:
             self.planner.commit(plan, {live.seq.id: token for live, token, _ in drawn})
             deltas = [self._advance(live, token, logprob) for live, token, logprob in drawn]
+            if self._scores:
+                deltas += self._end_prompts(plan)
         record = self.planner.record(plan, self._index, start, time.monotonic() - start)
         self._index += 1
         return Stepped(deltas, record)
@@ -151,10 +158,11 @@ class StepLoop:
             id=message.id, prompt_ids=message.prompt_ids, sampling=sampling, arrival=0.0
         )
         try:
-            matcher = self._matcher(sampling.structured_outputs)
+            matcher = self._matcher(sampling)
             seq = self.planner.add(request, time.monotonic())
         except ValueError as error:
-            return Stepped([_failed(message.id, str(error))])
+            param = error.param if isinstance(error, ParamError) else None
+            return Stepped([_failed(message.id, str(error), param)])
         seed = self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed
         draws = Draws(
             sampling,
@@ -163,15 +171,23 @@ class StepLoop:
             ends=self._model.eos_ids,
             matcher=matcher,
         )
-        self._live[message.id] = LiveRequest(seq, draws, self._detokenizer.open(message.prompt_ids))
+        special = not sampling.skip_special_tokens
+        stream = self._detokenizer.open(message.prompt_ids, special=special)
+        self._live[message.id] = LiveRequest(seq, draws, stream)
+        if sampling.prompt_logprobs is not None:
+            self._scores[message.id] = PromptScores(message.prompt_ids, sampling.prompt_logprobs)
         return None
 
-    def _matcher(self, structured: Structured | None) -> Matcher | None:
+    def _matcher(self, sampling: SamplingParams) -> Matcher | None:
+        structured = sampling.structured_outputs
         if structured is None:
             return None
-        if self._grammars is None:
-            raise ValueError("this model's tokenizer allows no structured outputs")
-        return self._grammars.open(structured)
+        try:
+            if self._grammars is None:
+                raise ValueError("this model's tokenizer allows no structured outputs")
+            return self._grammars.open(structured, sampling.max_tokens)
+        except ValueError as error:
+            raise ParamError("structured_outputs", str(error)) from None
 
     def _try(self, plan: Plan) -> tuple[list[Drawn], str | None]:
         """Run what there is memory for of a plan; what was drawn, or why all of it must end."""
@@ -217,11 +233,51 @@ class StepLoop:
             if row.samples:
                 wanted.append(len(tokens) - 1)
                 drawing.append(self._live[part.owner])
-        logits = self._model.forward(batch, tokens, wanted)
+        if self._scores:
+            logits = self._score(batch, tokens, wanted)
+        else:
+            logits = self._model.forward(batch, tokens, wanted)
         if not drawing:
             return []
         drawn, logprobs = draw(logits, [live.draws for live in drawing])
         return list(zip(drawing, drawn, logprobs, strict=True))
+
+    def _score(self, batch: Batch, tokens: list[int], drawing: list[int]) -> Tensor:
+        """Logits of the rows that draw; those of prompts are scored on the way. The planner says
+        of how many there may be logits at once."""
+        wanted: list[int] = []
+        scoring: list[tuple[PromptScores, int]] = []
+        first = 0
+        for part in batch.order:
+            scores = self._scores.get(part.owner)
+            if scores is not None and (asked := scores.wanted(part.start, part.tokens)):
+                scoring.append((scores, len(asked)))
+                wanted += [first + at - part.start for at in asked]
+            first += part.tokens
+        logits = self._model.forward(batch, tokens, wanted + drawing)
+        at = 0
+        for scores, count in scoring:
+            scores.add(logits[at : at + count])
+            at += count
+        return logits[at:]
+
+    def _end_prompts(self, plan: Plan) -> list[Delta]:
+        """The ends of requests that are for the prompt alone, once that is computed."""
+        ended = [row.seq for row in plan.rows if row.seq.id in self._scores and row.seq.full]
+        deltas = [
+            Delta(
+                id=seq.id,
+                text="",
+                token_ids=(),
+                logprobs=None if seq.request.sampling.logprobs is None else (),
+                finish_reason="length",
+                prompt_logprobs=self._scores[seq.id].found,
+            )
+            for seq in ended
+        ]
+        for seq in ended:
+            self._forget(seq.id)
+        return deltas
 
     def _make_way(self, plan: Plan, error: Exception, computing: bool) -> None:
         """What is cached goes first; then the newest request, or while computing half of them; and
@@ -245,7 +301,11 @@ class StepLoop:
         try:
             live.draws.see(token)
             delta = live.push(token, logprob, self._model.eos_ids)
-        except Exception as error:  # of its schema or its text, and of no other request
+            if self._scores and (scores := self._scores.pop(live.seq.id, None)) is not None:
+                delta = msgspec.structs.replace(delta, prompt_logprobs=scores.found)
+        except ParamError as error:  # its schema's doing
+            delta = _failed(live.seq.id, str(error), error.param)
+        except Exception as error:  # of its text, and of no other request
             traceback.print_exc()
             delta = _failed(live.seq.id, f"the engine failed on this reply: {error}")
         if delta.finish_reason is not None:
@@ -262,6 +322,7 @@ class StepLoop:
 
     def _forget(self, request_id: str, *, keep: bool = True) -> None:
         self._live.pop(request_id, None)
+        self._scores.pop(request_id, None)
         self.planner.remove(request_id, keep=keep)
         self._move()
         self.kv.release(request_id)
@@ -317,5 +378,7 @@ class StepLoop:
         self.kv.clear_shelf()
 
 
-def _failed(request_id: str, message: str) -> Delta:
-    return Delta(id=request_id, text="", token_ids=(), finish_reason="error", error=message)
+def _failed(request_id: str, message: str, param: str | None = None) -> Delta:
+    return Delta(
+        id=request_id, text="", token_ids=(), finish_reason="error", error=message, param=param
+    )

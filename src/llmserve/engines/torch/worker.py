@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 WAKE = object()
 """In the inbox: a thread of this process wants a moment between two steps."""
 
+SCORED_LOGITS = 2**26
+"""At most so many logits of prompts in a step: a quarter of a GiB, three times while they are
+made, whatever `max_num_batched_tokens` is."""
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -101,6 +105,7 @@ def prepare(
         block_size=options.block_size,
         max_model_len=model.max_model_len,
         prefix_caching=options.enable_prefix_caching,
+        scores_per_step=SCORED_LOGITS // model.vocab_size,
     )
     grammars = open_grammars(tokenizer, model)
     budget = kv_budget(capacity, model.geometry)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from llmserve.core.bounds import BOUNDS
 from llmserve.core.types import SamplingParams
 from llmserve.engines.base import Submission, Submit
+from llmserve.engines.call_formats import DEFAULT, format_of
 from llmserve.engines.vllm.convert import Payload
 from llmserve.engines.vllm.private_api import ARG_PARSER, imported
 
@@ -37,8 +38,13 @@ API_PATHS = {
 """What of vLLM's application is served; the rest of it would act on the engine behind our back."""
 
 
-def build_api(llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any]) -> Any:
-    """Build the FastAPI application, without an engine. Imports for a second: in a thread."""
+def build_api(
+    llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any], template: str | None = None
+) -> Any:
+    """Build the FastAPI application, without an engine. Imports for a second: in a thread.
+
+    template: the chat template that is in use.
+    """
     # torch would warn in whatever cell is running that there is no triton
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     from vllm.entrypoints.launchers.app import build_app
@@ -47,6 +53,7 @@ def build_api(llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any]) -
     args = imported(ARG_PARSER)(FlexibleArgumentParser()).parse_args([])
     config = llm.vllm_config
     options = {
+        **tool_options(template, api_args),
         "enable_prompt_tokens_details": True,
         "tool_strict_level": "parameter",  # a tool's arguments fit its schema, asked for or not
         **engine_args,
@@ -62,6 +69,19 @@ def build_api(llm: Any, engine_args: dict[str, Any], api_args: dict[str, Any]) -
     app.user_middleware = [one for one in app.user_middleware if "Prometheus" not in str(one.cls)]
     app.middleware_stack = None  # it was put together already, and will be anew
     return app
+
+
+_PARSERS = {"hermes": "hermes", "llama": "llama3_json", "mistral": "mistral"}
+"""vLLM's parser of each format of calls."""
+
+
+def tool_options(template: str | None, api_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by which calls are read as the chat template asks for them; none where the user says
+    how."""
+    if {"enable_auto_tool_choice", "tool_call_parser"} & api_args.keys():
+        return {}
+    form = format_of(template) or DEFAULT
+    return {"enable_auto_tool_choice": True, "tool_call_parser": _PARSERS[form.name]}
 
 
 async def open_api(app: Any, llm: Any, submit: Submit) -> None:

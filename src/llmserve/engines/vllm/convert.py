@@ -12,6 +12,7 @@ import msgspec
 from llmserve.core.types import (
     Chunk,
     FinishReason,
+    PromptLogprobs,
     Request,
     SamplingParams,
     Structured,
@@ -79,7 +80,7 @@ def to_params(sampling: SamplingParams) -> Any:
     from vllm.sampling_params import RequestOutputKind
 
     return VllmParams(
-        max_tokens=sampling.max_tokens,
+        max_tokens=sampling.max_tokens or 1,  # vLLM computes no prompt alone: `to_chunk`
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
@@ -88,6 +89,9 @@ def to_params(sampling: SamplingParams) -> Any:
         stop_token_ids=list(sampling.stop_token_ids),
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
+        skip_special_tokens=sampling.skip_special_tokens,
+        include_stop_str_in_output=sampling.include_stop_str_in_output,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         repetition_penalty=sampling.repetition_penalty,
@@ -109,9 +113,20 @@ def _form(asked: Structured | None) -> Any:
     return StructuredOutputsParams(**{asked.kind: value})
 
 
-def to_chunk(output: Any, *, first: bool, raw: bool) -> Chunk:
-    """From a vllm RequestOutput of one sequence; `raw` passes that on, for vLLM's own endpoint."""
+def to_chunk(output: Any, *, first: bool, raw: bool, prompt_alone: bool = False) -> Chunk:
+    """From a vllm RequestOutput of one sequence; `raw` passes that on, for vLLM's own endpoint.
+
+    prompt_alone: leave out the token that vLLM had to generate.
+    """
     part = output.outputs[0]
+    found = None if raw else output.prompt_logprobs
+    prompt_logprobs = _prompt_logprobs(output.prompt_token_ids, found)
+    if prompt_alone:
+        return Chunk(
+            logprobs=None if part.logprobs is None else (),
+            finish_reason=None if part.finish_reason is None else "length",
+            prompt_logprobs=prompt_logprobs,
+        )
     ids = tuple(part.token_ids)
     return Chunk(
         text=part.text,
@@ -120,20 +135,31 @@ def to_chunk(output: Any, *, first: bool, raw: bool) -> Chunk:
         finish_reason=None if part.finish_reason is None else FINISH[str(part.finish_reason)],
         stop_reason=part.stop_reason,
         cached_tokens=(output.num_cached_tokens or 0) if first else 0,
+        prompt_logprobs=prompt_logprobs,
         raw=output if raw else None,
+    )
+
+
+def _prompt_logprobs(ids: Sequence[int], found: Any) -> PromptLogprobs | None:
+    """vLLM gives them once, and an empty list from then on."""
+    if not found:
+        return None
+    return tuple(
+        None
+        if among is None
+        else TokenLogprob(token, among[token].logprob, _sorted(among), among[token].rank)
+        for token, among in zip(ids, found, strict=True)
     )
 
 
 def _logprobs(ids: tuple[int, ...], found: Any) -> tuple[TokenLogprob, ...]:
     """vLLM reports the chosen token beside the likeliest, once where it is one of them."""
     return tuple(
-        TokenLogprob(
-            token,
-            among[token].logprob,
-            tuple(
-                (other, one.logprob)
-                for other, one in sorted(among.items(), key=lambda item: -item[1].logprob)
-            ),
-        )
+        TokenLogprob(token, among[token].logprob, _sorted(among))
         for token, among in zip(ids, found, strict=True)
     )
+
+
+def _sorted(among: Any) -> tuple[tuple[int, float], ...]:
+    found = sorted(among.items(), key=lambda item: -item[1].logprob)
+    return tuple((token, one.logprob) for token, one in found)

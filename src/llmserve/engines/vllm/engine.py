@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Coroutine
+import traceback
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -15,13 +16,14 @@ import psutil
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
-from llmserve.core.types import ParamError, Request, Structured
+from llmserve.core.types import Chunk, ParamError, Request, Structured
 from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink, Submit
 from llmserve.engines.limits import clamp
 from llmserve.engines.process.delivery import LoopTurn
 from llmserve.engines.process.processes import end
 from llmserve.engines.process.threads import in_own_thread
 from llmserve.engines.vllm import private_api
+from llmserve.engines.vllm.api_fields import fields_of_routes
 from llmserve.engines.vllm.api_server import API_OPTIONS, API_PATHS, build_api, open_api
 from llmserve.engines.vllm.convert import Payload, to_payload
 from llmserve.engines.vllm.options import parse
@@ -45,6 +47,7 @@ log = logging.getLogger(__name__)
 STOP_GRACE_S = 8.0
 """An orderly end takes 4 s, on a busy machine 7; a killed one leaves shared memory behind."""
 DEATH_POLL_S = 0.25
+_NO_FORM = "the form cannot be kept to: vLLM ended the request, as it does where no grammar fits it"
 _NO_FEWER = "a request takes so many at once that speculates, or whose prompt may not be chunked"
 
 
@@ -52,6 +55,7 @@ class VllmEngine:
     """Satisfies `engines.base.Engine`, and most of what is optional there."""
 
     api_paths = API_PATHS
+    api_fields: Mapping[str, Mapping[str, Any]] = {}
 
     def __init__(self, *, sink: StepSink, clock: Clock, **options: object) -> None:
         args_class, on_cpu = import_vllm()
@@ -190,7 +194,8 @@ class VllmEngine:
         await self._while_alive(llm.wake_up(["kv_cache"]))
 
     async def check_form(self, structured: Structured) -> None:
-        """Check nothing: vLLM reads a schema as it takes the request, and no earlier."""
+        """Check nothing: vLLM reads a schema as it takes the request, and what it then cannot keep
+        to ends the request in `generate` with ParamError."""
 
     async def device_bytes(self) -> int | None:
         if self.info.device != "cuda":
@@ -209,12 +214,15 @@ class VllmEngine:
             collector = await llm.add_request(
                 request.id, asked.prompt, asked.params, priority=priority, **asked.options
             )
-            await OutputHook(collector, self._turn, deliver, raw=own).drained()
+            alone = not own and not request.sampling.max_tokens
+            if asked.params.structured_outputs is not None:
+                deliver = partial(_judge, deliver)
+            hook = OutputHook(collector, self._turn, deliver, raw=own, prompt_alone=alone)
+            await hook.drained()
         except EngineDeadError as error:
             raise self._death() from error
         except VLLMClientError as error:
-            param = getattr(error, "parameter", None) or "prompt"
-            raise ParamError(param, str(error)) from error
+            raise ParamError(_blamed(error), str(error.args[0])) from error
         except BaseException:
             await llm.abort(request.id)
             raise
@@ -225,8 +233,10 @@ class VllmEngine:
         async with self._api_lock:
             if self._api is None or self._api[:2] != (llm, submit):
                 args, extra = self._options.engine_args, self._options.api_args
-                app = await asyncio.to_thread(build_api, llm, args, extra)
+                template = self._tokenizer.chat_template
+                app = await asyncio.to_thread(build_api, llm, args, extra, template)
                 await open_api(app, llm, submit)
+                self.api_fields = fields_of_routes(app, API_PATHS)
                 self._api = (llm, submit, app)
             return self._api[2]
 
@@ -303,3 +313,17 @@ class VllmEngine:
             return outputs
 
         core.get_output_async = get_output_async
+
+
+def _judge(deliver: Deliver, chunk: Chunk) -> None:
+    """A constrained request that vLLM ends with an error alone is its schema's doing, not ours."""
+    if chunk.finish_reason == "error":
+        raise ParamError("structured_outputs", _NO_FORM)
+    deliver(chunk)
+
+
+def _blamed(error: Any) -> str:
+    """The field that vLLM's error is about; of a schema it does not say that."""
+    frames = (frame.name for frame in traceback.extract_tb(error.__traceback__))
+    about_schema = any("structured_output" in name for name in frames)
+    return error.parameter or ("structured_outputs" if about_schema else "prompt")

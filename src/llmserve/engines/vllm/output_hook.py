@@ -16,11 +16,20 @@ from llmserve.engines.vllm.convert import to_chunk
 
 
 class OutputHook:
-    def __init__(self, collector: Any, turn: LoopTurn, deliver: Deliver, *, raw: bool) -> None:
+    def __init__(
+        self,
+        collector: Any,
+        turn: LoopTurn,
+        deliver: Deliver,
+        *,
+        raw: bool,
+        prompt_alone: bool = False,
+    ) -> None:
         self._collector = collector
         self._turn = turn
         self._delivery = Delivery(deliver)
         self._raw = raw
+        self._prompt_alone = prompt_alone
         self._first = True
         collector.ready = self
         self.set()  # something may have come before
@@ -46,7 +55,9 @@ class OutputHook:
             output = self._collector.get_nowait()
             if output is None:
                 return
-            chunk = to_chunk(output, first=self._first, raw=self._raw)
+            chunk = to_chunk(
+                output, first=self._first, raw=self._raw, prompt_alone=self._prompt_alone
+            )
         except Exception as error:  # vLLM's word on this request
             self._delivery.fail(error)
             return

@@ -57,6 +57,10 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     serve.add_argument("--api-key", help=f"else ${_KEY}, else a random one, which is printed")
     serve.add_argument(
+        "--cors-origins", metavar="ORIGIN[,ORIGIN]",
+        help="pages of these origins may call it from a browser, with the key; * for all",
+    )
+    serve.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE",
         help="an option of the engine (dtype=float32); may be repeated",
     )
@@ -89,7 +93,7 @@ def _serve(args: argparse.Namespace) -> int:
     try:
         session = serve(
             args.model, args.engine, host=args.host, port=args.port, api_key=own_key, knobs=knobs,
-            **options,
+            cors_origins=args.cors_origins, **options,
         )
         with session:
             try:

@@ -13,7 +13,7 @@ from llmserve.entrypoints.commands.load_options import read_load_options
 from llmserve.entrypoints.commands.settings import read_axes, read_setting
 
 if TYPE_CHECKING:
-    from llmserve.engines.base import Tokenizer
+    from llmserve.engines.tokenizer import Tokenizer
     from llmserve.lab.remote import Remote
 
 _OF_A_URL = ("key_env", "api_key", "plain", "tokenizer")

@@ -10,17 +10,22 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from llmserve.entrypoints.http.auth import KeyGate
-from llmserve.entrypoints.http.completions import Generation
+from llmserve.entrypoints.http.chat import ChatRoute
+from llmserve.entrypoints.http.completions import CompletionRoute
+from llmserve.entrypoints.http.cors import Cors, Origins
 from llmserve.entrypoints.http.engine_api import EngineApi
 from llmserve.entrypoints.http.errors import SERVING_ERRORS, ApiError, ClientGone, as_api_error
 from llmserve.entrypoints.http.knobs import knob_routes
 from llmserve.entrypoints.http.lifecycle import lifecycle_routes
 from llmserve.entrypoints.http.models import model_routes
 from llmserve.entrypoints.http.monitoring import watch_routes
-from llmserve.entrypoints.http.protocol import ChatBody, CompletionBody
-from llmserve.entrypoints.http.response_cache import CacheOptions
+from llmserve.entrypoints.http.not_served import not_served
+from llmserve.entrypoints.http.openai_responses.route import ResponsesRoute
+from llmserve.entrypoints.http.openapi.routes import description_routes
+from llmserve.entrypoints.http.options import DEFAULTS, EndpointOptions
 from llmserve.entrypoints.http.state import EndpointState
 from llmserve.observe import Telemetry
 from llmserve.serving.api_keys import Keyring
@@ -29,26 +34,38 @@ from llmserve.serving.service import Service
 log = logging.getLogger(__name__)
 
 
+class Application(Starlette):
+    """Starlette's, where even an answer to a defect of ours can be read by a page of `origins`."""
+
+    origins: Origins = ()
+
+    def build_middleware_stack(self) -> ASGIApp:
+        stack = super().build_middleware_stack()
+        return Cors(stack, self.origins) if self.origins else stack
+
+
 def build_app(
     service: Service,
     telemetry: Telemetry,
     keyring: Keyring,
-    cache: CacheOptions | None = None,
+    options: EndpointOptions = DEFAULTS,
 ) -> Starlette:
-    """The application of one session, for holders of a key on the ring; `cache` holds responses."""
-    served = EndpointState(service, cache)
-    app = Starlette(
-        routes=[
-            Route("/v1/chat/completions", Generation(served, ChatBody), methods=["POST"]),
-            Route("/v1/completions", Generation(served, CompletionBody), methods=["POST"]),
-            *model_routes(served),
-            *watch_routes(served, telemetry),
-            *knob_routes(served),
-            *lifecycle_routes(service.supervisor),
-        ],
+    """The application of one session, for holders of a key on the ring."""
+    served = EndpointState(service, options)
+    routes = [
+        Route("/v1/chat/completions", ChatRoute(served), methods=["POST"]),
+        Route("/v1/completions", CompletionRoute(served), methods=["POST"]),
+        Route("/v1/responses", ResponsesRoute(served), methods=["POST"]),
+        *model_routes(served),
+        *watch_routes(served, telemetry),
+        *knob_routes(served),
+        *lifecycle_routes(service.supervisor),
+    ]
+    app = Application(
+        routes=[*routes, *description_routes(served, routes)],
         middleware=[
             Middleware(KeyGate, keyring),
-            Middleware(EngineApi, service, served.cache),
+            Middleware(EngineApi, service, served.cache, options.strict),
         ],
         exception_handlers={
             HTTPException: _http_error,
@@ -57,6 +74,7 @@ def build_app(
             **dict.fromkeys(SERVING_ERRORS, _error),
         },
     )
+    app.origins = options.origins
     app.router.redirect_slashes = False
     return app
 
@@ -73,6 +91,10 @@ async def _defect(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 405 and request.method == "OPTIONS":  # what it asks for is in `Allow`
+        return Response(status_code=204, headers=error.headers)
+    if error.status_code == 404 and (known := not_served(request.url.path)) is not None:
+        return await _error(request, known)
     messages = {
         404: f"there is no {request.url.path} here",
         405: f"{request.method} is not for {request.url.path}",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llmserve.entrypoints.http.content_encoding import Decoding, codings
 from llmserve.entrypoints.http.errors import ApiError, ClientGone
 
 MAX_BODY_BYTES = 8 * 2**20
-"""The longest request body taken; a longer one is 413."""
+"""The longest request body taken, as it comes and as it is decoded; a longer one is 413."""
 MAX_VALUES = 2**17
 """The most values in a body, besides one for each token of the context; with more it is 413. In a
 million of them no stream went on for a second, nor would one beside a thread that parses them, for
@@ -33,7 +34,7 @@ SSE_HEADERS = [
 
 
 async def read_json(scope: Scope, receive: Receive, context: int = 0) -> bytes:
-    """The whole body of a request that says it is JSON. ApiError, or ClientGone.
+    """The whole body of a request that says it is JSON, decoded. ApiError, or ClientGone.
 
     context: of the model that is to read it, in tokens.
     """
@@ -44,27 +45,33 @@ async def read_json(scope: Scope, receive: Receive, context: int = 0) -> bytes:
     length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
         raise _too_large()
+    decoding = Decoding(codings(scope))
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await _read(receive, MAX_VALUES + context)
+            return await _read(receive, decoding, MAX_VALUES + context)
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
 
 
-async def _read(receive: Receive, most_values: int) -> bytes:
-    body, values = bytearray(), 0
+async def _read(receive: Receive, decoding: Decoding, most_values: int) -> bytes:
+    body, came, values = bytearray(), 0, 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        more = message.get("body", b"")
-        body += more
-        values += sum(map(more.count, (b",", b"[", b"{")))
-        if len(body) > MAX_BODY_BYTES:
-            raise _too_large()
-        if values > most_values:
-            raise _too_many(most_values)
+        raw = message.get("body", b"")
+        came += len(raw)
+        for more in decoding.feed(raw):
+            body += more
+            values += sum(map(more.count, (b",", b"[", b"{")))
+            if max(came, len(body), decoding.between) > MAX_BODY_BYTES:
+                raise _too_large()
+            if values > most_values:
+                raise _too_many(most_values)
+            if more is not raw:  # decoding takes time that streams would miss
+                await asyncio.sleep(0)
         if not message.get("more_body", False):
+            decoding.end()
             return bytes(body)
 
 
@@ -83,9 +90,13 @@ def _too_many(most: int) -> ApiError:
     )
 
 
-def json_response(content: object) -> Response:
+def json_response(content: object, headers: Mapping[str, str] | None = None) -> Response:
     """For routes that answer at once; the ones that generate use an `JsonAnswer`."""
-    return Response(msgspec.json.encode(content), media_type="application/json")
+    return Response(msgspec.json.encode(content), 200, headers, "application/json")
+
+
+def error_events(error: ApiError) -> bytes:
+    return b"data: " + error.body + b"\n\n" + DONE
 
 
 class JsonAnswer:
@@ -96,6 +107,8 @@ class JsonAnswer:
         self._send = send
         self.headers: dict[str, str] = {}
         """Sent besides the answer's own, good or bad, if they are there when it begins."""
+        self.failed: Callable[[ApiError], bytes] = error_events
+        """The last events of a stream that an error ends."""
         self._streaming = False
         self._begun = False
         self._ended = False
@@ -123,7 +136,7 @@ class JsonAnswer:
         if not self._begun:
             await self.whole(error.body, error.status, error.headers)
         elif self._streaming and not self._ended:
-            await self.events(b"data: " + error.body + b"\n\n" + DONE, more=False)
+            await self.events(self.failed(error), more=False)
 
     async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._begun = True

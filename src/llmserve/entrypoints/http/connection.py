@@ -2,6 +2,8 @@
 
 A head (or a body's trailers) of any length was kept in ten times its bytes, who connected and
 sent nothing, or half a head, stayed for ever, and enough of those left the kernel no file to open.
+And with what it does not do for clients of another kind: those that close their half of the
+connection after the request, speak HTTP/1.0, or would rather speak HTTP/2 or WebSocket.
 """
 
 from __future__ import annotations
@@ -9,7 +11,11 @@ from __future__ import annotations
 import asyncio
 import resource
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn._types import ASGI3Application, ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from llmserve.entrypoints.http.half_closed import HalfClosed
 
 MAX_HEAD_BYTES = 64 * 1024
 """The longest request line and headers; the rest of the read that ends them comes on top."""
@@ -21,10 +27,17 @@ of them where there are few."""
 
 
 class Connection(HttpToolsProtocol):
-    """Counts what has led to no request and no body yet."""
+    """Counts what has led to no request and no body yet, and knows which request is answered."""
 
     _pending = 0
     _alarm: asyncio.TimerHandle | None = None
+    _answering: RequestResponseCycle | None = None
+    """While `cycle` is the newest request, which may wait behind it."""
+    _half: HalfClosed | None = None
+    _ended = False
+    """No request is read from here on."""
+    _refit = False
+    """The request asks for another protocol; it is read anew as if it did not."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
@@ -36,17 +49,73 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._heard()
+        if self._half is not None:
+            self._half.stop()
+        if self._answering is not None:
+            self._answering.disconnected = not self._answering.response_complete
+            self._answering.message_event.set()
         super().connection_lost(exc)
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
+        """The client sends no more: whether the connection stays open for what it waits for."""
+        answer = self._last_answer()
+        if answer is not None:
+            self._half = HalfClosed(self.loop, self.transport, lambda: self._answering or answer)
+            self._half.look()
+        return answer is not None
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what cannot be read, behind the answers that are due to what could be."""
+        if self._last_answer() is not None:
+            self._ended = True
+        elif self._idle or not self.cycle.response_started:
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
+
     def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
         self._pending += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
         if self._pending > MAX_HEAD_BYTES:
             self._refuse(f"The headers are longer than {MAX_HEAD_BYTES} bytes.")
         elif self._pending and self._alarm is None:
             self._set_alarm()
 
+    def _feed(self, data: bytes) -> None:
+        """To the parser, which stops at a request for another protocol and takes its body for that.
+        Java's own client asks for HTTP/2 with each request."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._refit:
+                    raise httptools.HttpParserError("CONNECT is for proxies") from None
+                self._refit = False
+                data = self._head_without_upgrade() + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            else:
+                return
+
+    def _head_without_upgrade(self) -> bytes:
+        parser = self.parser
+        line = b"%s %s HTTP/%s" % (
+            parser.get_method(), self.url, parser.get_http_version().encode()
+        )  # fmt: skip
+        kept = [b"%s: %s" % pair for pair in self.headers if pair[0] != b"upgrade"]
+        return b"\r\n".join([line, *kept, b"", b""])
+
     def on_headers_complete(self) -> None:
+        self._refit = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if self._refit:
+            return
         self._heard()
         super().on_headers_complete()
 
@@ -55,8 +124,31 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._refit:
+            return
         self._heard()
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        if cycle.scope["http_version"] != "1.1":
+            _as_before_1_1(cycle)
+        super()._start_asgi_task(cycle, app)
+
+    def _last_answer(self) -> RequestResponseCycle | None:
+        """No more requests come: the last that is to be answered, if one is. One that was cut
+        short is none."""
+        if self._idle:
+            return None
+        if self.cycle.more_body:
+            if not self.pipeline:
+                return None
+            self.pipeline.popleft()
+            before = self.pipeline[0][0] if self.pipeline else self._answering
+            assert before is not None  # it waited behind that
+            self.cycle = before
+        self.cycle.keep_alive = False
+        return self.cycle
 
     def _heard(self) -> None:
         self._pending = 0
@@ -83,3 +175,18 @@ class Connection(HttpToolsProtocol):
             self.send_400_response(why)
         else:
             self.transport.abort()  # in the middle of an answer
+
+
+def _as_before_1_1(cycle: RequestResponseCycle) -> None:
+    """An HTTP/1.0 client knows no chunks and no interim answers: what has no length of its own ends
+    with the connection, which uvicorn does close."""
+    send = cycle.send
+
+    async def unchunked(message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.body":
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    cycle.chunked_encoding = False  # as if that were decided
+    cycle.waiting_for_100_continue = False
+    cycle.send = unchunked  # type: ignore[method-assign]

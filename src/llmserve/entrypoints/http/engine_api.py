@@ -19,6 +19,7 @@ from llmserve.core.types import SamplingParams
 from llmserve.engines.base import EngineError, HasApi, Repeatable
 from llmserve.entrypoints.http.asgi import JsonAnswer, read_json, unless_gone
 from llmserve.entrypoints.http.caller import Claims, sender
+from llmserve.entrypoints.http.content_encoding import as_read
 from llmserve.entrypoints.http.errors import (
     SERVING_ERRORS,
     ApiError,
@@ -26,9 +27,12 @@ from llmserve.entrypoints.http.errors import (
     as_api_error,
     not_ready,
 )
+from llmserve.entrypoints.http.fields import Fields
+from llmserve.entrypoints.http.forwarded import check_forwarded
 from llmserve.entrypoints.http.held_response import ForwardedCall, HeldResponse
 from llmserve.entrypoints.http.protocol import check_sequences, understood
 from llmserve.entrypoints.http.response_cache import ReplyCache, asks_anew, looked
+from llmserve.entrypoints.http.route_fields import check_fields, of_engine
 from llmserve.serving.requests import Sender, make_request, read_param
 from llmserve.serving.service import Service
 from llmserve.serving.stream import Stream
@@ -50,8 +54,12 @@ _ASKED: ContextVar[_Asked] = ContextVar("llmserve_asked")
 class EngineApi:
     """ASGI middleware, behind the key. Passes on what the engine does not answer itself."""
 
-    def __init__(self, app: ASGIApp, service: Service, cache: ReplyCache) -> None:
+    def __init__(
+        self, app: ASGIApp, service: Service, cache: ReplyCache, strict: bool = True
+    ) -> None:
         self._app = app
+        self._strict = strict
+        self._known: dict[str, Fields] = {}
         self._service = service
         self._cache = cache
         engine = service.engine
@@ -60,13 +68,15 @@ class EngineApi:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         engine = self._engine
+        method = "GET" if scope.get("method") == "HEAD" else scope.get("method")  # no body is sent
         if (
             engine is None
             or scope["type"] != "http"
-            or self._paths.get(scope["path"]) != scope["method"]
+            or self._paths.get(scope["path"], "") != method
         ):
             await self._app(scope, receive, send)
             return
+        scope = {**scope, "method": method}
         try:
             await self._answer(engine, scope, receive, send)
         except ClientGone:
@@ -87,17 +97,26 @@ class EngineApi:
         own_id = any(name == b"x-request-id" for name, _ in scope["headers"])
         app = await self._application(engine, receive)
         call = ForwardedCall(scope["path"], fields, context, choices)
+        if posted:
+            known = self._fields_of(engine, scope["path"])
+            call.headers |= check_fields(body, known, strict=self._strict)
+            check_forwarded(scope["path"], body, self._service.engine.info)
         held = HeldResponse(send, call)
         # vLLM reads a call of a tool out of a stream piece by piece, and a cached one is one piece
         anew = asks_anew(scope) or bool(fields.get("tools") and fields.get("stream"))
         token = _ASKED.set(_Asked(call, who, own_id, arrived, anew))
         try:
-            await app(scope, _replay(body, receive), held)
+            await app(as_read(scope, body), _replay(body, receive), held)
         except SERVING_ERRORS:  # applications report an error to their client and raise it as well
             if not held.begun:
                 raise
         finally:
             _ASKED.reset(token)
+
+    def _fields_of(self, engine: HasApi, path: str) -> Fields:
+        if path not in self._known:
+            self._known[path] = of_engine(path, engine.api_fields[path])
+        return self._known[path]
 
     async def _application(self, engine: HasApi, receive: Receive) -> ASGIApp:
         """The engine's, waiting for one that is being restarted or sleeps while its client waits:

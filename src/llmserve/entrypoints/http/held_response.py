@@ -6,7 +6,6 @@ become the error objects of all other routes, and its streams get the headers th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
@@ -16,8 +15,10 @@ from starlette.types import Message, Send
 from llmserve.core.types import ParamError
 from llmserve.entrypoints.http.asgi import DONE, SSE_HEADERS, JsonAnswer
 from llmserve.entrypoints.http.errors import SERVING_ERRORS, ApiError, as_api_error
+from llmserve.serving.requests import as_over_context, over_context
 from llmserve.serving.stream import Stream
 
+_FORMS = ("structured_outputs", "response_format", "text", "tools")
 _PROMPTS = {"/v1/completions": "prompt", "/v1/responses": "input"}
 
 
@@ -42,6 +43,16 @@ class ForwardedCall:
         """To be added to those of the answer."""
         self.refused: Exception | None = None
         """The error of admission control, where it rejected one."""
+
+    @property
+    def form(self) -> str:
+        """The field that asks for a form of the reply; a tool that must be called has one too."""
+        return next((name for name in _FORMS if self.fields.get(name)), _FORMS[0])
+
+    @property
+    def counts(self) -> str:
+        """The field that says how many logprobs there are."""
+        return "top_logprobs" if "top_logprobs" in self.fields else "logprobs"
 
     @property
     def decided(self) -> bool:
@@ -116,7 +127,7 @@ class HeldResponse:
 
 
 def translated(status: int, body: bytes, call: ForwardedCall) -> ApiError:
-    """vLLM's error as one of ours, which names the field that it is about."""
+    """vLLM's error as one of ours: its own message, and the field where it says which."""
     try:
         error: Any = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -124,45 +135,48 @@ def translated(status: int, body: bytes, call: ForwardedCall) -> ApiError:
     error = error.get("error", error) if isinstance(error, dict) else {}
     error = error if isinstance(error, dict) else {}
     message = str(error.get("message") or error.get("detail") or body.decode(errors="replace"))
-    param = str(error.get("param") or "").removeprefix("body.").partition(".")[0]
-    code = str(error.get("code") or "")
-    if param in ("input_tokens", "input_text") or any(word in message for word in _TOO_LONG):
-        param, code = call.main, "context_length_exceeded"
-    elif param == "max_tokens" and call.fields.get(param) != 0 and "got 0" in message:
-        # vLLM has cut max_tokens to the room that is left, and complains of that
-        param, code = call.main, "context_length_exceeded"
-        message = f"the prompt leaves no room for a reply within the model's {call.limit} tokens"
-    elif status == 404:
-        param, code = "model", "model_not_found"
+    param, code = str(error.get("param") or ""), str(error.get("code") or "")
+    if param.removeprefix("body.").partition(".")[0].isdigit():  # of the list that the model reads
+        param = call.main
+    # what was sent as max_tokens has been checked, so vLLM can only mean what it cut it to
+    cut = param == "max_tokens"
+    if cut or param in ("input_tokens", "input_text") or "maximum context length" in message:
+        return _context_exceeded(status, message, call, cut=cut)
+    if status == 404:
+        return ApiError(status, message, param="model", code="model_not_found")
     if not code or code.isdigit():
         code = "invalid_value" if status < 500 else "internal_error"
-    return ApiError(status, message, param=param or _guessed(message, call), code=code)
+    return ApiError(status, message, param=_sent(param, call), code=code)
 
 
-_TOO_LONG = ("maximum context length", "cannot be greater than max_model_len")
+def _context_exceeded(status: int, message: str, call: ForwardedCall, *, cut: bool) -> ApiError:
+    if cut:
+        message = over_context(call.limit, "the prompt leaves no room for a reply")
+    else:
+        message = as_over_context(call.limit, message)
+    return ApiError(status, message, param=call.main, code="context_length_exceeded")
 
 
-def _guessed(message: str, call: ForwardedCall) -> str | None:
-    """The field that a message is about, where vLLM does not say: one that the body left empty,
-    or one that the message speaks of."""
-    if call.main in call.fields and not call.fields[call.main]:
-        return call.main
-    if "chat template" in message or "ChatCompletionContentPart" in message:
-        return call.main
-    spoken = " ".join(["", *re.findall(r"\w+", message.replace("_", " ").lower()), ""])
-    places = {name: spoken.find(f" {name.replace('_', ' ')} ") for name in call.fields}
-    return min((name for name in places if places[name] >= 0), key=places.__getitem__, default=None)
-
-
-_FORMS = ("structured_outputs", "response_format", "tools")
+def _sent(param: str, call: ForwardedCall) -> str | None:
+    """The path in the body that vLLM's name means: `body.messages.0.Developer.content` is
+    `messages[0].content`. None where there is no such field in it."""
+    first, *parts = param.removeprefix("body.").split(".")
+    first = {"structured_outputs": call.form, "logprobs": call.counts}.get(first, first)
+    if first not in call.fields:
+        return None
+    path, value = first, call.fields[first]
+    for part in parts:
+        if isinstance(value, dict) and part in value:
+            path, value = f"{path}.{part}", value[part]
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            path, value = f"{path}[{part}]", value[int(part)]
+    return path
 
 
 def blamed(error: Exception, call: ForwardedCall) -> Exception:
-    """A refusal of the engine's, with the field that it is about: the engine sees the schema that a
-    reply is to have, but not the field that it came in."""
-    if not isinstance(error, ParamError) or error.param != "prompt":
+    """A refusal of the engine's, with the field that it is about as it was sent: the engine sees
+    the schema that a reply is to have, but not the field that it came in."""
+    if not isinstance(error, ParamError):
         return error
-    if not any(word in str(error).lower() for word in ("grammar", "regex", "schema")):
-        return error
-    param = next((name for name in _FORMS if call.fields.get(name)), error.param)
-    return ParamError(param, str(error))
+    name = {"structured_outputs": call.form, "logprobs": call.counts}.get(error.param, error.param)
+    return error if name == error.param else ParamError(name, str(error))

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmserve.core.knobs import SPECS, Spec
-from llmserve.entrypoints.http import protocol
 from llmserve.entrypoints.http.asgi import json_response, read_json
+from llmserve.entrypoints.http.objects import members
 from llmserve.entrypoints.http.state import EndpointState
 
 
@@ -57,11 +57,7 @@ class _Knobs:
 
 
 def _changes(body: bytes) -> dict[str, Any]:
-    try:
-        parts = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except (ValueError, RecursionError):
-        return protocol.decode(body, dict[str, Any])  # which says what is wrong
-    return {name: _value(bytes(part)) for name, part in parts.items()}
+    return {name: _value(bytes(part)) for name, part in members(body).items()}
 
 
 def _value(part: bytes) -> object:

@@ -1,21 +1,22 @@
 """OpenAI's request bodies, checked: from bytes to typed fields, or ApiError 400. Pure.
 
-Fields this server has never heard of are ignored, as OpenAI's clients expect. Fields it knows and
-cannot honour are refused, unless they ask for what happens anyway.
+Fields that no struct here has are judged before (`fields.py`).
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from llmserve.core.types import SamplingParams
+from llmserve.core.types import SamplingParams, Structured
 from llmserve.core.validation import whole
 from llmserve.entrypoints.http.caller import Claims
-from llmserve.entrypoints.http.errors import ApiError, invalid
+from llmserve.entrypoints.http.errors import invalid
+from llmserve.entrypoints.http.objects import mistyped, not_json, too_deep
 from llmserve.entrypoints.http.structured import structured
+from llmserve.entrypoints.http.token_texts import TokenTexts
 from llmserve.serving.requests import read_param, read_sampling
 
 MAX_SEQUENCES = 1024
@@ -23,10 +24,10 @@ MAX_SEQUENCES = 1024
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions; a chat may fill the context."""
 
-_DRAWN = (
+DRAWN = (
     "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "min_p", "min_tokens",
-    "logit_bias",
+    "logit_bias", "skip_special_tokens", "include_stop_str_in_output",
 )  # fmt: skip
 """Fields of a body that are fields of SamplingParams."""
 
@@ -35,6 +36,10 @@ Body = TypeVar("Body")
 
 class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """vLLM's: what has been used so far, in every event."""
+    include_obfuscation: bool | None = None
+    """OpenAI's padding of events, which has no effect on them here."""
 
 
 class SamplingBody(Claims, kw_only=True):
@@ -62,11 +67,16 @@ class SamplingBody(Claims, kw_only=True):
     min_p: Any = None
     min_tokens: Any = None
     logit_bias: Any = None
+    prompt_logprobs: Any = None
+    skip_special_tokens: Any = None
+    include_stop_str_in_output: Any = None
+    return_tokens_as_token_ids: bool | None = None
     response_format: Any = None
     structured_outputs: Any = None
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
+    guided_grammar: Any = None
 
     @property
     def choices(self) -> int:
@@ -76,6 +86,18 @@ class SamplingBody(Claims, kw_only=True):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def sent_names(self) -> Mapping[str, str]:
+        """Fields of SamplingParams that the body has under another name, with that name."""
+        return {}
+
+    @property
+    def continuous_usage(self) -> bool:
+        options = self.stream_options
+        return options is not None and bool(
+            self.stream and options.include_usage and options.continuous_usage_stats
+        )
 
     @property
     def asked_tokens(self) -> Any:
@@ -91,6 +113,11 @@ class SamplingBody(Claims, kw_only=True):
         """How many logprobs beside each token's own; None for none at all."""
         return None
 
+    @property
+    def scores(self) -> Any:
+        """The same of the prompt's tokens."""
+        return self.prompt_logprobs
+
 
 class ContentPart(msgspec.Struct):
     type: str
@@ -100,7 +127,11 @@ class ContentPart(msgspec.Struct):
 class Message(msgspec.Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: Any = None
+    """An assistant's calls, of which `tools/history.py` reads each."""
+    tool_call_id: str | None = None
+    """Which call a tool's message answers."""
+    name: str | None = None
 
 
 class ChatBody(SamplingBody, kw_only=True):
@@ -108,6 +139,21 @@ class ChatBody(SamplingBody, kw_only=True):
     max_completion_tokens: Any = None
     logprobs: bool | None = None
     top_logprobs: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: Any = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    allow_special_tokens: bool | None = None
+
+    @property
+    def sent_names(self) -> Mapping[str, str]:
+        newer = self.max_completion_tokens
+        return {
+            "logprobs": "top_logprobs",
+            "max_tokens": "max_tokens" if newer is None else "max_completion_tokens",
+        }
 
     @property
     def asked_tokens(self) -> Any:
@@ -124,6 +170,8 @@ class ChatBody(SamplingBody, kw_only=True):
 class CompletionBody(SamplingBody, kw_only=True):
     prompt: str | list[str | int | list[int]]
     logprobs: Any = None
+    echo: bool | None = None
+    add_special_tokens: bool | None = None
 
     @property
     def default_tokens(self) -> int | None:
@@ -133,11 +181,25 @@ class CompletionBody(SamplingBody, kw_only=True):
     def alternatives(self) -> Any:
         return self.logprobs
 
+    @property
+    def scores(self) -> Any:
+        """With `echo` the prompt's tokens have what the reply's have. No reply at all is asked of
+        the engine as log-probabilities of the prompt."""
+        if self.prompt_logprobs is not None or not self.echo:
+            return self.prompt_logprobs
+        return 0 if self.logprobs is None and self.max_tokens == 0 else self.logprobs
+
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
+    tools: Any = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    allow_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
 
@@ -146,59 +208,17 @@ class DetokenizeBody(msgspec.Struct, kw_only=True):
     model: str | None = None
 
 
-_NOT_HERE: dict[str, tuple[object, ...]] = {
-    "add_generation_prompt": (True,),
-    "add_special_tokens": (True,),
-    "allowed_token_ids": ([],),
-    "audio": (),
-    "bad_words": ([],),
-    "best_of": (1,),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
-    "documents": ([],),
-    "echo": (False,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "guided_grammar": (),
-    "include_stop_str_in_output": (False,),
-    "length_penalty": (1,),
-    "modalities": (["text"],),
-    "prediction": (),
-    "prompt_logprobs": (),
-    "skip_special_tokens": (True,),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
-    "web_search_options": (),
-}
-"""Fields that would change the answer and are not implemented, with the values that ask for
-nothing; null is one for all of them."""
-_NotHere = msgspec.defstruct("_NotHere", [(name, Any, None) for name in ("n", *_NOT_HERE)])
-
-
 def decode(raw: bytes, kind: type[Body]) -> Body:
-    """The body as `kind`, or ApiError 400 that names the field."""
-    unheard = _read(raw, _NotHere)
-    for name in _NOT_HERE:
-        _refuse_unless_neutral(name, unheard)
-    return _read(raw, kind)
-
-
-def _read(raw: bytes, kind: type[Body]) -> Body:
-    """Builds the fields of `kind` alone: others may hold a million values."""
+    """The body as `kind`, or ApiError 400 that names the field. Builds the fields of `kind` alone:
+    others may hold a million values."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except RecursionError:
-        raise ApiError(400, "the JSON body is nested too deeply", code="invalid_json") from None
+        raise too_deep() from None
     except msgspec.ValidationError as error:
-        raise _mistyped(error) from None
+        raise mistyped(error) from None
     except ValueError as error:  # msgspec's own, and bytes that are not UTF-8
-        raise ApiError(
-            400, f"the body is not valid JSON: {error}", code="invalid_json"
-        ) from None
+        raise not_json(error) from None
 
 
 def understood(fields: dict[str, Any], kind: type[Body]) -> Body:
@@ -206,28 +226,7 @@ def understood(fields: dict[str, Any], kind: type[Body]) -> Body:
     try:
         return msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
-        raise _mistyped(error) from None
-
-
-def _mistyped(error: msgspec.ValidationError) -> ApiError:
-    return ApiError(400, str(error), param=_param(str(error)), code="invalid_type")
-
-
-def _refuse_unless_neutral(name: str, given: Any) -> None:
-    value = getattr(given, name)
-    if value is None or value in _NOT_HERE[name]:
-        return
-    if name == "best_of" and value == given.n:
-        return
-    raise ApiError(
-        400, f"{name} is not supported by this server", param=name, code="unsupported_parameter"
-    )
-
-
-def _param(message: str) -> str | None:
-    """The field a validation message is about: "… - at `$.stop[0]`" is about stop."""
-    found = re.search(r"`\$\.(\w+)", message) or re.search(r"required field `(\w+)`", message)
-    return found[1] if found else None
+        raise mistyped(error) from None
 
 
 def check_shape(body: SamplingBody, prompts: int) -> None:
@@ -235,8 +234,12 @@ def check_shape(body: SamplingBody, prompts: int) -> None:
     check_sequences(prompts * body.choices)
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options", "stream_options is only for stream=true")
-    if isinstance(body, ChatBody) and body.top_logprobs is not None and not body.logprobs:
-        raise invalid("top_logprobs", "top_logprobs needs logprobs=true")
+    if isinstance(body, ChatBody) and not body.logprobs:
+        top = body.top_logprobs
+        if top is not None and (type(top) is not int or top != 0):
+            raise invalid("top_logprobs", "top_logprobs needs logprobs=true")
+    if body.stream and body.prompt_logprobs is not None:
+        raise invalid("prompt_logprobs", "prompt_logprobs come with a whole answer, not a stream")
 
 
 def check_sequences(count: int) -> None:
@@ -247,14 +250,26 @@ def check_sequences(count: int) -> None:
         raise invalid("prompt", str(error)) from None
 
 
-def sampling(body: SamplingBody, max_tokens: int) -> SamplingParams:
-    """The sampling of the first choice; ParamError where a value is out of its range."""
-    given = {name: getattr(body, name) for name in _DRAWN} | {
+def sampling(
+    body: SamplingBody, max_tokens: int, form: Structured | None = None
+) -> SamplingParams:
+    """The sampling of the first choice; ParamError where a value is out of its range. `form`: what
+    the reply must match, where that is not what the body's schema says."""
+    read_param("logprobs", body.alternatives, called=body.sent_names.get("logprobs"))
+    given = {name: getattr(body, name) for name in DRAWN} | {
         "max_tokens": max_tokens,
         "logprobs": body.alternatives,
-        "structured_outputs": structured(body),
+        "prompt_logprobs": body.scores,
+        "structured_outputs": structured(body) if form is None else form,
     }
     return read_sampling({name: value for name, value in given.items() if value is not None})
+
+
+def texts_of(texts: TokenTexts, body: SamplingBody, sampling: SamplingParams) -> TokenTexts:
+    """Tokens as this answer is to write them."""
+    return texts.of_kind(
+        special=not sampling.skip_special_tokens, as_ids=bool(body.return_tokens_as_token_ids)
+    )
 
 
 def of_choice(first: SamplingParams, index: int) -> SamplingParams:

@@ -169,6 +169,7 @@ class ReplyCache:
             text=outcome.text,
             token_ids=outcome.token_ids,
             logprobs=outcome.logprobs,
+            prompt_logprobs=outcome.prompt_logprobs,
             finish_reason=outcome.finish_reason,
             stop_reason=outcome.stop_reason,
             cached_tokens=outcome.usage.cached_tokens,

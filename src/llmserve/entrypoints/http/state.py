@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from llmserve.engines.base import EngineInfo, Tokenizer
+import hashlib
+
+from llmserve import __version__
+from llmserve.engines.base import EngineInfo
+from llmserve.engines.tokenizer import Tokenizer
 from llmserve.entrypoints.http.errors import ApiError, not_ready
-from llmserve.entrypoints.http.logprobs import TokenTexts
-from llmserve.entrypoints.http.response_cache import CacheOptions, ReplyCache
+from llmserve.entrypoints.http.options import DEFAULTS, EndpointOptions
+from llmserve.entrypoints.http.response_cache import ReplyCache
+from llmserve.entrypoints.http.route_fields import check_fields, of_route
+from llmserve.entrypoints.http.token_texts import TokenTexts
 from llmserve.serving.service import Service
 
 
 class EndpointState:
     """The service, and its model once there is one: before that, 503 with Retry-After."""
 
-    def __init__(self, service: Service, cache: CacheOptions | None = None) -> None:
+    def __init__(self, service: Service, options: EndpointOptions = DEFAULTS) -> None:
         self.service = service
-        self.cache = ReplyCache(service, cache)
+        self.strict = options.strict
+        self.cache = ReplyCache(service, options.cache)
         self._texts: TokenTexts | None = None
+        self._fingerprint: str | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -39,6 +47,24 @@ class EndpointState:
         if self._texts is None:
             self._texts = TokenTexts(self.tokenizer)
         return self._texts
+
+    def check_fields(self, path: str, raw: bytes) -> dict[str, str]:
+        """ApiError 400 where a body asks for what the route does not read; headers to add."""
+        return check_fields(raw, of_route(path), strict=self.strict)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same while equal requests are computed alike: of the model, the engine and how it
+        computes, and this release."""
+        if self._fingerprint is None:
+            info = self.info
+            parts = (
+                __version__, info.engine, info.model_id, info.dtype, info.device,
+                str(info.max_model_len), str(info.vocab_size),
+            )  # fmt: skip
+            found = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+            self._fingerprint = f"fp_{found[:10]}"
+        return self._fingerprint
 
     def check_model(self, name: str | None) -> EngineInfo:
         """The served model; ApiError 404 where another is asked for. No name means this one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -12,6 +12,10 @@ from llmserve.core.validation import mistyped
 from llmserve.engines.base import ChecksSchemas, Engine
 from llmserve.entrypoints.http.errors import ApiError, invalid
 
+_FORMS = (
+    "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
+)  # fmt: skip
+_KINDS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
 ANY_OBJECT = Structured("json", '{"type":"object"}')
 
 
@@ -23,25 +27,42 @@ class StructuredRequest(Protocol):
     guided_json: Any
     guided_regex: Any
     guided_choice: Any
+    guided_grammar: Any
 
 
 def structured(body: StructuredRequest) -> Structured | None:
-    """The schema of the reply; None for any text. ApiError 400 for what cannot be read."""
+    """What the reply must match; None for any text. ApiError 400 for what cannot be read."""
     found = schema_fields(body)
     if len(found) > 1:
-        raise invalid(found[1][0], "one request can ask for one schema of its reply")
+        raise _only_one(found[1][0])
     return found[0][1] if found else None
 
 
-def check_supported(body: StructuredRequest, engine: Engine) -> None:
-    """ApiError 400 that names the field where this engine has no structured output."""
-    if isinstance(engine, ChecksSchemas):
-        return
-    for name, _ in schema_fields(body):
+def check_one_form(body: StructuredRequest) -> None:
+    """ApiError 400 where two fields ask for a form, on the way to an engine that reads more kinds
+    of them than our own."""
+    text = {"type": "text"}
+    asked = [name for name in _FORMS if getattr(body, name) not in (None, text)]
+    if len(asked) > 1:
+        raise _only_one(asked[1])
+    if isinstance(body.structured_outputs, Mapping):
+        one = body.structured_outputs
+        kinds = [name for name in _KINDS if one.get(name) is not None]
+        if len(kinds) != 1:
+            raise _not_one("structured_outputs", one)
+
+
+def check_supported(body: StructuredRequest, engine: Engine, *, tools: bool = False) -> str:
+    """The field that asks for a form, `tools` where calls do. ApiError 400 that names it where this
+    engine has no structured output."""
+    asking = ["tools"] if tools else []
+    asking += [name for name, _ in schema_fields(body)]
+    if asking and not isinstance(engine, ChecksSchemas):
         raise ApiError(
-            400, f"{name} is not supported by this server", param=name,
+            400, f"{asking[0]} is not supported by this server", param=asking[0],
             code="unsupported_parameter",
-        )
+        )  # fmt: skip
+    return asking[0] if asking else "structured_outputs"
 
 
 def schema_fields(body: StructuredRequest) -> list[tuple[str, Structured]]:
@@ -49,8 +70,9 @@ def schema_fields(body: StructuredRequest) -> list[tuple[str, Structured]]:
         ("response_format", _response_format(body.response_format)),
         ("structured_outputs", _structured_outputs(body.structured_outputs)),
         ("guided_json", _json("guided_json", body.guided_json)),
-        ("guided_regex", _regex("guided_regex", body.guided_regex)),
+        ("guided_regex", _text("regex", "guided_regex", body.guided_regex)),
         ("guided_choice", _choice("guided_choice", body.guided_choice)),
+        ("guided_grammar", _text("grammar", "guided_grammar", body.guided_grammar)),
     ]
     return [(name, form) for name, form in found if form is not None]
 
@@ -63,8 +85,8 @@ def _response_format(value: Any) -> Structured | None:
             return None
         case {"type": "json_object"}:
             return ANY_OBJECT
-        case {"type": "json_schema", "json_schema": {"schema": schema}}:
-            return _json("response_format", schema)
+        case {"type": "json_schema", "json_schema": {"schema": schema, **more}}:
+            return _json("response_format", schema, more.get("strict"))
     raise invalid(
         "response_format",
         "response_format is of type text, json_object or json_schema, the last with "
@@ -85,15 +107,28 @@ def _structured_outputs(value: Any) -> Structured | None:
         case {"json_object": True, **rest} if not rest:
             return ANY_OBJECT
         case {"regex": regex, **rest} if not rest:
-            return _regex(name, regex)
+            return _text("regex", name, regex)
+        case {"grammar": grammar, **rest} if not rest:
+            return _text("grammar", name, grammar)
         case {"choice": choice, **rest} if not rest:
             return _choice(name, choice)
-    raise invalid(name, mistyped(name, "one of json, json_object, regex and choice", value))
+    raise _not_one(name, value)
 
 
-def _json(name: str, schema: Any) -> Structured | None:
+def _not_one(name: str, value: Any) -> ApiError:
+    kinds = "one of json, json_object, regex, choice and grammar"
+    return invalid(name, mistyped(name, kinds, value))
+
+
+def _only_one(name: str) -> ApiError:
+    return invalid(name, "one request can ask for one schema of its reply")
+
+
+def _json(name: str, schema: Any, strict: Any = None) -> Structured | None:
     if schema is None:
         return None
+    if not isinstance(strict, bool | None):
+        raise invalid(name, mistyped(f"strict of {name}", "true, false or null", strict))
     if isinstance(schema, str):
         try:
             schema = msgspec.json.decode(schema)
@@ -101,16 +136,17 @@ def _json(name: str, schema: Any) -> Structured | None:
             raise invalid(name, f"the schema of {name} is not valid JSON") from None
     if not isinstance(schema, Mapping | bool):
         raise invalid(name, mistyped(f"the schema of {name}", "an object", schema))
-    return Structured("json", msgspec.json.encode(schema).decode())
+    return Structured("json", msgspec.json.encode(schema).decode(), strict is not False)
 
 
-def _regex(name: str, regex: Any) -> Structured | None:
-    if regex is None:
+def _text(kind: Literal["regex", "grammar"], name: str, value: Any) -> Structured | None:
+    if value is None:
         return None
-    if not isinstance(regex, str) or not regex:
-        expression = f"the regular expression of {name}"
-        raise invalid(name, mistyped(expression, "a string that says something", regex))
-    return Structured("regex", regex)
+    if not isinstance(value, str) or not value:
+        said = "regular expression" if kind == "regex" else kind
+        takes = "a string that says something"
+        raise invalid(name, mistyped(f"the {said} of {name}", takes, value))
+    return Structured(kind, value)
 
 
 def _choice(name: str, choices: Any) -> Structured | None:

@@ -25,8 +25,8 @@ from llmserve.entrypoints.commands.load_options import (
 from llmserve.entrypoints.magics.user_errors import UserError
 
 START_OPTIONS = (
-    "api_key", "api_keys", "gc_threshold", "host", "log_requests", "response_cache",
-    "switch_interval_s",
+    "allow_special_tokens", "api_key", "api_keys", "cors_origins", "gc_threshold", "host",
+    "log_requests", "response_cache", "strict", "switch_interval_s",
 )
 """Names that `start name=value` takes besides knobs and the engine's own options."""
 

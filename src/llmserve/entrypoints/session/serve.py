@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from llmserve.core.knobs import SPECS, Knobs
+from llmserve.core.validation import flag
 from llmserve.engines import registry
-from llmserve.entrypoints.http.response_cache import CacheOptions
+from llmserve.entrypoints.http.options import EndpointOptions
 from llmserve.entrypoints.session.resources import Switches
 from llmserve.entrypoints.session.session import Session
 from llmserve.observe.request_log_lines import LogOptions
@@ -24,9 +25,12 @@ def serve(
     port: int = 0,
     api_key: str | None = None,
     api_keys: Source = None,
+    cors_origins: str | Iterable[str] | None = None,
+    allow_special_tokens: bool = False,
     knobs: Mapping[str, object] | None = None,
     response_cache: bool | Mapping[str, object] | None = None,
     log_requests: bool | str | os.PathLike[str] | Mapping[str, object] | None = None,
+    strict: bool = True,
     switch_interval_s: float | None = SWITCH_INTERVAL_S,
     gc_threshold: int | None = GC_THRESHOLD,
     **options: object,
@@ -41,23 +45,22 @@ def serve(
     host: this machine alone by default; "0.0.0.0" lets others in who know the key.
     port: 0 takes a free one; a taken one raises OSError here, in the cell.
     api_key: None makes a random one. It is never printed; read `session.api_key`.
-    api_keys: keys of tenants, with their terms: a mapping or a JSON file
-        (`serving/api_keys.py`), else the environment's LLMSERVE_API_KEYS. A request with such a key
-        is that tenant's.
+    api_keys: keys of tenants, with their terms (`serving/api_keys.py`): a mapping or a JSON file,
+        else the environment's LLMSERVE_API_KEYS. A request with such a key is that tenant's.
+    cors_origins: pages of these origins (["https://app.example"], "*" for all) may call it.
+    allow_special_tokens: True reads special tokens that a message spells as tokens, not as text.
     response_cache: True, or {"ttl_s": 300, "max_entries": 1000}: keep replies of certain requests.
     log_requests: a JSON line per request: to a file, or with True to the logger
         `llmserve.requests`; {"to": path, "prompts": True} writes the prompts too.
-    switch_interval_s: the interpreter's thread switch interval while serving, so that a cell that
-        computes does not starve delivery; it costs such a cell a few per cent. None leaves it.
-    gc_threshold: after how many new objects Python looks for cyclic garbage while serving; at its
-        own 700, a full look stops all streams for most of a second. None leaves it.
+    strict: False ignores unknown fields of requests (docs/http.md) in place of answering 400.
+    switch_interval_s, gc_threshold: the interpreter's while serving, so that neither a cell that
+        computes nor a look for garbage stops streams (`serving/interpreter.py`). None leaves it.
     knobs: first values of knobs by name (docs/knobs.md), where keywords would not do.
     options: names of knobs are their first values, too; the rest goes to the engine
         (docs/engines.md), which refuses what it does not know by name (TypeError).
 
-    Raises KnobError for a knob's wrong value, ValueError for another wrong one, and EngineError
-    with the engine's own last words where it cannot start. Keep the session in a variable: one
-    that nobody holds any more closes itself.
+    Raises KnobError for a knob's wrong value, ValueError for another wrong one, EngineError with
+    the engine's last words where it cannot start. Hold the session: one that nobody holds closes.
     """
     first = {name: options.pop(name) for name in list(options) if name in SPECS}
     first.update(knobs or {})
@@ -69,7 +72,8 @@ def serve(
         knobs=Knobs().changed(first),
         switches=Switches.read(switch_interval_s, gc_threshold),
         key_terms=read_key_terms(api_keys),
-        cache=CacheOptions.read(response_cache),
+        endpoint=EndpointOptions.read(response_cache, cors_origins, strict),
+        allow_special_tokens=flag("allow_special_tokens", allow_special_tokens),
         log=LogOptions.read(log_requests),
         options=options,
     )

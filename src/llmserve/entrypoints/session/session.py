@@ -23,7 +23,7 @@ from llmserve.core.types import ParamError
 from llmserve.engines import registry
 from llmserve.engines.base import EngineInfo, Pauses
 from llmserve.entrypoints.http.app import build_app
-from llmserve.entrypoints.http.response_cache import CacheOptions
+from llmserve.entrypoints.http.options import EndpointOptions
 from llmserve.entrypoints.http.server import HttpServer, bind
 from llmserve.entrypoints.session.resources import SessionResources, Switches
 from llmserve.entrypoints.session.shutdown_report import (
@@ -73,7 +73,8 @@ class Session:
         knobs: Knobs,
         switches: Switches,
         key_terms: Mapping[str, KeyTerms],
-        cache: CacheOptions | None,
+        allow_special_tokens: bool,
+        endpoint: EndpointOptions,
         log: LogOptions | None,
         options: Mapping[str, object],
     ) -> None:
@@ -89,9 +90,9 @@ class Session:
         sink = partial(publish_step, self.bus)
         made = registry.create(engine, sink=sink, clock=self.clock, **options)
         self._keyring = Keyring(api_key, key_terms)
-        terms = terms_of(key_terms)
-        self.service = Service(made, self.board, self.bus, self.clock, terms)
-        app = build_app(self.service, self.telemetry, self._keyring, cache)
+        self.service = Service(made, self.board, self.bus, self.clock, terms_of(key_terms))
+        self.service.allow_special_tokens = allow_special_tokens
+        app = build_app(self.service, self.telemetry, self._keyring, endpoint)
         sock = bind(*address)
         self.host, self.port = sock.getsockname()[:2]
         server = HttpServer(app, sock)

@@ -92,6 +92,14 @@ def draw(logits: Tensor, rows: Sequence[Draws]) -> tuple[list[int], list[TokenLo
     drawn = pick(logits, rows)
     logprobs: list[TokenLogprob | None] = [None] * len(rows)
     tokens, *asked = fetch(drawn.tokens, *drawn.logprobs)
+    settled = [
+        token if row.matcher is None else row.matcher.settle(token)
+        for token, row in zip(tokens, rows, strict=True)
+    ]
+    if asked and settled != tokens:
+        again = _logprobs(logits, upload(settled, logits.device), rows, drawn.asking)
+        asked = [*fetch(*again)]
+    tokens = settled
     if asked:
         for i, logprob, values, ids in zip(drawn.asking, *asked, strict=True):
             count = rows[i].params.logprobs or 0

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
+
+from llmserve.engines.token_bytes import TokenBytes
 
 REPLACEMENT = "\ufffd"
 CONTEXT = 5
@@ -22,35 +25,22 @@ class TextStream(Protocol):
 
 
 class ByteTable:
-    """The bytes of each token of a byte-level BPE tokenizer; special tokens have none."""
+    """The bytes of each token of a byte-level BPE tokenizer, as they come in a text."""
 
-    def __init__(self, tokenizer: Any) -> None:  # a tokenizers.Tokenizer
-        self._tokenizer = tokenizer
-        self._known: dict[int, bytes] = {
-            token: b"" if added.special else added.content.encode()
-            for token, added in tokenizer.get_added_tokens_decoder().items()
-        }
-        self._bytes = {char: byte for byte, char in enumerate(byte_characters())}
+    def __init__(self, tokens: TokenBytes, *, special: bool = False) -> None:
+        """special: whether special tokens come by their names, and not at all else."""
+        self._tokens = tokens
+        self._special = special
+        self._known: dict[int, bytes] = {}
 
     def __getitem__(self, token: int) -> bytes:
         known = self._known.get(token)
         if known is None:
-            known = self._known[token] = self._look_up(token)
+            found = self._tokens.of(token)
+            if found is None:
+                found = self._tokens.name(token).encode() if self._special else b""
+            known = self._known[token] = found
         return known
-
-    def _look_up(self, token: int) -> bytes:
-        text: str = self._tokenizer.id_to_token(token) or ""
-        try:
-            return bytes(self._bytes[char] for char in text)
-        except KeyError:  # not in the byte alphabet: the tokenizer takes such tokens as they are
-            return text.encode()
-
-
-def byte_characters() -> list[str]:
-    """GPT-2's character for each byte: printable ones stand for themselves."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 class ByteStream:
@@ -68,13 +58,17 @@ class WindowStream:
     """For any tokenizer: decodes the newest tokens together and returns what that adds.
 
     A replacement character at the end may be one whose other bytes follow: it is kept until more
-    text does.
+    text does, unless the tokens' bytes say that it is the author's own.
     """
 
     def __init__(
-        self, decode: Callable[[Sequence[int]], str], prompt_ids: Sequence[int] = ()
+        self,
+        decode: Callable[[Sequence[int]], str],
+        prompt_ids: Sequence[int] = (),
+        tokens: TokenBytes | None = None,
     ) -> None:
         self._decode = decode
+        self._tokens = tokens
         self._ids = list(prompt_ids[-CONTEXT:])
         self._sent = self._decode(self._ids)
         self._new = 0
@@ -84,6 +78,8 @@ class WindowStream:
         self._new += 1
         text = self._decode(self._ids)
         certain = text.rstrip(REPLACEMENT)
+        if certain != text and self._whole():
+            certain = text
         if len(certain) <= len(self._sent):
             return ""
         added = certain[len(self._sent) :]
@@ -96,21 +92,33 @@ class WindowStream:
         return added
 
 
+    def _whole(self) -> bool:
+        """Whether the newest tokens are known to be whole characters."""
+        if self._tokens is None or not self._tokens.exact:
+            return False
+        try:
+            b"".join([self._tokens.of(one) or b"" for one in self._ids[-self._new :]]).decode()
+        except UnicodeDecodeError:
+            return False
+        return True
+
+
 class Detokenizer:
     """Opens the stream that suits a model's tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Takes a tokenizers.Tokenizer, or a slow tokenizer of transformers."""
-        decoder = getattr(tokenizer, "decoder", None)
-        byte_level = type(decoder).__name__ == "ByteLevel"
-        self._table = ByteTable(tokenizer) if byte_level else None
+        self._tokens = TokenBytes(tokenizer)
+        self._tables = (ByteTable(self._tokens), ByteTable(self._tokens, special=True))
         self._tokenizer = tokenizer
 
-    def open(self, prompt_ids: Sequence[int]) -> TextStream:
-        if self._table is not None:
-            return ByteStream(self._table)
-        return WindowStream(self._decode, prompt_ids)
+    def open(self, prompt_ids: Sequence[int], *, special: bool = False) -> TextStream:
+        """special: whether the text has the names of special tokens."""
+        if self._tokens.byte_level:
+            return ByteStream(self._tables[special])
+        decode = partial(self._decode, special=special)
+        return WindowStream(decode, prompt_ids, self._tokens)
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+    def _decode(self, ids: Sequence[int], *, special: bool) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=not special)
         return text

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
+
+from llmserve.engines.token_bytes import TokenBytes
+from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions, settings_of
+from llmserve.engines.torch.text.chat_template import compile_template, render
+from llmserve.engines.torch.text.special_tokens import SpecialTokens, strings
 
 PLAIN = frozenset({
     "PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast",
-})
+})  # fmt: skip
 
 
 class ModelTokenizer(Protocol):
@@ -26,9 +31,17 @@ class ModelTokenizer(Protocol):
     @property
     def has_chat(self) -> bool: ...
 
-    def encode(self, text: str) -> list[int]: ...
+    @property
+    def chat_template(self) -> str | None: ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]: ...
+    def token_bytes(self, token_id: int) -> bytes | None: ...
+    def token_name(self, token_id: int) -> str: ...
+    def settings(self) -> dict[str, Any]: ...
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]: ...
 
 
 def open_tokenizer(folder: Path, trust_remote_code: bool = False) -> ModelTokenizer:
@@ -54,16 +67,19 @@ class FolderTokenizer:
         self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.backend.no_truncation()
         self.backend.no_padding()
-        source = _template_source(folder, settings)
+        self._bytes = TokenBytes(self.backend)
+        self._settings, self.chat_template = settings, _template_source(folder, settings)
+        source = self.chat_template
         self._template = None if source is None else compile_template(source)
         self._words = _special_words(settings)
+        self._special = SpecialTokens(self.backend, self._words.values())
 
     @property
     def has_chat(self) -> bool:
         return self._template is not None
 
-    def encode(self, text: str) -> list[int]:
-        return self._ids(text)
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return _ids(self.backend, text, add_special_tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
         if len(ids) < _LONG:
@@ -72,16 +88,24 @@ class FolderTokenizer:
             text = self.backend.decode_batch([list(ids)], skip_special_tokens=True)[0]
         return text
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
-        text = render(self._template, self._words, messages)
-        return self._ids(text, add_special_tokens=False)
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return self._bytes.of(token_id)
 
-    def _ids(self, text: str, **options: bool) -> list[int]:
-        if len(text) < _LONG:
-            ids: list[int] = self.backend.encode(text, **options).ids
-        else:
-            ids = self.backend.encode_batch_fast([text], **options)[0].ids
-        return ids
+    def token_name(self, token_id: int) -> str:
+        return self._bytes.name(token_id)
+
+    def settings(self) -> dict[str, Any]:
+        source = self.chat_template
+        template = {} if source is None else {"chat_template": source}
+        return {**self._settings, **template}
+
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]:
+        rendered = partial(render, self._template, self._words)
+        if options.allow_special_tokens or not self._special.suspected(messages, options):
+            return _ids(self.backend, rendered(messages, options))
+        return self._special.ids(messages, options, rendered, _ids)
 
 
 class TransformersTokenizer:
@@ -90,93 +114,88 @@ class TransformersTokenizer:
     def __init__(self, folder: Path, trust_remote_code: bool) -> None:
         from transformers import AutoTokenizer
 
-        self._auto = AutoTokenizer.from_pretrained(
-            str(folder), trust_remote_code=trust_remote_code
-        )
-        self.backend = getattr(self._auto, "backend_tokenizer", self._auto)
+        self._auto = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        backend = getattr(self._auto, "backend_tokenizer", None)
+        self.backend = backend or self._auto
+        self._bytes = TokenBytes(self.backend)
+        special = self._auto.all_special_tokens
+        self._special = None if backend is None else SpecialTokens(backend, special)
 
     @property
     def has_chat(self) -> bool:
         return self._auto.chat_template is not None
 
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._auto(text)["input_ids"]
+    @property
+    def chat_template(self) -> str | None:
+        found = self._auto.chat_template
+        return found if isinstance(found, str | None) else found.get("default")
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._auto(text, add_special_tokens=add_special_tokens)["input_ids"]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._auto.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return self._bytes.of(token_id)
+
+    def token_name(self, token_id: int) -> str:
+        return self._bytes.name(token_id)
+
+    def settings(self) -> dict[str, Any]:
+        return settings_of(self._auto)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> list[int]:
+        if not options.allow_special_tokens:
+            if self._special is None:
+                self._refuse_special(messages, options)
+            elif self._special.suspected(messages, options):
+                return self._special.ids(messages, options, self._render, _ids)
+        text = self._render(messages, options)
+        ids: list[int] = self._auto(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _render(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT
+    ) -> str:
         from jinja2 import TemplateError
 
         try:
-            ids: list[int] = self._auto.apply_chat_template(
+            text: str = self._auto.apply_chat_template(
                 [dict(message) for message in messages],
-                add_generation_prompt=True,
-                return_dict=False,
+                tools=[dict(tool) for tool in options.tools] or None,
+                add_generation_prompt=options.add_generation_prompt,
+                continue_final_message=options.continue_final_message,
+                tokenize=False,
+                **options.template_kwargs,
             )
         except (TemplateError, TypeError) as error:
             raise ValueError(f"the chat template refuses this: {error}") from error
-        return ids
+        return text
+
+    def _refuse_special(
+        self, messages: Sequence[Mapping[str, object]], options: ChatOptions
+    ) -> None:
+        """A tokenizer in Python has one way to read a text."""
+        given = list(strings([messages, options.tools, options.template_kwargs]))
+        for token in self._auto.all_special_tokens:
+            if any(token in text for text in given):
+                raise ValueError(
+                    f"the text of a message spells the special token {token}, which this model's "
+                    "tokenizer cannot read as text; allow_special_tokens=true sends the token"
+                )
 
 
-def compile_template(source: str) -> Any:
-    """A chat template in the sandbox, with the extensions and names that transformers gives it."""
-    from jinja2 import TemplateError, ext, nodes
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class GenerationTag(ext.Extension):
-        """{% generation %} marks the assistant's text for training; serving just renders it."""
-
-        tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
-
-        def parse(self, parser: Parser) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def refuse(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    def to_json(
-        value: object, ensure_ascii: bool = False, indent: int | None = None,
-        separators: tuple[str, str] | None = None, sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
-            sort_keys=sort_keys,
-        )
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, ext.loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(source)
-
-
-def render(
-    template: Any, words: Mapping[str, str], messages: Sequence[Mapping[str, object]]
-) -> str:
-    from jinja2 import TemplateError
-
-    if template is None:
-        raise ValueError("the model has no chat template")
-    if not messages:
-        raise ValueError("a conversation needs at least one message")
-    try:
-        text: str = template.render(
-            messages=[dict(message) for message in messages],
-            tools=None,
-            documents=None,
-            add_generation_prompt=True,
-            **words,
-        )
-    except (TemplateError, TypeError) as error:
-        raise ValueError(f"the chat template refuses this: {error}") from error
-    return text
+def _ids(backend: Any, text: str, add_special_tokens: bool = False) -> list[int]:
+    if len(text) < _LONG:
+        ids: list[int] = backend.encode(text, add_special_tokens=add_special_tokens).ids
+    else:
+        ids = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+    return ids
 
 
 def _template_source(folder: Path, settings: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,1 @@
+"""The API described by itself: /openapi.json and a page of it."""
