@@ -191,12 +191,13 @@ def test_one_that_times_out_in_the_turn_of_its_token_is_not_counted_as_served() 
     check_both(RandomLoad(requests, {"request_timeout_s": 6 / 64}, None, [], {}, BINARY))
 
 
-def test_a_prompt_alone_whose_client_leaves_in_the_turn_of_its_end_is_an_abort() -> None:
-    """The client's timer is older than the step's, so it leaves before the step ends."""
+def test_a_prompt_alone_that_times_out_in_the_turn_of_its_end_is_a_timeout() -> None:
     alone = SamplingParams(max_tokens=0, prompt_logprobs=0)
     one = Request(id="r0", prompt_ids=(1, 2, 3), sampling=alone, arrival=0.0)
-    check_both(RandomLoad([(one, 2 / 64)], {}, None, [], {}, BINARY))
-    assert simulate([(one, 2 / 64)], **BINARY).report.errors == {"abort": 1}
+    requests: list[Timed] = [one, plain("r1", 0.01, 1)]
+    knobs: dict[str, object] = {"request_timeout_s": 2 / 64}
+    check_both(RandomLoad(requests, knobs, None, [], {}, BINARY))
+    assert simulate(requests, knobs, **BINARY).report.errors == {"timeout": 2}
 
 
 @pytest.mark.parametrize("late_s", [-1e-9, 0.0, 4e-7, 1e-6, 2e-6])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -146,3 +147,8 @@ def serving(
         runtime.call(service.start(), PATIENCE_S)
         runtime.call(server.start(), PATIENCE_S)
         yield Serving(service, telemetry, runtime, server, bus)
+
+
+def sent_field(error: Mapping[str, Any]) -> str:
+    """The field of the body that an error object names, whatever of it is meant."""
+    return re.split(r"[.\[]", str(error["param"]))[0]

@@ -12,7 +12,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from llmserve.core.events import FirstToken
-from support.serving import MESSAGES, Serving
+from support.serving import MESSAGES, Serving, sent_field
 
 PATH = "/v1/responses"
 PROMPT = MESSAGES[0]["content"]
@@ -224,7 +224,7 @@ def test_what_is_not_served_is_400_by_its_name(
 ) -> None:
     error = error_of(http, {"input": PROMPT, "max_output_tokens": 4, **fields})
     assert error["type"] == "invalid_request_error"
-    assert error["param"] == param
+    assert sent_field(error) == param
     assert error["message"]
 
 

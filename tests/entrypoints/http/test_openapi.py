@@ -66,6 +66,7 @@ def test_every_route_and_method_is_described(
     for route in routes:
         path = re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path)
         assert {verb.upper() for verb in paths[path]} == (route.methods or set()) - {"HEAD"}
+    assert all(one["summary"] for verbs in paths.values() for one in verbs.values())
     names = [one["operationId"] for verbs in paths.values() for one in verbs.values()]
     assert len(names) == len(set(names))
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from support.serving import MESSAGES, Serving
+from support.serving import MESSAGES, Serving, sent_field
 
 PATH = "/v1/responses"
 PROMPT = MESSAGES[0]["content"]
@@ -126,7 +126,7 @@ def test_what_is_no_tool_here_is_400_by_its_name(
 ) -> None:
     answer = http.post(PATH, json={"input": PROMPT, "max_output_tokens": 4, **fields})
     assert answer.status_code == 400, answer.text
-    assert answer.json()["error"]["param"] == list(fields)[-1]
+    assert sent_field(answer.json()["error"]) == list(fields)[-1]
 
 
 SCHEMA = WEATHER["parameters"]
@@ -157,4 +157,19 @@ def test_a_form_that_no_reply_fits_is_400_by_its_name(
         form = {"type": "json_schema", "name": "w", "schema": schema}
         answer = http.post(PATH, json={"input": PROMPT, "text": {"format": form}})
         assert answer.status_code == 400, answer.text
-        assert answer.json()["error"]["param"] == "text"
+        assert sent_field(answer.json()["error"]) == "text"
+
+
+@pytest.mark.parametrize("server", ["torch", "simulator"], indirect=True)
+@pytest.mark.parametrize("limit", [96, 112, 128])
+def test_calls_that_are_whole_complete_a_response(
+    http: httpx.Client, server: Serving, limit: int
+) -> None:
+    """A further call might have followed, had there been room."""
+    answer = ask(
+        http, tools=[WEATHER], tool_choice="required", max_output_tokens=limit, temperature=1.5,
+        seed=limit,
+    ).json()  # fmt: skip
+    assert [item["type"] for item in answer["output"]] == ["function_call"] * len(answer["output"])
+    assert [item["status"] for item in answer["output"]] == ["completed"] * len(answer["output"])
+    assert answer["status"] == "completed"

@@ -94,9 +94,10 @@ def _sampling(body: SamplingBody, info: EngineInfo, main: str) -> None:
     elif type(asked) is int and asked > limit:
         beyond = f"{name} asks for {shown(asked)}"
         raise ContextExceeded(main, over_context(limit, beyond))
-    else:
+    elif body.scores is None or type(asked) is not int or asked:  # 0 is for the prompt alone
         read_param("max_tokens", asked, called=name)
-    given = {name: getattr(body, name) for name in DRAWN} | {"max_tokens": asked}
+    given = {name: getattr(body, name) for name in DRAWN}
+    given |= {"max_tokens": asked, "prompt_logprobs": body.scores}
     read_sampling({name: value for name, value in given.items() if value is not None})
 
 

@@ -381,6 +381,10 @@ CURES: Mapping[str, str] = {
 }
 """What to send in place of a refused field; said where the cure is not refused itself."""
 
+RESPONSES_IGNORED: Mapping[str, str] = {
+    "stream_options": "usage always comes, and events are not padded",
+}
+"""On /v1/responses alone."""
 ANTHROPIC_IGNORED: Mapping[str, str] = {
     "metadata": "whose request it is; here that is tenant",
     "mm_payload": "of what renders images",

@@ -18,6 +18,7 @@ from llmserve.entrypoints.http.known_fields import (
     CURES,
     IGNORED,
     REFUSED,
+    RESPONSES_IGNORED,
 )
 from llmserve.entrypoints.http.openai_responses.body import ResponsesFields
 from llmserve.entrypoints.http.protocol import (
@@ -30,10 +31,12 @@ from llmserve.entrypoints.http.protocol import (
 IGNORED_HEADER = "x-llmserve-ignored"
 _MOST_NAMES, _LONGEST_NAME = 20, 80
 
+_RESPONSES = "/v1/responses"
+
 BODIES: Mapping[str, type[msgspec.Struct]] = {
     "/v1/chat/completions": ChatBody,
     "/v1/completions": CompletionBody,
-    "/v1/responses": ResponsesFields,
+    _RESPONSES: ResponsesFields,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
 }
@@ -47,9 +50,9 @@ _ALL_REFUSED = {name: neutral for known in REFUSED.values() for name, neutral in
 def of_route(path: str) -> Fields:
     """The fields of a route of ours."""
     read = fields.of_struct(BODIES[path])
-    if path == "/v1/responses":  # its own modules judge what its objects hold
+    if path == _RESPONSES:  # its own modules judge what its objects hold
         read = read._replace(inside={})
-    return _complete(read)
+    return _complete(path, read)
 
 
 def of_engine(path: str, names: Mapping[str, Any]) -> Fields:
@@ -60,15 +63,18 @@ def of_engine(path: str, names: Mapping[str, Any]) -> Fields:
         return read.without(ANTHROPIC_IGNORED)._replace(
             ignored=ANTHROPIC_IGNORED, refused=ANTHROPIC_REFUSED
         )
-    return _complete(read.without(_ALL_IGNORED))
+    return _complete(path, read.without(_ALL_IGNORED))
 
 
-def _complete(read: Fields) -> Fields:
+def _complete(path: str, read: Fields) -> Fields:
+    ignored = {**_ALL_IGNORED, **(RESPONSES_IGNORED if path == _RESPONSES else {})}
     elsewhere = {
-        name: path for path, body in reversed([*BODIES.items()]) for name in body.__struct_fields__
+        name: other
+        for other, body in reversed([*BODIES.items()])
+        for name in body.__struct_fields__
     }
     return read._replace(
-        ignored=_ALL_IGNORED, refused=_ALL_REFUSED, cures=CURES, elsewhere=elsewhere
+        ignored=ignored, refused=_ALL_REFUSED, cures=CURES, elsewhere=elsewhere
     )
 
 

@@ -23,7 +23,7 @@ ALIKE = frozenset({
 
 READ = frozenset({
     "input", "instructions", "max_output_tokens", "text", "tools", "tool_choice", "top_logprobs",
-    "include", "stream_options",
+    "include",
 })  # fmt: skip
 """Fields that a chat has under another name or in another shape."""
 
@@ -68,7 +68,6 @@ class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_body(fields: Mapping[str, Any]) -> ResponsesBody:
     """ApiError 400 names the first field that cannot be taken."""
-    _check_stream_options(fields.get("stream_options"))
     chat: dict[str, Any] = {name: fields[name] for name in ALIKE if name in fields}
     chat |= {
         "messages": chat_messages(fields.get("instructions"), fields.get("input")),
@@ -77,17 +76,6 @@ def read_body(fields: Mapping[str, Any]) -> ResponsesBody:
         **_logprobs(fields),
     }
     return ResponsesBody(given=fields, chat=understood(chat, ChatBody))
-
-
-def _check_stream_options(options: Any) -> None:
-    """Nothing is padded here, whatever they say of that."""
-    if options is None:
-        return
-    if not isinstance(options, Mapping):
-        raise invalid("stream_options", mistyped("stream_options", "an object", options))
-    for name in options:
-        if name != "include_obfuscation":
-            raise _unsupported("stream_options", f"stream_options.{name}")
 
 
 def _response_format(text: Any) -> Any:

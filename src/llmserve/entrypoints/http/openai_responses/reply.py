@@ -104,14 +104,18 @@ class ResponsesReply:
     def _closed(self, reason: str | None) -> list[Event]:
         begun = [] if self._parser is None else self._add(self._parser.finish())
         begun += [] if self._output.items else self._output.begin_message()
-        return begun + self._output.close("incomplete" if reason == "length" else "completed")
+        return begun + self._output.close("incomplete" if self._cut(reason) else "completed")
 
     def _final(self, reason: str | None, usage: Usage) -> dict[str, Any]:
-        if reason == "length":
+        if self._cut(reason):
             cut = {"incomplete_details": {"reason": "max_output_tokens"}}
             return self._response("incomplete") | cut | {"usage": _usage(usage)}
         done = {"completed_at": int(time.time()), "usage": _usage(usage)}
         return self._response("completed") | done
+
+    def _cut(self, reason: str | None) -> bool:
+        """Whether it was cut off; calls that are whole are an answer, as in a chat."""
+        return reason == "length" and not (self._parser is not None and self._parser.whole)
 
     def _response(self, status: str) -> dict[str, Any]:
         return {

@@ -16,7 +16,7 @@ from llmserve.entrypoints.http.auth import OPEN_PATHS
 from llmserve.entrypoints.http.lifecycle import RestartBody, SleepBody
 from llmserve.entrypoints.http.openapi.answers import ANSWERS, BODILESS, ERROR, STATUSES
 from llmserve.entrypoints.http.openapi.bodies import body_schema, knobs_schema
-from llmserve.entrypoints.http.openapi.values import EXAMPLES, Schema, number
+from llmserve.entrypoints.http.openapi.values import EXAMPLES, SUMMARIES, Schema, number
 from llmserve.entrypoints.http.route_fields import BODIES, IGNORED_HEADER, of_engine, of_route
 
 EngineFields = Mapping[str, Mapping[str, Any]]
@@ -59,7 +59,7 @@ def document(
             path = re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path)
             for method in sorted((route.methods or set()) - {"HEAD"}):
                 body = _body(method, path, engine or {}, strict)
-                about = (route.endpoint.__doc__ or "").strip().partition("\n")[0]
+                about = SUMMARIES.get(f"{method} {path}", "")
                 paths.setdefault(path, {})[method.lower()] = _operation(method, path, body, about)
     for path in engine or {}:
         if path not in paths:
@@ -70,7 +70,7 @@ def document(
         "info": {"title": "llmserve", "version": __version__, "description": _ABOUT},
         "servers": [{"url": "/"}],
         "security": [{"bearer": []}, {"header": []}],
-        "paths": dict(sorted(paths.items())),
+        "paths": paths,
         "components": {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},

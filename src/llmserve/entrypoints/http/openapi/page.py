@@ -17,6 +17,7 @@ code,pre{font:13px/1.45 ui-monospace,monospace}
 details{border:1px solid #d0d7de;border-radius:6px;margin:.5rem 0;padding:.4rem .8rem}
 summary{cursor:pointer}
 .verb{display:inline-block;min-width:4rem;font-weight:600;color:#0550ae}
+.about{float:right;opacity:.75}
 table{border-collapse:collapse;width:100%}
 td,th{text-align:left;vertical-align:top;padding:.2rem .6rem .2rem 0;border-top:1px solid #d0d7de}
 pre{overflow:auto}
@@ -57,7 +58,7 @@ def page(document: Mapping[str, Any]) -> str:
 
 
 def _route(path: str, verb: str, operation: Mapping[str, Any]) -> str:
-    parts = [f"<p>{escape(operation.get('summary', ''))}</p>"]
+    parts = []
     if parameters := operation.get("parameters"):
         parts.append(
             _table(
@@ -67,7 +68,11 @@ def _route(path: str, verb: str, operation: Mapping[str, Any]) -> str:
             )
         )  # fmt: skip
     if body := operation.get("requestBody"):
-        schema = body["content"]["application/json"]["schema"]
+        content = body["content"]["application/json"]
+        schema = content["schema"]
+        if "example" in content:
+            text = escape(msgspec.json.encode(content["example"]).decode())
+            parts.append(f"<p>For example <code>{text}</code></p>")
         parts.append(_table("Body", schema["properties"], schema.get("required", ())))
     answers = {
         status: {"description": f"{answer['description']} {', '.join(answer['content'])}"}
@@ -75,6 +80,7 @@ def _route(path: str, verb: str, operation: Mapping[str, Any]) -> str:
     }
     parts.append(_table("Answers", answers))
     head = f'<span class="verb">{escape(verb.upper())}</span> <code>{escape(path)}</code>'
+    head += f' <span class="about">{escape(operation.get("summary", ""))}</span>'
     return f"<details><summary>{head}</summary>{''.join(parts)}</details>"
 
 

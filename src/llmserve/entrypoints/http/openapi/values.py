@@ -153,3 +153,26 @@ EXAMPLES: Mapping[str, Schema] = {
     "/detokenize": {"tokens": [5, 6]},
 }
 """Of bodies, by path."""
+
+SUMMARIES: Mapping[str, str] = {
+    "POST /v1/chat/completions": "A reply to a conversation, whole or as it comes.",
+    "POST /v1/completions": "A text that goes on from a prompt, whole or as it comes.",
+    "POST /v1/responses": "OpenAI's newer shape of a chat; nothing is kept.",
+    "GET /v1/models": "The model that is served.",
+    "GET /v1/models/{id}": "The same, by its name.",
+    "POST /tokenize": "The tokens of a text or a conversation.",
+    "POST /detokenize": "The text of tokens.",
+    "GET /tokenizer_info": "The tokenizer's settings and chat template.",
+    "GET /health": "Whether it can answer now.",
+    "GET /metrics": "Counters and histograms, for Prometheus or as JSON.",
+    "GET /llmserve/requests": "The last requests.",
+    "GET /llmserve/steps": "The engine's last steps.",
+    "GET /llmserve/knobs": "The knobs and their values.",
+    "PATCH /llmserve/knobs": "Turn knobs of the running server.",
+    "POST /llmserve/sleep": "Give the engine's memory back; requests wait.",
+    "POST /llmserve/wake": "Take it again, and go on.",
+    "POST /llmserve/restart": "Start the engine anew; requests wait.",
+    "GET /openapi.json": "This description, for programs.",
+    "GET /docs": "This page.",
+}
+"""Of routes, in a sentence."""
