@@ -125,6 +125,47 @@ def test_no_reply_comes_of_a_body_with_a_wish_that_is_not_read(
         assert error["param"] is not None
 
 
+WORDS = [
+    "type", "role", "content", "text", "name", "function", "arguments", "call_id", "tool_calls",
+    "tool_call_id", "output", "summary", "id", "strict", "parameters", "schema", "format",
+]  # fmt: skip
+KINDS = [
+    "message", "user", "assistant", "tool", "function", "function_call", "function_call_output",
+    "reasoning", "input_text", "output_text", "json_schema", "object", "auto", "required", "{}",
+]  # fmt: skip
+deep = st.recursive(
+    scalars | st.sampled_from([*WORDS, *KINDS]) | st.just(10**30),
+    lambda more: st.lists(more, max_size=3)
+    | st.dictionaries(st.sampled_from(WORDS), more, max_size=4),
+    max_leaves=8,
+)
+held = st.dictionaries(st.sampled_from(WORDS[:5]) | st.sampled_from(WORDS), deep, max_size=5)
+PLACES = [
+    ("/v1/chat/completions", "messages"), ("/v1/chat/completions", "tools"),
+    ("/v1/chat/completions", "tool_choice"), ("/v1/chat/completions", "response_format"),
+    ("/v1/responses", "input"), ("/v1/responses", "tools"), ("/v1/responses", "tool_choice"),
+    ("/v1/responses", "text"), ("/v1/responses", "include"), ("/tokenize", "messages"),
+    ("/tokenize", "tools"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("server", ["simulator"], indirect=True)
+@settings(
+    max_examples=examples(400), deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+@given(place=st.sampled_from(PLACES), value=st.lists(held, min_size=1, max_size=2) | held | deep)
+def test_no_object_within_a_body_is_a_defect(
+    http: httpx.Client, place: tuple[str, str], value: Any
+) -> None:
+    path, name = place
+    body = {**BASE[path], name: value}
+    if path == "/tokenize" and name == "messages":
+        del body["prompt"]
+    answer = http.post(path, json=body)
+    assert answer.status_code < 500, (body, answer.text)
+
+
 def _neutral(name: str, value: Any, more: dict[str, Any]) -> bool:
     if value is None or (name == "best_of" and value == more.get("n")):
         return True

@@ -11,7 +11,8 @@ import pytest
 
 from llmserve.entrypoints.http import fields, route_fields
 from llmserve.entrypoints.http.errors import ApiError
-from llmserve.entrypoints.http.known_fields import CURES, IGNORED, REFUSED
+from llmserve.entrypoints.http.field_cures import CURES
+from llmserve.entrypoints.http.known_fields import IGNORED, REFUSED
 from llmserve.entrypoints.http.nested_fields import INSIDE
 from llmserve.entrypoints.http.route_fields import BODIES, IGNORED_HEADER, of_engine, of_route
 from support.serving import MESSAGES, Serving, serving

@@ -11,11 +11,11 @@ import msgspec
 
 from llmserve.entrypoints.http import fields
 from llmserve.entrypoints.http.caller import Claims
+from llmserve.entrypoints.http.field_cures import CURES
 from llmserve.entrypoints.http.fields import Fields
 from llmserve.entrypoints.http.known_fields import (
     ANTHROPIC_IGNORED,
     ANTHROPIC_REFUSED,
-    CURES,
     IGNORED,
     REFUSED,
     RESPONSES_IGNORED,

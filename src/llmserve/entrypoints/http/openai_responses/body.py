@@ -105,7 +105,7 @@ def _logprobs(fields: Mapping[str, Any]) -> dict[str, Any]:
     if include is not None and not isinstance(include, list):
         raise invalid("include", mistyped("include", "a list of names", include))
     for name in include or ():
-        if name not in INCLUDES:
+        if not isinstance(name, str) or name not in INCLUDES:
             raise _unsupported("include", f"include of {name!r}")
     wanted = "message.output_text.logprobs" in (include or ())
     if not wanted and top in (None, 0):

@@ -46,7 +46,7 @@ def _add(turns: list[Turn], at: str, item: Any) -> None:
     if not isinstance(item, Mapping):
         raise invalid("input", mistyped(at, "an object", item))
     kind = item.get("type") or "message"
-    if kind not in _FIELDS:
+    if not isinstance(kind, str) or kind not in _FIELDS:
         raise _unsupported(f"{at} of type {kind!r}", f"{', '.join(_FIELDS)} are")
     _check_names(at, item, _FIELDS[kind])
     match kind:
