@@ -11,7 +11,7 @@ import itertools
 import math
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,8 @@ from llmserve.core.knobs import KnobBoard, KnobError, Knobs
 from llmserve.core.progress import SHOWN_AFTER_S, Waiting
 from llmserve.core.tenants import Terms
 from llmserve.core.validation import Bounds
-from llmserve.engines.base import no_option
 from llmserve.engines.simulator.costs import StepCost
-from llmserve.engines.simulator.setup import SimulatorSetup
+from llmserve.engines.simulator.setup import SimulatorSetup, read_setup
 from llmserve.lab.columns import COUNTS, TIMES, Columns
 from llmserve.lab.front import Ends, SimulatedFront
 from llmserve.lab.senders import Expect, LoadSender, RequestSender, Timed, reads_replies
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 Change = tuple[float, Mapping[str, object]]
 """Knobs that are turned at a time, in seconds from the start."""
-_OPTIONS = tuple(field.name for field in fields(SimulatorSetup))
 _AT = Bounds("the time of a change of knobs", 0, math.inf, "s", kind="real")
 
 
@@ -181,7 +179,7 @@ def simulate(
         lambda: f"simulating, {columns.ended_count:,} requests so far", after_s=SHOWN_AFTER_S
     )
     columns = Columns(parse_slo(slo), each=each, tick=waiting if progress else None)
-    setup = read_options(cost, engine)
+    setup = read_setup(cost, engine)
     simulation = Simulation(
         setup, knobs, columns, policy=policy, changes=changes, terms=terms,
         keep_times=token_times, read=reads_replies(load, setup.block_size),
@@ -210,13 +208,6 @@ def sweep(
         knobs = dict(zip(grid, values, strict=True))
         lines.append(knobs | simulate(load, knobs, cost, **engine).figures())
     return pd.DataFrame(lines)
-
-
-def read_options(cost: StepCost | None, engine: Mapping[str, Any]) -> SimulatorSetup:
-    for name in engine:
-        if name not in _OPTIONS:
-            raise no_option("simulator", name, _OPTIONS)
-    return SimulatorSetup(**(asdict(cost or StepCost()) | dict(engine)))
 
 
 def figures_of(report: Report, steps: int) -> dict[str, float]:

@@ -18,9 +18,10 @@ from llmserve.core.knobs import Knobs
 from llmserve.core.tenants import Terms
 from llmserve.core.types import StepRecord
 from llmserve.engines.simulator.costs import StepCost
+from llmserve.engines.simulator.setup import read_setup
 from llmserve.lab.columns import Columns, zero_lag
 from llmserve.lab.senders import Timed
-from llmserve.lab.simulation import Change, Simulation, figures_of, read_options
+from llmserve.lab.simulation import Change, Simulation, figures_of
 from llmserve.observe.requests import RequestLog, RequestRow, requests_frame
 from llmserve.observe.steps import steps_frame, tape_frame
 from llmserve.scheduling.user_policy import Choice
@@ -96,7 +97,7 @@ def run_virtual(
     if fold is not None:
         bus.attach(fold)
     simulation = Simulation(
-        read_options(cost, engine), knobs, Columns(), policy=policy, changes=changes, terms=terms,
+        read_setup(cost, engine), knobs, Columns(), policy=policy, changes=changes, terms=terms,
         bus=bus,
     )  # fmt: skip
     sender = simulation.sender_of(load, expect=recorder.expect, refuse=recorder.refuse)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from llmserve.core.validation import real, whole
-from llmserve.engines.base import EngineInfo
+from llmserve.engines.base import EngineInfo, no_option
 from llmserve.engines.limits import ANY_WHOLE, MOST_TOKENS, ceiling
 from llmserve.engines.simulator.costs import StepCost
 from llmserve.engines.simulator.vocabulary import VOCABULARY
@@ -82,6 +84,15 @@ class SimulatorSetup:
             details={name: f"{ms:g}" for name, ms in asdict(self.cost).items()}
             | {"jitter": f"{self.jitter:g}", "seed": str(self.seed)},
         )
+
+
+def read_setup(cost: StepCost | None, options: Mapping[str, Any]) -> SimulatorSetup:
+    """The options by their names; TypeError for one that there is not."""
+    known = tuple(field.name for field in fields(SimulatorSetup))
+    for name in options:
+        if name not in known:
+            raise no_option("simulator", name, known)
+    return SimulatorSetup(**(asdict(cost or StepCost()) | dict(options)))
 
 
 class StepTimes:
