@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from llmserve.engines.tokenizer import ChatOptions
@@ -115,8 +115,8 @@ def test_text_made_of_special_tokens_has_none(tokenizer: Any, chat: list[dict[st
         assert whole(tokenizer, ids) == rendered(tokenizer, chat)
 
 
-@given(chat=chats)
-@settings(max_examples=examples(30))
+@given(chat=chats | chats.map(plain))
+@settings(max_examples=examples(30), suppress_health_check=[HealthCheck.filter_too_much])
 def test_a_conversation_without_them_reads_as_in_transformers(
     tokenizer: Any, chat: list[dict[str, str]]
 ) -> None:
