@@ -15,6 +15,9 @@ CUT = "vLLM cuts a call at max_tokens, which a weak model fills with blanks"
 ENDLESS = "vLLM looks for no end of a schema, and fills max_tokens with its beginning"
 NAMES = "vLLM takes functions of any name, and several of one"
 
+BY_CHANCE = frozenset({CUT})
+"""Reasons that hold for most of what is drawn: such a test may pass."""
+
 DIFFERENCES: dict[str, str] = {
     '[vllm-{"messages": [{"role": "narrator"': "vLLM leaves roles to the chat template",
     '[vllm-{"messages": [{"role": "user", "content": [{"typ': NOWHERE,
