@@ -102,11 +102,12 @@ ACCEPTED: list[dict[str, Any]] = [
     {}, {"n": 2, "stop": ["a"], "logit_bias": {"3": 1.5}, "user": {"any": 1}, "tools": None},
     {"stream": True, "stream_options": {"include_usage": True}, "top_k": -1, "best_of": 1},
     {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
+    {"structured_outputs": {"grammar": 'start: "a"'}},
 ]  # fmt: skip
 REJECTED: list[dict[str, Any]] = [
     {"n": 0}, {"stop": 3}, {"zzz": 1}, {"mirostat": 1}, {"messages": []}, {"top_p": 0},
     {"messages": [{"role": "user", "content": "a", "nme": 1}]}, {"temperature": "hot"},
-    {"stream_options": {"x": 1}}, {"structured_outputs": {"grammar": "a"}},
+    {"stream_options": {"x": 1}}, {"structured_outputs": {"structural_tag": "a"}},
     {"messages": [{"role": "narrator", "content": "a"}]},
 ]  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from llmserve.core.types import Structured
@@ -13,6 +14,7 @@ from llmserve.entrypoints.http.errors import ApiError
 from llmserve.entrypoints.http.protocol import ChatBody
 from llmserve.entrypoints.http.structured import check_supported, structured
 from support.scripted import ScriptedEngine
+from support.serving import Serving
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 AS_TEXT = json.dumps(SCHEMA, separators=(",", ":"))
@@ -87,3 +89,13 @@ def test_sampling_extras_arrive() -> None:
     sampling = protocol.sampling(body_of(fields), 5)
     assert (sampling.min_p, sampling.min_tokens) == (0.2, 2)
     assert sampling.logit_bias == ((7, -3.5), (8, 1.0))
+
+
+@pytest.mark.parametrize("server", ["torch", "simulator"], indirect=True)
+@pytest.mark.parametrize("form", [form for form, meant in ASKING if meant], ids=json.dumps)
+def test_every_way_to_ask_is_taken_by_a_server(
+    http: httpx.Client, server: Serving, form: dict[str, Any]
+) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 40, **form}
+    answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from llmserve.entrypoints.http.known_fields import Neutral
+from llmserve.entrypoints.http.structured import KINDS
 
 
 class Inside(NamedTuple):
@@ -35,7 +36,6 @@ INSIDE: Mapping[str, Inside] = {
             "audio": (),
             "function_call": (),
             "images": ([],),
-            "name": (),
             "partial": (False,),
             "prefix": (False,),
             "reasoning": ("",),
@@ -45,8 +45,6 @@ INSIDE: Mapping[str, Inside] = {
             "task": (),
             "thinking": ("",),
             "thinking_blocks": ([],),
-            "tool_call_id": (),
-            "tool_calls": ([],),
             "tools": ([],),
         },
     ),
@@ -78,7 +76,6 @@ INSIDE: Mapping[str, Inside] = {
     ),
     "stream_options": Inside(
         ignored={"include_obfuscation": "pads events"},
-        refused={"continuous_usage_stats": (False,)},
     ),
     "response_format": Inside(
         read=frozenset({"type", "json_schema"}),
@@ -90,10 +87,10 @@ INSIDE: Mapping[str, Inside] = {
         ignored={"description": "of the form, for its reader", "name": "of the form"},
     ),
     "structured_outputs": Inside(
-        read=frozenset({"json", "json_object", "regex", "choice"}),
+        read=frozenset(KINDS),
         refused={
             "backend": (), "disable_additional_properties": (False,),
-            "disable_any_whitespace": (False,), "disable_fallback": (False,), "grammar": (),
+            "disable_any_whitespace": (False,), "disable_fallback": (False,),
             "structural_tag": (), "whitespace_pattern": (),
         },
     ),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -12,10 +13,10 @@ from llmserve.core.validation import mistyped
 from llmserve.engines.base import ChecksSchemas, Engine
 from llmserve.entrypoints.http.errors import ApiError, invalid
 
-_FORMS = (
-    "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
-)  # fmt: skip
-_KINDS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
+KINDS = ("json", "json_object", "regex", "choice", "grammar")
+"""What `structured_outputs` may ask for here, one at a time."""
+_KINDS_ELSEWHERE = ("structural_tag",)
+"""What an engine's own application may read of it besides."""
 ANY_OBJECT = Structured("json", '{"type":"object"}')
 
 
@@ -42,12 +43,12 @@ def check_one_form(body: StructuredRequest) -> None:
     """ApiError 400 where two fields ask for a form, on the way to an engine that reads more kinds
     of them than our own."""
     text = {"type": "text"}
-    asked = [name for name in _FORMS if getattr(body, name) not in (None, text)]
+    asked = [name for name in _READERS if getattr(body, name) not in (None, text)]
     if len(asked) > 1:
         raise _only_one(asked[1])
     if isinstance(body.structured_outputs, Mapping):
         one = body.structured_outputs
-        kinds = [name for name in _KINDS if one.get(name) is not None]
+        kinds = [name for name in KINDS + _KINDS_ELSEWHERE if one.get(name) is not None]
         if len(kinds) != 1:
             raise _not_one("structured_outputs", one)
 
@@ -66,14 +67,7 @@ def check_supported(body: StructuredRequest, engine: Engine, *, tools: bool = Fa
 
 
 def schema_fields(body: StructuredRequest) -> list[tuple[str, Structured]]:
-    found = [
-        ("response_format", _response_format(body.response_format)),
-        ("structured_outputs", _structured_outputs(body.structured_outputs)),
-        ("guided_json", _json("guided_json", body.guided_json)),
-        ("guided_regex", _text("regex", "guided_regex", body.guided_regex)),
-        ("guided_choice", _choice("guided_choice", body.guided_choice)),
-        ("guided_grammar", _text("grammar", "guided_grammar", body.guided_grammar)),
-    ]
+    found = [(name, read(getattr(body, name))) for name, read in _READERS.items()]
     return [(name, form) for name, form in found if form is not None]
 
 
@@ -116,7 +110,7 @@ def _structured_outputs(value: Any) -> Structured | None:
 
 
 def _not_one(name: str, value: Any) -> ApiError:
-    kinds = "one of json, json_object, regex, choice and grammar"
+    kinds = f"one of {', '.join(KINDS[:-1])} and {KINDS[-1]}"
     return invalid(name, mistyped(name, kinds, value))
 
 
@@ -160,3 +154,14 @@ def _choice(name: str, choices: Any) -> Structured | None:
         kind = "a list of strings, none of them empty"
         raise invalid(name, mistyped(f"the choices of {name}", kind, choices))
     return Structured("choice", msgspec.json.encode(choices).decode())
+
+
+_READERS: Mapping[str, Callable[[Any], Structured | None]] = {
+    "response_format": _response_format,
+    "structured_outputs": _structured_outputs,
+    "guided_json": partial(_json, "guided_json"),
+    "guided_regex": partial(_text, "regex", "guided_regex"),
+    "guided_choice": partial(_choice, "guided_choice"),
+    "guided_grammar": partial(_text, "grammar", "guided_grammar"),
+}
+"""The fields that may ask for a form, each with its reader."""
