@@ -274,3 +274,15 @@ def test_a_client_that_leaves_frees_its_slot(own: Serving) -> None:
         with own.http() as http:
             answer = http.post(PATH, json={"input": PROMPT, "max_output_tokens": 2})
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("server", ["torch", "simulator"], indirect=True)
+def test_bytes_of_the_tokens_are_the_text_with_what_ended_it(
+    http: httpx.Client, server: Serving
+) -> None:
+    asked = {"input": PROMPT, "max_output_tokens": 12, "temperature": 0, "stop": [" "]}
+    asked |= {"include_stop_str_in_output": True, "include": ["message.output_text.logprobs"]}
+    (part,) = http.post(PATH, json=asked).json()["output"][0]["content"]
+    data = b"".join(bytes(one["bytes"] or ()) for one in part["logprobs"])
+    assert data.decode() == part["text"]
+    assert part["text"].endswith(" ")

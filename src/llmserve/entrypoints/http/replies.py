@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -25,6 +25,7 @@ from llmserve.entrypoints.http.token_texts import TokenTexts
 from llmserve.entrypoints.http.tools.chat_deltas import deltas, read_whole
 from llmserve.entrypoints.http.tools.parser import ReplyParser
 
+T = TypeVar("T")
 _encode = msgspec.json.encode
 _TEXT = "\x00text\x00"
 """Stands for the text while a frame's two halves are rendered."""
@@ -46,6 +47,18 @@ class Head(msgspec.Struct, frozen=True):
 def new_head(id: str, model: str, fingerprint: str | None = None) -> Head:
     # OpenAI's `created` is wall time; nothing of ours reckons with it
     return Head(id, int(time.time()), model, fingerprint)
+
+
+class ByChoice(dict[int, T]):
+    """What each choice of an answer keeps from chunk to chunk, made when it is first asked for."""
+
+    def __init__(self, make: Callable[[int], T]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, choice: int) -> T:
+        self[choice] = made = self._make(choice)
+        return made
 
 
 class ReplyShape(Protocol):
@@ -79,16 +92,15 @@ class ChatReply:
         self._frames = _Frames(_fields(head, "chat.completion.chunk"), with_usage, _chat_choice)
         self._texts, self._included = texts, included
         self._prompt_logprobs = prompt_logprobs
-        self._placed: dict[int, PlacedLogprobs] = {}
+        self._placed = ByChoice(lambda _: self._opened())
         self._begun: set[int] = set()
         self._new_parser = parser or (lambda: None)
-        self._parsers: dict[int, ReplyParser | None] = {}
+        self._parsers = ByChoice(lambda _: self._new_parser())
 
     def frame(self, choice: int, chunk: Chunk) -> bytes:
         begin = b""
         if choice not in self._begun:
             self._begun.add(choice)
-            self._parsers[choice] = self._new_parser()
             begin = self._frames.slow(
                 {**_chat_choice(choice), "delta": {"role": "assistant", "content": ""}}
             )
@@ -98,7 +110,7 @@ class ChatReply:
             return begin + self._frames.fast(choice, chunk.text)
         content = {**_chat_choice(choice), "delta": {"content": chunk.text} if chunk.text else {}}
         if chunk.logprobs is not None:
-            placed = self._placed.setdefault(choice, self._opened()).of(chunk)
+            placed = self._placed[choice].of(chunk)
             if not (placed or chunk.text or chunk.finish_reason):
                 return begin
             content["logprobs"] = chat_logprobs(placed, self._texts)
@@ -114,7 +126,7 @@ class ChatReply:
             found.append({})
         frames = [{**_chat_choice(choice), "delta": delta} for delta in found]
         if chunk.logprobs is not None:
-            placed = self._placed.setdefault(choice, self._opened()).of(chunk)
+            placed = self._placed[choice].of(chunk)
             frames[0]["logprobs"] = chat_logprobs(placed, self._texts)
         if chunk.finish_reason is not None:
             _ended(frames[-1], chunk)
@@ -176,7 +188,7 @@ class CompletionReply:
         self._texts, self._included = texts, included
         self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
         self._echo, self._n = echo, n
-        self._placed: dict[int, PlacedLogprobs] = {}
+        self._placed = ByChoice(self._opened)
         self._begun: set[int] = set()
 
     def frame(self, choice: int, chunk: Chunk) -> bytes:
@@ -188,7 +200,7 @@ class CompletionReply:
             return begin + self._frames.fast(choice, chunk.text)
         content = {**_text_choice(choice), "text": chunk.text}
         if chunk.logprobs is not None:
-            placed = self._placed.setdefault(choice, self._opened(choice)).of(chunk)
+            placed = self._placed[choice].of(chunk)
             if not (placed or chunk.text or chunk.finish_reason):
                 return begin
             content["logprobs"] = legacy_logprobs(placed, self._texts, self._logprobs or 0)

@@ -38,12 +38,15 @@ class ResponsesReply:
         asked: Mapping[str, Any],
         texts: TokenTexts,
         parser: ReplyParser | None = None,
+        *,
+        included: bool = False,
     ) -> None:
-        """asked: what the answer repeats, from `repeated`. parser: where it may hold calls."""
+        """asked: what the answer repeats, from `repeated`. parser: where it may hold calls.
+        included: the text ends with what ended it."""
         self._base = {"id": head.id, "object": "response", "created_at": head.created,
                       "model": head.model, **asked}  # fmt: skip
         self._texts = texts
-        self._placed = PlacedLogprobs(texts)
+        self._placed = PlacedLogprobs(texts, included=included)
         self._parser = parser
         self._output = OutputItems(head.id.removeprefix("resp_"))
         self._sequence = 0

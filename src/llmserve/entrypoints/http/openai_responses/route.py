@@ -31,7 +31,9 @@ class ResponsesRoute(GeneratingRoute):
         head = new_head(id, turn.info.model_id)
         parser = None if turn.use is None else turn.use.parser()
         asked = repeated(body.given, turn.sampling)
-        reply = ResponsesReply(head, asked, served.texts, parser)
+        texts = protocol.texts_of(served.texts, body.chat, turn.sampling)
+        included = turn.sampling.include_stop_str_in_output
+        reply = ResponsesReply(head, asked, texts, parser, included=included)
         return Understood(
             id=id,
             prompts=(turn.ids,),
