@@ -276,13 +276,22 @@ def test_a_client_that_leaves_frees_its_slot(own: Serving) -> None:
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize("server", ["torch", "simulator"], indirect=True)
+@pytest.mark.parametrize("server", ["torch"], indirect=True)
 def test_bytes_of_the_tokens_are_the_text_with_what_ended_it(
     http: httpx.Client, server: Serving
 ) -> None:
-    asked = {"input": PROMPT, "max_output_tokens": 12, "temperature": 0, "stop": [" "]}
+    asked = {"input": PROMPT, "max_output_tokens": 8, "temperature": 0}
     asked |= {"include_stop_str_in_output": True, "include": ["message.output_text.logprobs"]}
-    (part,) = http.post(PATH, json=asked).json()["output"][0]["content"]
-    data = b"".join(bytes(one["bytes"] or ()) for one in part["logprobs"])
-    assert data.decode() == part["text"]
-    assert part["text"].endswith(" ")
+
+    def said(**more: Any) -> Any:
+        (part,) = http.post(PATH, json={**asked, **more}).json()["output"][0]["content"]
+        data = b"".join(bytes(one["bytes"] or ()) for one in part["logprobs"])
+        assert data.decode() == part["text"]
+        return part["text"]
+
+    whole = said()
+    tokens = http.post("/tokenize", json={"prompt": whole}).json()["tokens"]
+    assert whole.startswith(said(stop_token_ids=[tokens[3]]))
+    assert said(stop=[" "]).endswith(" ")
+    shown = said(input="What is 7 + 5?", max_output_tokens=40, skip_special_tokens=False)
+    assert shown.endswith("|>")
