@@ -372,7 +372,7 @@ def served(workload: Workload, **options: object) -> tuple[list[Event], Why]:
     async def main() -> None:
         engine = SimulatorEngine(
             sink=lambda record: publish_step(bus, record), clock=clock,
-            prefill_ms=25, decode_ms=10, **engine_options,  # type: ignore[arg-type]  # by name
+            prefill_ms=25, decode_ms=10, **engine_options,
         )
         service = Service(engine, KnobBoard(knobs), bus, clock)
         await service.start()

@@ -21,6 +21,7 @@ from llmserve.dashboard import DashboardView
 from llmserve.engines import registry
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.simulator.engine import SimulatorEngine
+from llmserve.engines.simulator.setup import SimulatorSetup
 from llmserve.engines.torch.options import TorchOptions
 from llmserve.engines.vllm.options import OURS
 from llmserve.entrypoints.http.app import build_app
@@ -200,7 +201,7 @@ def test_messages_that_the_page_of_trouble_explains_are_those_that_are_raised() 
 
 def test_a_default_in_brackets_behind_an_option_is_its_default() -> None:
     known: dict[str, set[object]] = {name: {spec.default} for name, spec in SPECS.items()}
-    for made in (SimulatorEngine, TorchOptions, Workload):
+    for made in (SimulatorSetup, TorchOptions, Workload):
         for name, parameter in inspect.signature(made).parameters.items():
             known.setdefault(name, set()).add(parameter.default)
     told = re.findall(r"`(\w+)`\s\(([\d,]+)\)", ALL)

@@ -80,6 +80,12 @@ def _load_simulator() -> MakeEngine:
     return SimulatorEngine
 
 
+def _simulator_options() -> Mapping[str, EngineOption]:
+    from llmserve.engines.simulator.setup import SimulatorSetup
+
+    return keywords(SimulatorSetup)
+
+
 BUILT_IN: Mapping[str, EngineEntry] = {
     entry.name: entry
     for entry in (
@@ -102,6 +108,7 @@ BUILT_IN: Mapping[str, EngineEntry] = {
             name="simulator",
             summary="no model: the same batching over what a step would cost",
             load=_load_simulator,
+            options=_simulator_options,
             default_model="the simulator",
         ),
     )

@@ -228,17 +228,25 @@ def figures_of(report: Report, steps: int) -> dict[str, float]:
     }
 
 
+def described(load: Load | Iterable[Timed]) -> tuple[str, bool]:
+    """What a report calls the load, and whether its prompts are the same in every run."""
+    return ("requests as given", True) if isinstance(load, Iterable) else (
+        str(load), load.same_prompts
+    )  # fmt: skip
+
+
 def _result(
     front: SimulatedFront, columns: Columns, setup: SimulatorSetup,
     load: Load | Iterable[Timed], sender: LoadSender | RequestSender,
 ) -> SimulationResult:  # fmt: skip
     arrays = columns.arrays()
+    name, same_prompts = described(load)
     report = columns.report(
-        "requests as given" if isinstance(load, Iterable) else str(load),
+        name,
         arrays,
         kv_blocks=setup.kv_blocks,
         expected=not isinstance(load, Iterable),
-        same_prompts=isinstance(load, Iterable) or load.same_prompts,
+        same_prompts=same_prompts,
         lags=sender.lags,
     )
     return SimulationResult(

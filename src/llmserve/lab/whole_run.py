@@ -21,7 +21,7 @@ from llmserve.engines.simulator.costs import StepCost
 from llmserve.engines.simulator.setup import read_setup
 from llmserve.lab.columns import Columns, zero_lag
 from llmserve.lab.senders import Timed
-from llmserve.lab.simulation import Change, Simulation, figures_of
+from llmserve.lab.simulation import Change, Simulation, described, figures_of
 from llmserve.observe.requests import RequestLog, RequestRow, requests_frame
 from llmserve.observe.steps import steps_frame, tape_frame
 from llmserve.scheduling.user_policy import Choice
@@ -102,8 +102,6 @@ def run_virtual(
     )  # fmt: skip
     sender = simulation.sender_of(load, expect=recorder.expect, refuse=recorder.refuse)
     simulation.run(sender)
-    named = ("requests as given", True) if isinstance(load, Iterable) else (
-        str(load), load.same_prompts
-    )  # fmt: skip
-    report = recorder.report(named[0], lag=zero_lag(sender.lags), same_prompts=named[1])
+    name, same_prompts = described(load)
+    report = recorder.report(name, lag=zero_lag(sender.lags), same_prompts=same_prompts)
     return Run(simulation.front.board.current, report, log.rows(), records, gaps)

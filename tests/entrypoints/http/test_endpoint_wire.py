@@ -26,27 +26,14 @@ from llmserve.entrypoints.http.token_texts import TokenTexts
 from llmserve.scheduling.admission import Rejected
 from llmserve.serving.requests import ContextExceeded
 from llmserve.serving.stream import Refused, RequestTimeout, Stream
+from support.toy_engine import engine as toy
 
 HEAD = Head("id-1", 1_700_000_000, 'model "x"')
 INFO = EngineInfo(engine="e", model_id="m", max_model_len=100, kv_capacity_tokens=100)
 
 
-class Letters:
-    """A tokenizer of one token per character."""
-
-    chat_template: str | None = None
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [ord(letter) for letter in text]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(map(chr, ids))
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return chr(token_id).encode()
-
-    def token_name(self, token_id: int) -> str:
-        return chr(token_id)
+class Letters(toy.Letters):
+    """Whose chat shows every message."""
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], options: ChatOptions = PLAIN_CHAT

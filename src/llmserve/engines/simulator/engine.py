@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
@@ -20,7 +21,7 @@ from llmserve.engines.batching.step_planner import StepPlanner
 from llmserve.engines.limits import clamp
 from llmserve.engines.process.delivery import Delivery
 from llmserve.engines.simulator.reply import SimulatedReply, shortest_reply
-from llmserve.engines.simulator.setup import SimulatorSetup, StepTimes
+from llmserve.engines.simulator.setup import StepTimes, read_setup
 from llmserve.engines.simulator.vocabulary import WordTokenizer
 
 log = logging.getLogger(__name__)
@@ -39,43 +40,11 @@ class SimulatorEngine:
     form is the shortest that does, byte by byte.
     """
 
-    def __init__(
-        self,
-        *,
-        sink: StepSink,
-        clock: Clock,
-        model: str | None = None,
-        prefill_ms: float = 25.0,
-        decode_ms: float = 10.0,
-        prefill_token_ms: float = 0.0,
-        decode_token_ms: float = 0.0,
-        jitter: float = 0.0,
-        seed: int = 0,
-        kv_capacity_tokens: int = 131_072,
-        block_size: int = 16,
-        max_model_len: int = 8192,
-        enable_prefix_caching: bool = True,
-        max_num_seqs_ceiling: int = 256,
-        max_num_batched_tokens_ceiling: int = 16_384,
-    ) -> None:
-        """`jitter` is the standard deviation of a step's duration, relative to its cost."""
+    def __init__(self, *, sink: StepSink, clock: Clock, **options: Any) -> None:
+        """Options by the names that `SimulatorSetup` has; TypeError for another."""
         self.tokenizer = WordTokenizer()
         self._sink, self._clock = sink, clock
-        self._setup = SimulatorSetup(
-            model=model,
-            prefill_ms=prefill_ms,
-            decode_ms=decode_ms,
-            prefill_token_ms=prefill_token_ms,
-            decode_token_ms=decode_token_ms,
-            jitter=jitter,
-            seed=seed,
-            kv_capacity_tokens=kv_capacity_tokens,
-            block_size=block_size,
-            max_model_len=max_model_len,
-            enable_prefix_caching=enable_prefix_caching,
-            max_num_seqs_ceiling=max_num_seqs_ceiling,
-            max_num_batched_tokens_ceiling=max_num_batched_tokens_ceiling,
-        )
+        self._setup = read_setup(None, options)
         self.info = self._setup.info()
         self._ceilings = self.info.ceilings
         self._knobs, _ = clamp(Knobs(), self._ceilings)
