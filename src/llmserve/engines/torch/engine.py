@@ -14,12 +14,15 @@ from llmserve.core.types import ParamError, Request, Structured, blame
 from llmserve.core.validation import wholes
 from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink
 from llmserve.engines.limits import clamp
+from llmserve.engines.process.client import ProcessClient
+from llmserve.engines.process.messages import Ready, ResetCache, Retune, Weigh
 from llmserve.engines.tokenizer import Tokenizer
 from llmserve.engines.torch import cpu_isa
-from llmserve.engines.torch.messages import LoadModel, Ready, ResetCache, Retune, Weigh
+from llmserve.engines.torch.messages import LoadModel
 from llmserve.engines.torch.options import parse
-from llmserve.engines.torch.process_client import ProcessClient
 from llmserve.engines.torch.text.tokenizer import ModelTokenizer, open_tokenizer
+
+WORKER = "llmserve.engines.torch.worker"
 
 
 class TorchEngine:
@@ -63,7 +66,9 @@ class TorchEngine:
             return
         await self.stop()
         self._details.clear()
-        run = self._run = ProcessClient(self._sink, self._environment(), self._reformed)
+        run = self._run = ProcessClient(
+            "torch", WORKER, self._sink, self._environment(), self._reformed
+        )
         try:
             await run.child.start()
             run.say(LoadModel(self._options, self._knobs))

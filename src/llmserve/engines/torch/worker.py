@@ -20,16 +20,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llmserve.engines.process.child import ParentLink
+from llmserve.engines.process.messages import Busy, Failed, FromChild, Ready, Reformed
 from llmserve.engines.torch import cpu_isa
-from llmserve.engines.torch.messages import (
-    Busy,
-    Failed,
-    FromChild,
-    LoadModel,
-    Ready,
-    Reformed,
-    ToChild,
-)
+from llmserve.engines.torch.messages import LoadModel, ToWorker
 from llmserve.engines.torch.options import TorchOptions
 
 if TYPE_CHECKING:
@@ -50,7 +43,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 def main() -> None:
-    link = ParentLink(int(sys.argv[1]), msgspec.msgpack.Decoder(ToChild).decode)
+    link = ParentLink(int(sys.argv[1]), msgspec.msgpack.Decoder(ToWorker).decode)
     message = link.inbox.get()
     assert isinstance(message, LoadModel)
     try:

@@ -13,7 +13,7 @@ from llmserve.core.types import Chunk, ParamError, Request
 from llmserve.engines.base import Deliver, EngineError, RequestFailed, StepSink
 from llmserve.engines.process.child import Child
 from llmserve.engines.process.delivery import Delivery, LoopTurn
-from llmserve.engines.torch.messages import (
+from llmserve.engines.process.messages import (
     Abort,
     Adopted,
     Busy,
@@ -26,12 +26,9 @@ from llmserve.engines.torch.messages import (
     Retune,
     Stepped,
     SubmitRequest,
-    ToChild,
     Weigh,
     Weighed,
 )
-
-WORKER = "llmserve.engines.torch.worker"
 
 
 class Inbox:
@@ -93,12 +90,16 @@ class ProcessClient:
 
     def __init__(
         self,
+        engine: str,
+        worker: str,
         sink: StepSink,
         environment: dict[str, str],
         reformed: Callable[[dict[str, str]], None] = lambda _: None,
     ) -> None:
-        """reformed: takes what changed of the details that `ready` has."""
-        self.child = Child(WORKER, environment, self)
+        """engine: its name, for messages. worker: the module that the child runs. reformed: takes
+        what changed of the details that `ready` has."""
+        self.child = Child(worker, environment, self)
+        self._engine = engine
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._sink = sink
         self._reformed = reformed
@@ -115,7 +116,8 @@ class ProcessClient:
     def over(self) -> bool:
         return self._cause is not None
 
-    def say(self, message: ToChild) -> None:
+    def say(self, message: msgspec.Struct) -> None:
+        """Send one of `ToChild`, or the engine's own first message."""
         self.child.send(self._encode(message))
 
     async def ask(self, message: Retune | ResetCache | Weigh) -> int:
@@ -143,7 +145,7 @@ class ProcessClient:
             self.say(Abort(request_id))
 
     async def stop(self) -> None:
-        self._end(EngineError("the torch engine was stopped"))
+        self._end(EngineError(f"the {self._engine} engine was stopped"))
         await self.child.stop()
         if self._burial is not None:
             with contextlib.suppress(asyncio.CancelledError):
@@ -190,7 +192,7 @@ class ProcessClient:
                 how = signal.Signals(-status).name
         words = self.child.last_lines()
         said = f"; its last lines were:\n{words}" if words else ""
-        self._end(EngineError(f"the torch engine's process died ({how}){said}"))
+        self._end(EngineError(f"the {self._engine} engine's process died ({how}){said}"))
 
     def _end(self, error: EngineError) -> None:
         if self.over:
