@@ -16,7 +16,7 @@ from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
 from llmserve.core.types import Request, Structured
 from llmserve.engines.base import Deliver, EngineError, StepSink
-from llmserve.engines.batching.sequence import Plan
+from llmserve.engines.batching.sequence import Plan, Sequence
 from llmserve.engines.batching.step_planner import StepPlanner
 from llmserve.engines.limits import clamp
 from llmserve.engines.process.delivery import Delivery
@@ -97,7 +97,7 @@ class SimulatorEngine:
             raise EngineError("the simulator is not running")
         said = shortest_reply(request.sampling.structured_outputs)
         seq = self._planner.add(request, self._clock.now())
-        reply = SimulatedReply(seq, Delivery(deliver), said)
+        reply = _Delivered(seq, Delivery(deliver), said)
         self._replies[request.id] = reply
         self._wake.set()
         try:
@@ -114,7 +114,7 @@ class SimulatorEngine:
             prefix_caching=self._setup.enable_prefix_caching,
         )
         self._times = StepTimes(self._setup)
-        self._replies: dict[str, SimulatedReply] = {}
+        self._replies: dict[str, _Delivered] = {}
         self._changes: list[_Change] = []
         self._wake = asyncio.Event()
         self._in_step = False
@@ -209,7 +209,7 @@ class SimulatorEngine:
         for reply, chunk in chunks:
             reply.delivery.give(chunk)
 
-    def _forget(self, reply: SimulatedReply) -> None:
+    def _forget(self, reply: _Delivered) -> None:
         del self._replies[reply.seq.id]
         self._planner.remove(reply.seq.id)
 
@@ -219,6 +219,14 @@ class SimulatorEngine:
             reply.delivery.fail(EngineError(message))
         self._in_step = False
         self._adopt()
+
+
+class _Delivered(SimulatedReply):
+    """A reply, and where its chunks go."""
+
+    def __init__(self, seq: Sequence, delivery: Delivery, said: list[int] | None) -> None:
+        super().__init__(seq, said)
+        self.delivery = delivery
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from llmserve.engines.process.child import ParentLink
-from llmserve.engines.process.messages import Busy, Failed, FromChild, Ready, Reformed
+from llmserve.engines.process.messages import Busy, Failed, Ready, Reformed
+from llmserve.engines.process.reports import send
 from llmserve.engines.torch import cpu_isa
 from llmserve.engines.torch.messages import LoadModel, ToWorker
 from llmserve.engines.torch.options import TorchOptions
@@ -38,8 +38,6 @@ WAKE = object()
 SCORED_LOGITS = 2**26
 """At most so many logits of prompts in a step: a quarter of a GiB, three times while they are
 made, whatever `max_num_batched_tokens` is."""
-
-_encode = msgspec.msgpack.Encoder().encode
 
 
 def main() -> None:
@@ -59,10 +57,6 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # what loading left is there to stay
     serve(runner, link)
-
-
-def send(link: ParentLink, message: FromChild) -> None:
-    link.send(partial(_encode, message))
 
 
 def prepare(
