@@ -14,7 +14,8 @@ from llmserve.engines.process.child import ParentLink
 from llmserve.engines.process.messages import Ready
 from llmserve.engines.process.reports import send
 from llmserve.engines.simulator.messages import StartStepping, ToSimulator
-from llmserve.engines.simulator.paced import PacedSteps
+from llmserve.engines.simulator.paced import AHEAD, PacedSteps
+from llmserve.engines.simulator.vocabulary import words
 
 YOUNG = (100_000, 50, 50)
 """A step makes thousands of objects and no cycle: looking for one took a quarter of its time."""
@@ -24,6 +25,7 @@ def main() -> None:
     link = ParentLink(int(sys.argv[1]), msgspec.msgpack.Decoder(ToSimulator).decode)
     message = link.inbox.get()
     assert isinstance(message, StartStepping)
+    words(0, 0, AHEAD)  # numpy is imported here, and not within the first reply
     info = message.setup.info()
     steps = PacedSteps(message.setup, message.knobs)
     ready = Ready(
