@@ -3,7 +3,7 @@
 A thread that samples would see the serving thread where it gives up the interpreter's lock, which
 is while it waits. So this is cProfile's: each function's own time, that of a builtin with its
 caller, in CPU time. It makes Python calls dearer, and leaves C as it is: its shares say where to
-look, and no more. What no Python function accounts for is the loop's own: reading, writing and waking.
+look, and no more. What no Python function accounts for is the loop's own: reading, writing, waking.
 """
 
 from __future__ import annotations
