@@ -70,6 +70,8 @@ class FrontSide:
     pid: int
     """Of the process that answers over HTTP."""
     process: Process | None = None
+    has_cells: bool = False
+    """Its main thread is a notebook's."""
     spaces: bool = False
     """Frames may hold several tokens: they are counted by the spaces of the text."""
     most_tokens: int = MOST_TOKENS
@@ -84,13 +86,16 @@ class FrontSide:
         }  # fmt: skip
 
     def cpu(self) -> Cpu:
-        """Of the answering process alone."""
-        told = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        whole = 0
+        """Of the answering process alone, and of a kernel without the thread of its cells."""
+        user = system = whole = 0
         for thread in Path(f"/proc/{self.pid}/task").iterdir():
+            if self.has_cells and thread.name == str(self.pid):
+                continue
             with contextlib.suppress(OSError):  # it has ended
+                told = (thread / "stat").read_text().rpartition(")")[2].split()
                 whole += int((thread / "schedstat").read_text().split()[0])
-        return Cpu(int(told[11]) * TICK_S, int(told[12]) * TICK_S, whole / 1e9)
+                user, system = user + int(told[11]), system + int(told[12])
+        return Cpu(user * TICK_S, system * TICK_S, whole / 1e9)
 
 
 @contextlib.contextmanager
@@ -115,8 +120,9 @@ def _told(module: str, name: str, spaces: bool, *words: str) -> Iterator[FrontSi
     try:
         told = process.hear()
         yield FrontSide(
-            name, told["url"], told["key"], told["model"], process.pid, process, spaces
-        )
+            name, told["url"], told["key"], told["model"], process.pid, process,
+            has_cells=module == "front_kernel", spaces=spaces,
+        )  # fmt: skip
     finally:
         process.close()
 
