@@ -34,6 +34,7 @@ class Stream:
         self.times: list[float] = []
         self.words: list[int] = []
         self.frames = 0
+        self.last = b""
 
     def read(self, spaces: bool) -> bool:
         """False at its end. spaces: frames may hold several words; else each is one."""
@@ -55,6 +56,8 @@ class Stream:
             self.times.append(now)
             self.words.append(words)
             self.frames += frames
+        elif data and not self.times:
+            self.last = data[-300:]
         return bool(data)
 
 
@@ -112,6 +115,8 @@ def streams(asked: dict[str, Any], say: Callable[[object], None]) -> None:
                 say({"ended": ended, "streams": [_of(one) for one in every.values()]})
                 return
             if not every[fd].read(spaces):
+                if not every[fd].times:
+                    raise SystemExit(f"a stream ended before its first word: {every[fd].last!r}")
                 poll.unregister(fd)
                 ended += 1
         if not told and all(one.times for one in every.values()):
