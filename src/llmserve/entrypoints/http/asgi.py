@@ -125,8 +125,8 @@ class JsonAnswer:
         headers: Mapping[str, str] | None = None,
         kind: str = "application/json",
     ) -> None:
-        fields = {"content-type": kind, "content-length": str(len(body)), **(headers or {})}
-        await self._begin(status, [(k.encode(), v.encode()) for k, v in fields.items()])
+        fields = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
+        await self._begin(status, fields, headers)
         await self._write(body, more=False)
 
     async def events(self, frames: bytes, *, more: bool = True) -> None:
@@ -143,10 +143,17 @@ class JsonAnswer:
         elif self._streaming and not self._ended:
             await self.events(self.failed(error), more=False)
 
-    async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    async def _begin(
+        self,
+        status: int,
+        headers: list[tuple[bytes, bytes]],
+        more: Mapping[str, str] | None = None,
+    ) -> None:
         self._begun = True
-        more = [(name.encode(), value.encode()) for name, value in self.headers.items()]
-        start = {"type": "http.response.start", "status": status, "headers": [*headers, *more]}
+        if more or self.headers:
+            named = [*(more or {}).items(), *self.headers.items()]
+            headers = [*headers, *[(name.encode(), value.encode()) for name, value in named]]
+        start = {"type": "http.response.start", "status": status, "headers": headers}
         await self._send(start)
 
     async def _write(self, body: bytes, *, more: bool) -> None:

@@ -174,6 +174,8 @@ async def _rendered(
     """The whole answer. Log-probabilities of long prompts are written beside the streams."""
     usage = call.usage(streams)
     scored = sum([len(outcome.prompt_logprobs or ()) for outcome in outcomes])
+    if not scored:
+        return call.asked.reply.whole(outcomes, usage)
     return await tokenised(
         _AS_CHARACTERS * scored, lambda whole: whole(outcomes, usage), call.asked.reply.whole
     )
