@@ -60,7 +60,6 @@ class Service:
         )  # fmt: skip
         self._waiting = WaitingRequests(self._scheduler, clock, self.publisher)
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
         self._stopping = False
         self.waiting_for_engine = 0
         """Callers in `when_up`."""
@@ -267,18 +266,11 @@ class Service:
                 self._waiting.end(entry, "timeout", late)
 
     def _set_alarm(self, knobs: Knobs) -> None:
-        """One that comes too early sets the next: most deadlines go with their requests."""
-        deadline = self._scheduler.deadline(knobs)
         if self._timer is not None:
-            if deadline is not None and self._timer_at <= deadline:
-                return
             self._timer.cancel()
             self._timer = None
+        deadline = self._scheduler.deadline(knobs)
         if deadline is not None:
             # never in the past: one that is being cancelled may take a step to go
-            self._timer_at = max(deadline, self.clock.now() + 0.001)
-            self._timer = asyncio.get_running_loop().call_at(self._timer_at, self._ring)
-
-    def _ring(self) -> None:
-        self._timer = None
-        self._pump()
+            when = max(deadline, self.clock.now() + 0.001)
+            self._timer = asyncio.get_running_loop().call_at(when, self._pump)
