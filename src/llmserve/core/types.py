@@ -7,6 +7,8 @@ outside the session. Token counts are exact, by the engine's own tokenizer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
+from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
@@ -107,8 +109,8 @@ def settle(struct: msgspec.Struct, readers: Mapping[str, Callable[[Any], Any]]) 
     """Give its fields the form that their readers give them; ParamError names a wrong one. Every
     field has a default."""
     fields, defaults = struct.__struct_fields__, struct.__struct_defaults__
-    for name, default in zip(fields, defaults, strict=True):
-        given = getattr(struct, name)
+    given_now = _values_of(type(struct))(struct)
+    for name, default, given in zip(fields, defaults, given_now, strict=True):
         if given is default or name not in readers:
             continue
         read = readers[name]
@@ -118,6 +120,12 @@ def settle(struct: msgspec.Struct, readers: Mapping[str, Callable[[Any], Any]]) 
             raise blame(name, error) from None
         if found is not given:
             msgspec.structs.force_setattr(struct, name, found)
+
+
+@cache
+def _values_of(kind: type[msgspec.Struct]) -> Callable[[msgspec.Struct], tuple[Any, ...]]:
+    """Reads all fields of such a struct at once; it has two or more."""
+    return attrgetter(*kind.__struct_fields__)
 
 
 def blame(param: str, error: ValueError) -> ParamError:

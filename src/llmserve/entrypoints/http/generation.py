@@ -7,6 +7,7 @@ The handler owns the streams, not the response body: whatever becomes of the res
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
@@ -15,7 +16,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from llmserve.core.types import Outcome, ParamError, Request, SamplingParams, Usage
-from llmserve.entrypoints.http.asgi import JsonAnswer, read_json, unless_gone
+from llmserve.entrypoints.http.asgi import JsonAnswer, read_json
 from llmserve.entrypoints.http.caller import Claims, sender
 from llmserve.entrypoints.http.errors import (
     SERVING_ERRORS,
@@ -26,6 +27,7 @@ from llmserve.entrypoints.http.errors import (
     invalid,
     stopping,
 )
+from llmserve.entrypoints.http.leaving import unless_gone
 from llmserve.entrypoints.http.merged_streams import arrivals
 from llmserve.entrypoints.http.prompts import Ids
 from llmserve.entrypoints.http.protocol import of_choice
@@ -35,6 +37,8 @@ from llmserve.entrypoints.http.state import EndpointState
 from llmserve.serving.requests import Sender, check_tokens, make_request
 from llmserve.serving.stream import Stream
 from llmserve.serving.tokenize import tokenised
+
+log = logging.getLogger(__name__)
 
 _AS_CHARACTERS = 16
 """To write the log-probabilities of a token takes as long as to tokenise so many characters."""
@@ -107,13 +111,17 @@ class GeneratingRoute(ABC):
         answer = JsonAnswer(send)
         try:
             raw = await read_json(scope, receive, self.served.context)
-            await unless_gone(receive, self._answer(scope, raw, answer))
+            await unless_gone(scope, receive, self._answer(scope, raw, answer))
         except ClientGone:
             return
         except SERVING_ERRORS as error:
             await answer.fail(as_api_error(error))
         except asyncio.CancelledError:  # only Server.stop cancels what it serves
             await answer.fail(stopping())
+        except Exception as error:
+            log.exception("POST %s failed", scope["path"])
+            await answer.fail(as_api_error(error))
+            raise  # the connection is closed
 
     async def _answer(self, scope: Scope, raw: bytes, answer: JsonAnswer) -> None:
         answer.headers |= self.served.check_fields(scope["path"], raw)
@@ -166,6 +174,8 @@ async def _rendered(
     """The whole answer. Log-probabilities of long prompts are written beside the streams."""
     usage = call.usage(streams)
     scored = sum([len(outcome.prompt_logprobs or ()) for outcome in outcomes])
+    if not scored:
+        return call.asked.reply.whole(outcomes, usage)
     return await tokenised(
         _AS_CHARACTERS * scored, lambda whole: whole(outcomes, usage), call.asked.reply.whole
     )
