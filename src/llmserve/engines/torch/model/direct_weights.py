@@ -62,7 +62,8 @@ class NetworkFacts(msgspec.Struct, frozen=True):
 
 
 class FolderTensors:
-    """The tensors of a folder's safetensors files by name, each a copy in one dtype."""
+    """The tensors of a folder's safetensors files by name, in one dtype. What has it in the file is
+    mapped and not yet read: `needed` copies, and so does `layer_weights`."""
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         """OSError or ValueError where the files are not there or not readable."""
@@ -86,17 +87,17 @@ class FolderTensors:
 
     def __call__(self, name: str) -> Tensor | None:
         file = self._files.get(name)
-        return None if file is None else file.get_tensor(name).to(self._dtype, copy=True)
+        return None if file is None else file.get_tensor(name).to(self._dtype)
 
     def of_layer(self, index: int, name: str) -> Tensor | None:
         return self(f"model.layers.{index}.{name}")
 
     def needed(self, name: str) -> Tensor:
-        """KeyError where it is not there."""
+        """A copy. KeyError where it is not there."""
         found = self(name)
         if found is None:
             raise KeyError(f"the weights have no {name}")
-        return found
+        return found.clone()
 
 
 def read_weights(folder: Path, facts: NetworkFacts) -> Weights:

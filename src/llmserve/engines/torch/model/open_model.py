@@ -27,6 +27,7 @@ from llmserve.engines.torch.model.select_forward import (
     chosen,
     load,
 )
+from llmserve.engines.torch.model.verify import check_again
 from llmserve.engines.torch.model.weights import Weights
 from llmserve.engines.torch.options import TorchOptions
 
@@ -91,6 +92,11 @@ class DirectChoices(ForwardChoices):
         if self._weights is None:
             self._weights = read_weights(self._folder, self.facts)
         return self._weights
+
+    def _compare(self, quantization: str | None = None) -> float:
+        if self._settled is None or quantization is not None:
+            return super()._compare(quantization)
+        return check_again(self.model, self._expected)
 
     def _race(self, weights: Weights, wide: int | None) -> None:
         if self._settled is None:
