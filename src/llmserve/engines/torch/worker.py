@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +52,10 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def main() -> None:
     link = ParentLink(int(sys.argv[1]), msgspec.msgpack.Decoder(ToChild).decode)
-    message = link.inbox.get()
-    assert isinstance(message, LoadModel)
     try:
+        import_torch()
+        message = link.inbox.get()
+        assert isinstance(message, LoadModel)
         runner, ready, unproven = prepare(message, lambda what: send(link, Busy(what)))
     except BaseException as error:
         traceback.print_exc()
@@ -63,13 +65,21 @@ def main() -> None:
     send(link, ready)
     if unproven is not None:
         serve_unproven(runner, link, unproven)
-    gc.collect()
+    if "transformers" in sys.modules:  # its networks leave cycles; without it there is no garbage
+        gc.collect()
     gc.freeze()  # what loading left is there to stay
     serve(runner, link)
 
 
 def send(link: ParentLink, message: FromChild) -> None:
     link.send(partial(_encode, message))
+
+
+def import_torch() -> None:
+    """Before the first message has come: the kernel imports its own meanwhile. Asks no device."""
+    gc.disable()  # importing torch makes no garbage, and looking for it takes a tenth of that time
+    for name in ("step_loop", "model.open_model", "text.tokenizer"):
+        import_module(f"llmserve.engines.torch.{name}")
 
 
 def prepare(
@@ -79,7 +89,7 @@ def prepare(
     last one is of a faster form that is to be proven while this one serves."""
     started = time.monotonic()
     options = message.options
-    gc.disable()  # importing torch makes no garbage, and looking for it takes a tenth of that time
+    import_torch()
     import torch
 
     from llmserve.engines.batching.step_planner import StepPlanner

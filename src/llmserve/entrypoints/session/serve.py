@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from llmserve.core.knobs import SPECS, Knobs
 from llmserve.core.validation import flag
 from llmserve.engines import registry
 from llmserve.entrypoints.http.options import EndpointOptions
-from llmserve.entrypoints.session.resources import Switches
-from llmserve.entrypoints.session.session import Session
-from llmserve.observe.request_log_lines import LogOptions
+from llmserve.entrypoints.session.engine_launch import EngineLaunch
+from llmserve.entrypoints.session.switches import Switches
 from llmserve.serving.api_keys import Source, read_key_terms
 from llmserve.serving.interpreter import GC_THRESHOLD, SWITCH_INTERVAL_S
+
+if TYPE_CHECKING:
+    from llmserve.entrypoints.session.session import Session
+    from llmserve.observe.request_log_lines import LogOptions
 
 
 def serve(
@@ -64,16 +68,35 @@ def serve(
     """
     first = {name: options.pop(name) for name in list(options) if name in SPECS}
     first.update(knobs or {})
-    return Session(
-        model=model,
-        engine=registry.default() if engine == registry.AUTO else engine,
-        address=(host, port),
-        api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
-        knobs=Knobs().changed(first),
-        switches=Switches.read(switch_interval_s, gc_threshold),
-        key_terms=read_key_terms(api_keys),
-        endpoint=EndpointOptions.read(response_cache, cors_origins, strict),
-        allow_special_tokens=flag("allow_special_tokens", allow_special_tokens),
-        log=LogOptions.read(log_requests),
-        options=options,
-    )
+    knobs_first = Knobs().changed(first)
+    switches = Switches.read(switch_interval_s, gc_threshold)
+    key_terms = read_key_terms(api_keys)
+    endpoint = EndpointOptions.read(response_cache, cors_origins, strict)
+    special = flag("allow_special_tokens", allow_special_tokens)
+    log = _log(log_requests)
+    if model is not None:
+        options = {"model": model, **options}
+    engine = registry.default() if engine == registry.AUTO else engine
+    with EngineLaunch(engine, options) as launch:
+        # the engine's process imports its own meanwhile
+        from llmserve.entrypoints.session.session import Session
+
+        return Session(
+            launch=launch,
+            address=(host, port),
+            api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
+            knobs=knobs_first,
+            switches=switches,
+            key_terms=key_terms,
+            endpoint=endpoint,
+            allow_special_tokens=special,
+            log=log,
+        )
+
+
+def _log(asked: bool | str | os.PathLike[str] | Mapping[str, object] | None) -> LogOptions | None:
+    if asked is None:
+        return None
+    from llmserve.observe.request_log_lines import LogOptions
+
+    return LogOptions.read(asked)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from llmserve.engines.torch.model.weights import (
     position_table,
     tensors_of,
 )
+from llmserve.engines.torch.options import cores
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -117,8 +119,11 @@ def read_weights(folder: Path, facts: NetworkFacts) -> Weights:
 
 
 def _layers(tensors: FolderTensors, facts: NetworkFacts) -> Iterator[LayerWeights]:
-    for index in range(facts.layers):
-        yield layer_weights(partial(tensors.of_layer, index))
+    """By all cores: what takes the time is memory that is touched for the first time."""
+    with ThreadPoolExecutor(cores(), "weights") as readers:
+        yield from readers.map(
+            lambda index: layer_weights(partial(tensors.of_layer, index)), range(facts.layers)
+        )
 
 
 def _position_table(facts: NetworkFacts) -> tuple[Tensor, Tensor]:
