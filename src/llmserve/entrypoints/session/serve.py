@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmserve.core.knobs import SPECS, Knobs
 from llmserve.core.validation import flag
@@ -68,30 +68,26 @@ def serve(
     """
     first = {name: options.pop(name) for name in list(options) if name in SPECS}
     first.update(knobs or {})
-    knobs_first = Knobs().changed(first)
-    switches = Switches.read(switch_interval_s, gc_threshold)
-    key_terms = read_key_terms(api_keys)
-    endpoint = EndpointOptions.read(response_cache, cors_origins, strict)
-    special = flag("allow_special_tokens", allow_special_tokens)
-    log = _log(log_requests)
-    if model is not None:
-        options = {"model": model, **options}
-    engine = registry.default() if engine == registry.AUTO else engine
+    return _opened(
+        registry.default() if engine == registry.AUTO else engine,
+        options if model is None else {"model": model, **options},
+        address=(host, port),
+        api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
+        knobs=Knobs().changed(first),
+        switches=Switches.read(switch_interval_s, gc_threshold),
+        key_terms=read_key_terms(api_keys),
+        endpoint=EndpointOptions.read(response_cache, cors_origins, strict),
+        allow_special_tokens=flag("allow_special_tokens", allow_special_tokens),
+        log=_log(log_requests),
+    )
+
+
+def _opened(engine: str, options: Mapping[str, object], **parts: Any) -> Session:
+    """A session of these parts, imported while the engine's process imports its own."""
     with EngineLaunch(engine, options) as launch:
-        # the engine's process imports its own meanwhile
         from llmserve.entrypoints.session.session import Session
 
-        return Session(
-            launch=launch,
-            address=(host, port),
-            api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
-            knobs=knobs_first,
-            switches=switches,
-            key_terms=key_terms,
-            endpoint=endpoint,
-            allow_special_tokens=special,
-            log=log,
-        )
+        return Session(launch=launch, **parts)
 
 
 def _log(asked: bool | str | os.PathLike[str] | Mapping[str, object] | None) -> LogOptions | None:
