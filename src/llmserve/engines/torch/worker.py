@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +43,10 @@ made, whatever `max_num_batched_tokens` is."""
 
 def main() -> None:
     link = ParentLink(int(sys.argv[1]), msgspec.msgpack.Decoder(ToWorker).decode)
-    message = link.inbox.get()
-    assert isinstance(message, LoadModel)
     try:
+        import_torch()
+        message = link.inbox.get()
+        assert isinstance(message, LoadModel)
         runner, ready, unproven = prepare(message, lambda what: send(link, Busy(what)))
     except BaseException as error:
         traceback.print_exc()
@@ -54,9 +56,17 @@ def main() -> None:
     send(link, ready)
     if unproven is not None:
         serve_unproven(runner, link, unproven)
-    gc.collect()
+    if "transformers" in sys.modules:  # its networks leave cycles; without it there is no garbage
+        gc.collect()
     gc.freeze()  # what loading left is there to stay
     serve(runner, link)
+
+
+def import_torch() -> None:
+    """Before the first message has come: the kernel imports its own meanwhile. Asks no device."""
+    gc.disable()  # importing torch makes no garbage, and looking for it takes a tenth of that time
+    for name in ("step_loop", "model.open_model", "text.tokenizer"):
+        import_module(f"llmserve.engines.torch.{name}")
 
 
 def prepare(
@@ -66,7 +76,7 @@ def prepare(
     last one is of a faster form that is to be proven while this one serves."""
     started = time.monotonic()
     options = message.options
-    gc.disable()  # importing torch makes no garbage, and looking for it takes a tenth of that time
+    import_torch()
     import torch
 
     from llmserve.engines.batching.step_planner import StepPlanner
