@@ -15,7 +15,6 @@ import msgspec
 
 from llmserve.bench.load.workload import Load
 from llmserve.core.knobs import Knobs
-from llmserve.core.quantities import duration
 from llmserve.core.types import StepRecord
 from llmserve.core.validation import real
 from llmserve.engines.simulator.step_model import StepTimeModel
@@ -183,12 +182,12 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
     def table(self) -> list[tuple[str, str]]:
         """Each cost in words, and what it is."""
-        rows = [(str(term), duration(term.seconds)) for term in self.steps.terms]
+        rows = [(str(term), _cost(term.seconds)) for term in self.steps.terms]
         rows += [
-            ("arrival to dispatch", duration(self.front.arrival_s)),
-            ("dispatch to the engine", duration(self.front.dispatch_s)),
-            ("a step's end to delivery", duration(self.front.delivery_s)),
-            ("between steps, in the above", duration(self.front.gap_s)),
+            ("arrival to dispatch", _cost(self.front.arrival_s)),
+            ("dispatch to the engine", _cost(self.front.dispatch_s)),
+            ("a step's end to delivery", _cost(self.front.delivery_s)),
+            ("between steps, in the above", _cost(self.front.gap_s)),
         ]
         return rows
 
@@ -221,6 +220,14 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
         )
         words = "<br>".join(html.escape(line) for line in self.words())
         return f"<p>{words}</p><table><tbody>{rows}</tbody></table>{self.plot().svg}"
+
+
+def _cost(seconds: float) -> str:
+    """A term of a step may be far below a millisecond."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
 
 
 def _median(values: list[float]) -> float:

@@ -57,9 +57,7 @@ class FitReport(msgspec.Struct, frozen=True):
             "y",
         )
         drawn, across = in_unit(drawn, "x")
-        return lines(
-            "Step times", drawn, x=f"predicted ({across})", y=f"measured ({unit})"
-        )
+        return lines("Step times", drawn, x=f"predicted ({across})", y=f"measured ({unit})")
 
 
 def fit_report(
