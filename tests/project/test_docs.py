@@ -176,10 +176,10 @@ def test_everything_public_says_what_it_is_and_the_pages_name_it() -> None:
     for given in (Result, Sweep, Comparison, DashboardView, Snapshot, Why, Applied, EngineInfo):
         assert given.__dict__["__doc__"], given
     for cls in (Session, Remote):
-        for name, member in vars(cls).items():
+        for name, member in inspect.getmembers(cls):
             if not name.startswith("_") and (callable(member) or isinstance(member, property)):
                 assert inspect.getdoc(member), name
-    for name, member in vars(Session).items():
+    for name, member in inspect.getmembers(Session):
         if not name.startswith("_") and (callable(member) or isinstance(member, property)):
             assert re.search(rf"\b{name}\b", ALL), name
 

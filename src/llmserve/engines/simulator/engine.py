@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
-from llmserve.core.types import Request, Structured
+from llmserve.core.types import Chunk, Request, StepRecord, Structured
 from llmserve.engines.base import Deliver, EngineError, StepSink
 from llmserve.engines.batching.sequence import Plan, Sequence
 from llmserve.engines.batching.step_planner import StepPlanner
 from llmserve.engines.limits import clamp
 from llmserve.engines.process.delivery import Delivery
 from llmserve.engines.simulator.reply import SimulatedReply, shortest_reply
-from llmserve.engines.simulator.setup import StepTimes, read_setup
+from llmserve.engines.simulator.setup import StepTimes, front_delays, read_setup
 from llmserve.engines.simulator.vocabulary import WordTokenizer
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ MAX_LATE_S = 0.1
 """How much lateness is made up for; more (a loop that was blocked) is lost time."""
 SETTLE_S = 1e-6
 SETTLE_TURNS = 8
+_Chunks = list[tuple["_Delivered", Chunk]]
 
 
 class SimulatorEngine:
@@ -96,6 +98,8 @@ class SimulatorEngine:
         if self._task is None:
             raise EngineError("the simulator is not running")
         said = shortest_reply(request.sampling.structured_outputs)
+        if self._to_engine.typical_s:
+            await self._clock.sleep_until(self._clock.now() + self._to_engine.draw())
         seq = self._planner.add(request, self._clock.now())
         reply = _Delivered(seq, Delivery(deliver), said)
         self._replies[request.id] = reply
@@ -114,7 +118,11 @@ class SimulatorEngine:
             prefix_caching=self._setup.enable_prefix_caching,
         )
         self._times = StepTimes(self._setup)
+        self._to_engine, self._to_clients = front_delays(self._setup)
+        self._heard_at = -math.inf  # when the last step's tokens are delivered
         self._replies: dict[str, _Delivered] = {}
+        self._late: dict[asyncio.Task[None], list[_Delivered]] = {}
+        """Steps that are over and not delivered yet, each with the replies it has tokens for."""
         self._changes: list[_Change] = []
         self._wake = asyncio.Event()
         self._in_step = False
@@ -141,7 +149,7 @@ class SimulatorEngine:
                 end = None
                 await self._idle()
                 continue
-            duration = self._times.draw(self._times.cost.seconds(plan.rows))
+            duration = self._times.step(plan.rows)
             end = start + duration
             self._in_step = True
             await self._clock.sleep_until(end)
@@ -204,8 +212,23 @@ class SimulatorEngine:
         for reply, chunk in chunks:
             if chunk.finish_reason is not None:
                 self._forget(reply)
-        self._sink(self._planner.record(plan, self._index, start, duration))
+        record = self._planner.record(plan, self._index, start, duration)
         self._index += 1
+        if self._to_clients.typical_s:
+            when = self._clock.now() + self._to_clients.draw()
+            self._heard_at = max(self._heard_at, when)
+            late = asyncio.create_task(self._deliver_late(self._heard_at, record, chunks))
+            self._late[late] = [reply for reply, _ in chunks]
+            late.add_done_callback(self._late.pop)
+        else:
+            self._deliver(record, chunks)
+
+    async def _deliver_late(self, when: float, record: StepRecord, chunks: _Chunks) -> None:
+        await self._clock.sleep_until(when)
+        self._deliver(record, chunks)
+
+    def _deliver(self, record: StepRecord, chunks: _Chunks) -> None:
+        self._sink(record)
         for reply, chunk in chunks:
             reply.delivery.give(chunk)
 
@@ -217,6 +240,10 @@ class SimulatorEngine:
         for reply in list(self._replies.values()):
             self._forget(reply)
             reply.delivery.fail(EngineError(message))
+        for late, replies in self._late.items():
+            late.cancel()
+            for reply in replies:
+                reply.delivery.fail(EngineError(message))
         self._in_step = False
         self._adopt()
 

@@ -112,7 +112,7 @@ class PacedSteps:
             return None
         began = now if self._end is None else max(self._end, now - MAX_LATE_S)
         self._start = now
-        self._end = began + self._times.draw(self._times.cost.seconds(plan.rows))
+        self._end = began + self._times.step(plan.rows)
         return self._end
 
     def wake_at(self, now: float) -> float | None:

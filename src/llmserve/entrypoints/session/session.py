@@ -23,6 +23,7 @@ from llmserve.engines.base import EngineInfo, Pauses
 from llmserve.entrypoints.http.app import build_app
 from llmserve.entrypoints.http.options import EndpointOptions
 from llmserve.entrypoints.http.server import HttpServer, bind
+from llmserve.entrypoints.session.lab_verbs import LabVerbs
 from llmserve.entrypoints.session.resources import SessionResources
 from llmserve.entrypoints.session.shutdown_report import (
     MemoryStayed,
@@ -45,18 +46,13 @@ if TYPE_CHECKING:
     import openai
     import pandas as pd
 
-    from llmserve.bench.load.workload import Load
-    from llmserve.bench.results.result import Result
     from llmserve.dashboard import Dashboards, DashboardView
     from llmserve.entrypoints.session.engine_launch import EngineLaunch
-    from llmserve.lab.comparison import Comparison
-    from llmserve.lab.settings import Setting
-    from llmserve.lab.sweep_result import Sweep
 
 F = TypeVar("F", bound=Choice)
 
 
-class Session:
+class Session(LabVerbs):
     """A running server. Use `llmserve.serve` to make one; `with serve() as session:` closes it
     after. From then on what needs the server raises RuntimeError; what was recorded can be read.
     """
@@ -309,48 +305,6 @@ class Session:
             if self._dashboards is None:
                 self._dashboards = Dashboards(self)
         return self._dashboards.open()
-
-    def bench(self, load: Load | None = None, **options: Any) -> Result:
-        """Run a load against this session: TTFT, ITL, throughput, each with its interval.
-
-        bench(rate=20, duration=30): an open loop, so many requests per second for so many seconds.
-        bench(concurrency=8, requests=64): a closed loop, so many clients; 8 of them by default.
-        load, or more fields of `llmserve.bench.load.workload.Workload`: prompt_tokens=128,
-        max_tokens=64, mix, seed …
-        repeats=3, after a warmup=True; slo="ttft:200 tpot:50" (ms) counts goodput; progress=True.
-        An interrupt keeps what was measured. ValueError where the fields contradict each other.
-        """
-        from llmserve.bench.run.cell import bench
-        from llmserve.bench.run.process import Address
-
-        options.setdefault("address", Address(self.url, self.api_key))
-        return bench(self.runtime, self.service, self.bus, load, **options)
-
-    def compare(
-        self, a: Setting, b: Setting, load: Load | None = None, **options: Any
-    ) -> Comparison:
-        """Two settings (knobs by name, or a policy) in turns on identical arrivals; the verdict
-        names a better one only where it is shown. pairs=6; the rest as for `bench`.
-
-        compare({"max_num_seqs": 8}, {"max_num_seqs": 32}, rate=20, duration=30)
-        compare("fifo", "fair_share", mix="long:30 short:70", rate=20)
-        """
-        from llmserve.lab.compare import compare
-        from llmserve.lab.settings import here
-
-        return compare(self.runtime, here(self.service, self.bus, "compare"), a, b, load, **options)
-
-    def sweep(self, load: Load | None = None, **axes: Any) -> Sweep:
-        """Every combination of the axes given as lists, knobs and fields of Workload, without a
-        restart. rounds=3; path= keeps each run, and the same call goes on from there; the rest as
-        for `bench`. KnobError for an axis that is neither.
-
-        sweep(max_num_seqs=[1, 8, 32], concurrency=16).plot()
-        """
-        from llmserve.lab.live_sweep import sweep
-        from llmserve.lab.settings import here
-
-        return sweep(self.runtime, here(self.service, self.bus, "sweep"), load, **axes)
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Call `callback` when the session closes, in the closing thread."""
