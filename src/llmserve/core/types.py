@@ -6,7 +6,7 @@ outside the session. Token counts are exact, by the engine's own tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from operator import attrgetter
 from typing import Any, Literal
@@ -185,6 +185,23 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: PromptLogprobs | None = None
     """Where they were asked for; given once, with the first chunk."""
     raw: Any = None
+
+
+def joined(chunks: Sequence[Chunk]) -> Chunk:
+    """Chunks of one request that follow each other, at least one, as one."""
+    last = chunks[-1]
+    if len(chunks) == 1:
+        return last
+    asked = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
+    return Chunk(
+        text="".join([chunk.text for chunk in chunks]),
+        token_ids=tuple([token for chunk in chunks for token in chunk.token_ids]),
+        logprobs=tuple([one for logprobs in asked for one in logprobs]) if asked else None,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        cached_tokens=chunks[0].cached_tokens,
+        prompt_logprobs=chunks[0].prompt_logprobs,
+    )
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -112,9 +112,37 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Stepped(msgspec.Struct, frozen=True, tag=True):
+    """What a step brought. On its way most of it is columns, for most of it is one token and its
+    text for each request: see `packed`."""
+
     deltas: list[Delta]
     record: StepRecord | None = None
     """None where requests failed before any step."""
+    ids: list[str] = []
+    texts: list[str] = []
+    tokens: list[int] = []
+
+
+def packed(message: Stepped) -> Stepped:
+    """The same, with the deltas that are one token and its text as columns."""
+    ids: list[str] = []
+    texts: list[str] = []
+    tokens: list[int] = []
+    others: list[Delta] = []
+    for delta in message.deltas:
+        if (
+            len(delta.token_ids) == 1
+            and delta.finish_reason is None
+            and delta.logprobs is None
+            and delta.prompt_logprobs is None
+            and not delta.cached_tokens
+        ):
+            ids.append(delta.id)
+            texts.append(delta.text)
+            tokens.append(delta.token_ids[0])
+        else:
+            others.append(delta)
+    return Stepped(others, message.record, ids, texts, tokens)
 
 
 FromChild = Busy | Ready | Reformed | Failed | Adopted | Weighed | Stepped

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from llmserve.entrypoints.http.content_encoding import Decoding, codings
 from llmserve.entrypoints.http.errors import ApiError, ClientGone
-from llmserve.entrypoints.http.leaving import exchange_of
+from llmserve.entrypoints.http.leaving import Exchange, exchange_of
 
 MAX_BODY_BYTES = 8 * 2**20
 """The longest request body taken, as it comes and as it is decoded; a longer one is 413."""
@@ -108,8 +108,8 @@ class JsonAnswer:
     """One response. The status leaves with the first bytes, not before, so that an error that
     comes until then is still a status of its own."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, exchange: Exchange | None = None) -> None:
+        self._send, self._exchange = send, exchange
         self.headers: dict[str, str] = {}
         """Sent besides the answer's own, good or bad, if they are there when it begins."""
         self.failed: Callable[[ApiError], bytes] = error_events
@@ -135,6 +135,12 @@ class JsonAnswer:
             self._streaming = True
             await self._begin(200, SSE_HEADERS)
         await self._write(frames, more=more)
+
+    def write_now(self, frames: bytes) -> bool:
+        """As `events`, of a stream that has begun, without a wait; False, and nothing is sent,
+        where that cannot be: the client does not keep up, or the server is not our own."""
+        exchange = self._exchange
+        return exchange is not None and exchange.write is not None and exchange.write(frames)
 
     async def fail(self, error: ApiError) -> None:
         """The error as a status, or as the last event of a stream that has begun."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from functools import partial
 
 import httptools
 from uvicorn._types import ASGI3Application, ASGISendEvent
@@ -139,6 +140,7 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
         self._exchange = Exchange(body_is_here=not cycle.more_body)
+        self._exchange.write = partial(_write, cycle)
         self._exchange.enter(cycle.scope)
         if cycle.scope["http_version"] != "1.1":
             _as_before_1_1(cycle)
@@ -184,6 +186,18 @@ class Connection(HttpToolsProtocol):
             self.send_400_response(why)
         else:
             self.transport.abort()  # in the middle of an answer
+
+
+def _write(cycle: RequestResponseCycle, body: bytes) -> bool:
+    """As the cycle's `send` writes a part of a body that is not the last, without a task."""
+    if cycle.flow.write_paused:
+        return False
+    if not (cycle.disconnected or cycle.response_complete):
+        assert cycle.response_started, "the head goes first"
+        if cycle.chunked_encoding:
+            body = b"%x\r\n%b\r\n" % (len(body), body)
+        cycle.transport.write(body)
+    return True
 
 
 def _as_before_1_1(cycle: RequestResponseCycle) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -27,10 +26,10 @@ from llmserve.entrypoints.http.errors import (
     invalid,
     stopping,
 )
-from llmserve.entrypoints.http.leaving import unless_gone
-from llmserve.entrypoints.http.merged_streams import arrivals
+from llmserve.entrypoints.http.leaving import exchange_of, unless_gone
 from llmserve.entrypoints.http.prompts import Ids
 from llmserve.entrypoints.http.protocol import of_choice
+from llmserve.entrypoints.http.pushed_events import PushedEvents
 from llmserve.entrypoints.http.replies import ReplyShape
 from llmserve.entrypoints.http.response_cache import asks_anew, looked
 from llmserve.entrypoints.http.state import EndpointState
@@ -108,7 +107,7 @@ class GeneratingRoute(ABC):
         """Read the body; ApiError or ParamError where it asks for what cannot be."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = JsonAnswer(send)
+        answer = JsonAnswer(send, exchange_of(scope))
         try:
             raw = await read_json(scope, receive, self.served.context)
             await unless_gone(scope, receive, self._answer(scope, raw, answer))
@@ -157,15 +156,14 @@ class GeneratingRoute(ABC):
         return Call(asked, sender(scope, asked.claims), arrival, asks_anew(scope))
 
     async def _stream(self, call: Call, streams: Sequence[Stream], answer: JsonAnswer) -> None:
-        reply = call.asked.reply
-        async with aclosing(arrivals(streams)) as batches:
-            async for batch in batches:
-                frames = b"".join(reply.frame(choice, chunk) for choice, chunk in batch)
-                if frames:
-                    await answer.events(frames)
+        reply, served = call.asked.reply, self.served
+        pushed = PushedEvents(streams, reply, answer, served.pacer, each=served.each_chunk)
+        newest = await pushed.send_all()
+        if newest and not all(map(_is_complete, streams)):
+            await answer.events(newest)
         for stream in streams:
             _complete(stream.outcome)
-        await answer.events(reply.end(call.usage(streams)), more=False)
+        await answer.events(newest + reply.end(call.usage(streams)), more=False)
 
 
 async def _rendered(
@@ -179,6 +177,11 @@ async def _rendered(
     return await tokenised(
         _AS_CHARACTERS * scored, lambda whole: whole(outcomes, usage), call.asked.reply.whole
     )
+
+
+def _is_complete(stream: Stream) -> bool:
+    outcome = stream.outcome
+    return outcome is not None and outcome.finish_reason in ("stop", "length")
 
 
 def _complete(outcome: Outcome | None) -> Outcome:

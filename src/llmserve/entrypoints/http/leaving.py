@@ -20,13 +20,16 @@ _EXTENSION = "llmserve.exchange"
 class Exchange:
     """What our connection tells of one request while it is answered."""
 
-    __slots__ = ("_then", "body_is_here", "left")
+    __slots__ = ("_then", "body_is_here", "left", "write")
 
     def __init__(self, *, body_is_here: bool) -> None:
         self.body_is_here = body_is_here
         """All of the body has come, so that to read it waits for nothing."""
         self.left = False
         """The client is gone."""
+        self.write: Callable[[bytes], bool] | None = None
+        """Sends more of the body of an answer that has begun, at once; False where the client does
+        not keep up with what was sent."""
         self._then: Callable[[], object] | None = None
 
     def enter(self, scope: Any) -> None:
