@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from llmserve.entrypoints.http.response_cache import CacheOptions, ReplyCache
 
 if TYPE_CHECKING:
     from llmserve.bench.load.workload import Load
@@ -37,12 +40,17 @@ class LabVerbs(ABC):
         load, or more fields of `llmserve.bench.load.workload.Workload`: prompt_tokens=128,
         max_tokens=64, mix, seed …
         repeats=3, after a warmup=True; slo="ttft:200 tpot:50" (ms) counts goodput; progress=True.
+        repeat_share=0.3, response_cache=True (or as `serve` takes it): so many requests come once
+        more, and hits of a cache that starts empty in each run are shown apart from all else.
         An interrupt keeps what was measured. ValueError where the fields contradict each other.
         """
         from llmserve.bench.run.cell import bench
         from llmserve.bench.run.process import Address
 
         options.setdefault("address", Address(self.url, self.api_key))
+        kept = CacheOptions.read(options.pop("response_cache", None))
+        if kept is not None:
+            options["keep_replies"] = partial(ReplyCache, self.service, kept)
         return bench(self.runtime, self.service, self.bus, load, **options)
 
     def compare(
