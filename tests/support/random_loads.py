@@ -12,6 +12,7 @@ from llmserve.core.knobs import Knobs
 from llmserve.core.tenants import Terms
 from llmserve.core.types import Request, SamplingParams, Structured
 from llmserve.engines.simulator.reply import shortest_reply
+from llmserve.engines.simulator.step_model import RANKS, Spread, StepTerm, StepTimeModel
 from llmserve.engines.simulator.vocabulary import OPENING, WORDS, voice, words
 from llmserve.lab.senders import Timed
 from llmserve.lab.simulation import Change
@@ -99,6 +100,18 @@ def random_loads(most: int = 40) -> st.SearchStrategy[RandomLoad]:
 TERMS: list[dict[str, Terms]] = [
     {}, {}, {"a": Terms(max_active=1)}, {"b": Terms(weight=4), "c": Terms(ttft_slo_ms=50)},
 ]  # fmt: skip
+MEASURED = StepTimeModel(
+    terms=(
+        StepTerm("step", 0.002), StepTerm("prefill", 0.001), StepTerm("decode_row", 1e-4),
+        StepTerm("prefill_row", 3e-4), StepTerm("prefill_token", 2e-4), StepTerm("kv_token", 3e-6),
+        StepTerm("pair", 1e-7), StepTerm("row_block", 5e-4, at=8), StepTerm("graph_row", 1e-4),
+        StepTerm("first_decode_row", 4e-4, at=2), StepTerm("first_prefill_token", 1e-4, at=4),
+    ),
+    decodes=Spread(tuple(0.8 + 0.4 * rank**3 for rank in RANKS), mean=0.93),
+    prefills=Spread(tuple(0.5 + rank for rank in RANKS), mean=1.0),
+    correlation=0.4,
+)  # fmt: skip
+"""Steps as they might have been measured, with every sort of term."""
 ENGINE: dict[str, list[Any]] = {
     "block_size": [1, 4, 4, 16],
     "kv_capacity_tokens": [64, 96, 160, 400, 131_072],
@@ -111,6 +124,9 @@ ENGINE: dict[str, list[Any]] = {
     "decode_token_ms": [0, 0, 0.11],
     "jitter": [0, 0, 0, 0.1, 1],
     "seed": [0, 1, 2],
+    "times": [None, None, MEASURED],
+    "dispatch_ms": [0, 0, 0, 0.4, 5],
+    "delivery_ms": [0, 0, 0, 0.3, 5, 23],
 }
 HEADS: list[tuple[int, ...]] = [(), (), (1,) * 4, (1,) * 9, (1,) * 9 + (2,) * 8, (3,) * 40]
 

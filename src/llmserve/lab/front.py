@@ -21,7 +21,8 @@ from llmserve.core.tenants import Terms
 from llmserve.core.types import FinishReason, Request, Usage
 from llmserve.engines.batching.sequence import Plan
 from llmserve.engines.simulator.setup import SimulatorSetup
-from llmserve.engines.simulator.stepped import SteppedReply, SteppedSimulator
+from llmserve.engines.simulator.stepped import SteppedSimulator
+from llmserve.engines.simulator.stepped_reply import SteppedReply
 from llmserve.scheduling.admission import Rejected
 from llmserve.scheduling.entry import Entry
 from llmserve.scheduling.scheduler import Scheduler

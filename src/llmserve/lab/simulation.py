@@ -252,7 +252,7 @@ def _result(
     return SimulationResult(
         knobs=front.board.current,
         report=report,
-        steps=front.engine.steps,
+        steps=front.engine.delivered_steps,
         columns={name: arrays[name] for name in (*TIMES, *COUNTS)},
         tenants=columns.names("tenant"),
         reasons=columns.names("reason"),

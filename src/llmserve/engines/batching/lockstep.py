@@ -65,6 +65,7 @@ class LockstepPlanner(StepPlanner):
         self._planned = 0  # number of the last plan with the group in it
         self._in_flight = False
         self._wanting = [0] * block_size  # members by their place
+        self._stored = 0  # tokens of the members' KV, less the steps made when they joined
         self._ends: list[_Member] = []  # a heap, with some that have left
         self._blocks: list[int] = []  # of the members together, beside those that they came with
         self.by_tenant: dict[str, int] = {}
@@ -76,6 +77,15 @@ class LockstepPlanner(StepPlanner):
     def kv_used_before(self) -> int:
         """Blocks used before the group's step that is planned now."""
         return self.pool.used - self._wanting[self._tick % self.pool.block_size]
+
+    @property
+    def reads(self) -> int:
+        """Tokens of KV that the group reads in its step that is planned now, the new ones too."""
+        return self._stored + len(self._group) * (self._tick + 1)
+
+    def heard(self) -> dict[str, str]:
+        """The members whose tokens somebody reads, each with its tenant."""
+        return {name: one.seq.request.tenant for name, one in self._group.items() if not one.muted}
 
     def commit(self, plan: Plan, sampled: Mapping[str, int]) -> None:
         super().commit(plan, sampled)
@@ -138,6 +148,8 @@ class LockstepPlanner(StepPlanner):
         assert not self._loose.keys() & self._group.keys(), "loose and in the group"
         assert not self._prefilling.keys() & self._group.keys(), "a member of the group prefills"
         assert sum(self._wanting) == len(self._group), "places are miscounted"
+        stored = sum(one.seq.computed - one.since for one in self._group.values())
+        assert self._stored == stored, "what the group reads is miscounted"
         assert not self._in_flight, "between a commit and the next plan"
         self._dissolve()
         assert not self._blocks, "blocks of nobody"
@@ -185,6 +197,7 @@ class LockstepPlanner(StepPlanner):
             member = _Member(seq, number, self._tick, self.pool.block_size)
             self._group[seq.id] = member
             self._wanting[member.place] += 1
+            self._stored += seq.computed - self._tick
             heapq.heappush(self._ends, member)
             tenant = seq.request.tenant
             self.by_tenant[tenant] = self.by_tenant.get(tenant, 0) + 1
@@ -205,6 +218,7 @@ class LockstepPlanner(StepPlanner):
         del self._group[seq.id]
         self._loose[seq.id] = member.number, seq
         self._wanting[member.place] -= 1
+        self._stored -= seq.computed - member.since
         if not member.muted:
             self._uncount(member)
         if self._cache.enabled:

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
-from llmserve.core.types import Request, Structured
+from llmserve.core.types import Chunk, Request, StepRecord, Structured
 from llmserve.engines.base import Deliver, EngineError, StepSink
 from llmserve.engines.batching.sequence import Plan
 from llmserve.engines.batching.step_planner import StepPlanner
@@ -30,6 +30,7 @@ MAX_LATE_S = 0.1
 """How much lateness is made up for; more (a loop that was blocked) is lost time."""
 SETTLE_S = 1e-6
 SETTLE_TURNS = 8
+_Chunks = list[tuple[SimulatedReply, Chunk]]
 
 
 class SimulatorEngine:
@@ -45,6 +46,8 @@ class SimulatorEngine:
         self.tokenizer = WordTokenizer()
         self._sink, self._clock = sink, clock
         self._setup = read_setup(None, options)
+        self._dispatch_s = self._setup.dispatch_ms / 1e3
+        self._delivery_s = self._setup.delivery_ms / 1e3
         self.info = self._setup.info()
         self._ceilings = self.info.ceilings
         self._knobs, _ = clamp(Knobs(), self._ceilings)
@@ -96,6 +99,8 @@ class SimulatorEngine:
         if self._task is None:
             raise EngineError("the simulator is not running")
         said = shortest_reply(request.sampling.structured_outputs)
+        if self._dispatch_s:
+            await self._clock.sleep_until(self._clock.now() + self._dispatch_s)
         seq = self._planner.add(request, self._clock.now())
         reply = SimulatedReply(seq, Delivery(deliver), said)
         self._replies[request.id] = reply
@@ -115,6 +120,8 @@ class SimulatorEngine:
         )
         self._times = StepTimes(self._setup)
         self._replies: dict[str, SimulatedReply] = {}
+        self._late: dict[asyncio.Task[None], list[SimulatedReply]] = {}
+        """Steps that are over and not delivered yet, each with the replies it has tokens for."""
         self._changes: list[_Change] = []
         self._wake = asyncio.Event()
         self._in_step = False
@@ -141,7 +148,7 @@ class SimulatorEngine:
                 end = None
                 await self._idle()
                 continue
-            duration = self._times.draw(self._times.cost.seconds(plan.rows))
+            duration = self._times.step(plan.rows)
             end = start + duration
             self._in_step = True
             await self._clock.sleep_until(end)
@@ -204,8 +211,21 @@ class SimulatorEngine:
         for reply, chunk in chunks:
             if chunk.finish_reason is not None:
                 self._forget(reply)
-        self._sink(self._planner.record(plan, self._index, start, duration))
+        record = self._planner.record(plan, self._index, start, duration)
         self._index += 1
+        if self._delivery_s:
+            late = asyncio.create_task(self._deliver_late(record, chunks))
+            self._late[late] = [reply for reply, _ in chunks]
+            late.add_done_callback(self._late.pop)
+        else:
+            self._deliver(record, chunks)
+
+    async def _deliver_late(self, record: StepRecord, chunks: _Chunks) -> None:
+        await self._clock.sleep_until(self._clock.now() + self._delivery_s)
+        self._deliver(record, chunks)
+
+    def _deliver(self, record: StepRecord, chunks: _Chunks) -> None:
+        self._sink(record)
         for reply, chunk in chunks:
             reply.delivery.give(chunk)
 
@@ -217,6 +237,10 @@ class SimulatorEngine:
         for reply in list(self._replies.values()):
             self._forget(reply)
             reply.delivery.fail(EngineError(message))
+        for late, replies in self._late.items():
+            late.cancel()
+            for reply in replies:
+                reply.delivery.fail(EngineError(message))
         self._in_step = False
         self._adopt()
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from llmserve.core.validation import real, whole
 from llmserve.engines.base import EngineInfo, no_option
+from llmserve.engines.batching.sequence import PlannedRow
 from llmserve.engines.limits import ANY_WHOLE, MOST_TOKENS, ceiling
-from llmserve.engines.simulator.costs import StepCost
+from llmserve.engines.simulator.costs import MOST_MS, StepCost
+from llmserve.engines.simulator.step_model import Ranks, StepTimeModel, StepWork, work_of
 from llmserve.engines.simulator.vocabulary import VOCABULARY
 
 
@@ -25,6 +27,12 @@ class SimulatorSetup:
     decode_token_ms: float = 0.0
     jitter: float = 0.0
     """Standard deviation of a step's duration, relative to its cost."""
+    times: StepTimeModel | None = None
+    """What steps take as it was measured, in place of the costs and the jitter above."""
+    dispatch_ms: float = 0.0
+    """A request comes into the engine so long after it is dispatched."""
+    delivery_ms: float = 0.0
+    """A step's tokens are delivered so long after its end."""
     seed: int = 0
     kv_capacity_tokens: int = 131_072
     block_size: int = 16
@@ -37,6 +45,8 @@ class SimulatorSetup:
         _ = self.cost, self.ceilings
         checked = {
             "jitter": real("jitter", self.jitter, 0, 1),
+            "dispatch_ms": real("dispatch_ms", self.dispatch_ms, 0, MOST_MS, "ms"),
+            "delivery_ms": real("delivery_ms", self.delivery_ms, 0, MOST_MS, "ms"),
             "seed": whole("seed", self.seed, *ANY_WHOLE),
             "block_size": whole("block_size", self.block_size, 1, MOST_TOKENS, "tokens"),
             "max_model_len": whole("max_model_len", self.max_model_len, 1, MOST_TOKENS, "tokens"),
@@ -45,6 +55,8 @@ class SimulatorSetup:
         checked["kv_capacity_tokens"] = whole(
             "kv_capacity_tokens", self.kv_capacity_tokens, least, MOST_TOKENS
         )
+        if self.times is not None:
+            self.times.check()
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -96,15 +108,58 @@ def read_setup(cost: StepCost | None, options: Mapping[str, Any]) -> SimulatorSe
 
 
 class StepTimes:
-    """How long each step takes: its cost, times a factor that is drawn anew for each."""
+    """How long each step takes: its typical time, times a factor that is drawn anew for each."""
 
     def __init__(self, setup: SimulatorSetup) -> None:
-        self.cost = setup.cost
-        self.jitter = setup.jitter
+        self._cost, self._jitter = setup.cost, setup.jitter
         self._random = random.Random(setup.seed)
+        self.kv_s = 0.0
+        """Seconds for each KV token read."""
+        self.varies = bool(setup.jitter)
+        """Whether a factor is drawn at all."""
+        self._last: float | None = None
+        self._kept: float | None = None
+        self._fixed: Callable[[StepWork], float] | None = None
+        self._factors: tuple[list[float], list[float]] | None = None
+        if (model := setup.times) is not None:
+            self._fixed, self.kv_s = model.fast_fixed(), model.kv_s
+            self.varies = True
+            self._factors = model.decodes.table(), model.prefills.table()
+            self._ranks = Ranks(model.correlation, setup.seed)
 
-    def draw(self, seconds: float) -> float:
-        """The duration of a step that costs so much."""
-        if not self.jitter:
+    def fixed(
+        self, rows: Sequence[PlannedRow], together: int = 0, kv_tokens: int = 0
+    ) -> tuple[float, int]:
+        """Of a step with these rows, and so many decodes of one token beside them that read so
+        much: its typical time but for what it reads, and how many tokens of KV that is."""
+        if self._fixed is None:
+            return self._cost.seconds(rows, together), 0
+        work = work_of(rows, together, kv_tokens)
+        return self._fixed(work), work.kv_tokens
+
+    def draw(self, seconds: float, prefill: bool) -> float:
+        """The duration of a step that typically takes so long."""
+        if self._factors is not None:
+            return seconds * self._factors[prefill][self._ranks.take()]
+        if not self._jitter:
             return seconds
-        return seconds * max(0.0, self._random.gauss(1.0, self.jitter))
+        if (factor := self._kept) is None:
+            factor = max(0.0, self._random.gauss(1.0, self._jitter))
+        self._last, self._kept = factor, None
+        return seconds * factor
+
+    def put_back(self) -> None:
+        """Draw the last factor once more: its step was not taken."""
+        if self._factors is not None:
+            self._ranks.put_back()
+        else:
+            self._kept = self._last
+
+    def step(self, rows: Sequence[PlannedRow], together: int = 0, kv_tokens: int = 0) -> float:
+        """The duration of the next step."""
+        seconds, reads = self.fixed(rows, together, kv_tokens)
+        return self.draw(seconds + self.kv_s * reads, with_prefill(rows))
+
+
+def with_prefill(rows: Sequence[PlannedRow]) -> bool:
+    return any(row.kind == "prefill" for row in rows)

@@ -7,6 +7,7 @@ nothing else is due. Replies are not written: a token is drawn where a cache or 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,70 +24,14 @@ from llmserve.engines.batching.sequence import Plan, PlannedRow
 from llmserve.engines.batching.step_planner import StepPlanner
 from llmserve.engines.limits import clamp
 from llmserve.engines.simulator.engine import MAX_LATE_S, SETTLE_S, SETTLE_TURNS
-from llmserve.engines.simulator.reply import NOTHING, ends_after, shortest_reply
-from llmserve.engines.simulator.setup import SimulatorSetup, StepTimes
-from llmserve.engines.simulator.vocabulary import stand_in_voice, stand_ins, voice, words
+from llmserve.engines.simulator.reply import shortest_reply
+from llmserve.engines.simulator.setup import SimulatorSetup, StepTimes, with_prefill
+from llmserve.engines.simulator.stepped_reply import SteppedReply, SteppedTokens
+from llmserve.engines.simulator.vocabulary import voice, words
 
 _MOST_ALIKE = 1_000_000
 _SHORTEST_S = 2 * SETTLE_S
 """A shorter step ends before the next moment is over, so it is taken by itself."""
-
-
-@dataclass(eq=False, slots=True)
-class SteppedReply:
-    """A request in the engine."""
-
-    seq: sequence.Sequence
-    read: bool
-    """Somebody may read its words, if only a cache that meets them in a prompt."""
-    said: list[int] | None = None
-    """The text of its form, where it has one."""
-    voice: int | None = None
-    drawn: int = 0
-    """So many tokens of the reply are written into the sequence; the others are zeros."""
-    stops_at: int | None = None
-    """The reply ends with "stop" at so many tokens."""
-    last_s: float | None = None
-    """When it last had a token by itself, or as one of a group that is no more."""
-    here: bool = True
-    """The engine has it."""
-    deaf: bool = False
-    """Nothing more is delivered of it."""
-
-    def foresee(self) -> None:
-        """Find out where it ends with "stop", if it does."""
-        seq, sampling = self.seq, self.seq.request.sampling
-        if not (sampling.stop or sampling.stop_token_ids or self.said is not None):
-            return
-        most = seq.limit - seq.prompt_tokens
-        if self.said is None:
-            self.voice = voice(seq.request.prompt_ids, sampling.seed)
-            tokens = words(self.voice, 0, most)
-        else:
-            tokens = (self.said or [NOTHING])[:most]
-        self.stops_at = ends_after(sampling, self.said, tokens)
-        if self.stops_at is not None:
-            seq.limit = seq.prompt_tokens + self.stops_at
-
-    def fill(self) -> None:
-        seq = self.seq
-        generated = seq.generated
-        if generated > self.drawn and self.said is not None:
-            seq.tokens[seq.prompt_tokens :] = self.said[:generated] or [NOTHING]
-            self.drawn = generated
-        elif generated > self.drawn:
-            speak, draw = (voice, words) if self.read else (stand_in_voice, stand_ins)
-            if self.voice is None:
-                self.voice = speak(seq.request.prompt_ids, seq.request.sampling.seed)
-            seq.tokens[seq.prompt_tokens + self.drawn :] = draw(self.voice, self.drawn, generated)
-            self.drawn = generated
-
-    @property
-    def reason(self) -> FinishReason | None:
-        """Why it is over; None while it is not."""
-        if not self.seq.full:
-            return None
-        return "stop" if self.stops_at == self.seq.generated else "length"
 
 
 class StepListener(Protocol):
@@ -147,11 +92,16 @@ class SteppedSimulator:
         self._replies: dict[str, SteppedReply] = {}
         self._changes: list[_KnobChange] = []
         self._in_step = self._idle = False
-        self._start = self._duration = 0.0
+        self._start = self._duration = self._typical_s = 0.0
+        self._reads = 0
         self._end: float | None = None
         self._heard_at = 0.0  # when the last step's tokens were delivered
         self._plan: Plan | None = None
-        self.steps = 0
+        self.steps = self.delivered_steps = 0
+        self._dispatch_s, self._delivery_s = setup.dispatch_ms / 1e3, setup.delivery_ms / 1e3
+        self._late: deque[SteppedTokens] = deque()
+        self._touched = False
+        """Requests came or left since the step was planned that is under way."""
         self._timer = AgendaTimer(agenda.soon, ())
         self._window: AgendaTimer | None = None
 
@@ -170,25 +120,43 @@ class SteppedSimulator:
     def add(self, request: Request) -> SteppedReply:
         """ParamError where no reply can have its form."""
         said = shortest_reply(request.sampling.structured_outputs)
-        seq = self._planner.add(request, self._agenda.now())
-        reply = self._replies[request.id] = SteppedReply(seq, self._read, said)
-        reply.foresee()
-        self._wake()
+        if not self._dispatch_s:
+            reply = SteppedReply(self._planner.add(request, self._agenda.now()), self._read, said)
+            self._enter(reply)
+            return reply
+        reply = SteppedReply(sequence.Sequence(request, 0.0, 0), self._read, said, here=False)
+        when = self._agenda.now() + self._dispatch_s
+        self._agenda.at(when, self._agenda.soon, self._arrive, reply)
         return reply
 
+    def _arrive(self, reply: SteppedReply) -> None:
+        if not reply.deaf:
+            reply.seq = self._planner.add(reply.seq.request, self._agenda.now())
+            self._enter(reply)
+
+    def _enter(self, reply: SteppedReply) -> None:
+        self._replies[reply.seq.id] = reply
+        reply.here = self._touched = True
+        reply.foresee()
+        self._wake()
+
     def generated(self, reply: SteppedReply) -> int:
-        """How many tokens it has had."""
+        """How many tokens were delivered of it."""
         group = self._lockstep
-        return reply.seq.generated if group is None else group.generated(reply.seq)
+        drawn = reply.seq.generated if group is None else group.generated(reply.seq)
+        return drawn - sum(late.holds(reply) for late in self._late)
 
     def silence(self, reply: SteppedReply) -> None:
         """Deliver no more of a request; `remove` follows, a turn later."""
         reply.deaf = True
+        for late in self._late:
+            late.mute(reply.seq.id)
         if self._lockstep is not None:
             self._lockstep.mute(reply.seq.id)
 
     def remove(self, reply: SteppedReply) -> None:
         """Take a request out, if it has not ended by itself."""
+        self._touched = True
         if reply.here:
             self._forget(reply)
 
@@ -218,30 +186,45 @@ class SteppedSimulator:
             self._rest()
             return
         self._in_step, self._plan = True, plan
-        seconds = self._times.cost.seconds(plan.rows, plan.together)
-        self._duration = self._times.draw(seconds)
-        if (group := self._lockstep) is not None:
+        self._touched, group = False, self._lockstep
+        reads = 0 if group is None else group.reads
+        self._typical_s, self._reads = self._times.fixed(plan.rows, plan.together, reads)
+        seconds = self._typical_s + self._times.kv_s * self._reads
+        self._duration = self._times.draw(seconds, with_prefill(plan.rows))
+        if group is not None:
             for seq in group.loosened:
                 self._replies[seq.id].last_s = self._heard_at
             group.loosened.clear()
-            if not plan.rows:
-                self._take_alike(group, plan, seconds)
+            if not (plan.rows or self._delivery_s):
+                self._take_alike(group, plan)
         self._end = self._start + self._duration
         self._sleep(self._end, self._over)
 
-    def _take_alike(self, group: LockstepPlanner, plan: Plan, seconds: float) -> None:
-        """Take steps that are alike, as long as nothing else is due before the next is planned."""
+    def _take_alike(self, group: LockstepPlanner, plan: Plan) -> None:
+        """Take steps that are alike, as long as nothing else is due before the next is planned, or
+        before the tokens of the last are delivered."""
         agenda, start, duration = self._agenda, self._start, self._duration
-        horizon, end = agenda.horizon, start + duration
-        if not agenda.quiet or end + SETTLE_S >= horizon:
+        late = self._delivery_s
+        behind, horizon, end = max(late, SETTLE_S), agenda.horizon, start + duration
+        if not agenda.quiet or end + behind >= horizon:
             return
-        most = group.alike(plan, _MOST_ALIKE)
-        draw, jitter, times = self._times.draw, self._times.jitter, list[float]()
+        most, shortest = group.alike(plan, _MOST_ALIKE), late + _SHORTEST_S
+        draw, varies, times = self._times.draw, self._times.varies, list[float]()
+        fixed, kv_s, reads, grown = self._typical_s, self._times.kv_s, self._reads, plan.together
+        seconds = fixed + kv_s * reads
         for _ in range(most):
-            if end + SETTLE_S >= horizon or duration <= _SHORTEST_S:
+            if end + behind >= horizon or duration <= shortest:
                 break
-            times.append(end)
-            start, duration = end, draw(seconds) if jitter else seconds
+            if kv_s:
+                seconds = fixed + kv_s * (reads + grown)
+            following = draw(seconds, False) if varies else seconds
+            if late and following <= shortest:  # it would end before these tokens are delivered
+                if varies:
+                    self._times.put_back()
+                break
+            times.append(end + late if late else end)
+            reads += grown
+            start, duration = end, following
             end = start + duration
         if not times:
             return
@@ -249,9 +232,11 @@ class SteppedSimulator:
         self._listener.together(group.by_tenant, times, gaps)
         group.skip(len(times))
         self.steps += len(times)
+        self.delivered_steps += len(times)
         self._listener.stepped(plan, len(times), group.kv_used_before)
-        self._start, self._duration, self._heard_at = start, duration, start
-        agenda.jump(start + SETTLE_S)
+        self._start, self._duration, self._reads = start, duration, reads
+        self._heard_at = times[-1]
+        agenda.jump(start + behind)
 
     def _over(self) -> None:
         self._in_step = False
@@ -261,34 +246,70 @@ class SteppedSimulator:
         self._next()
 
     def _finish(self, plan: Plan) -> None:
-        """End what is done, report the step, and then deliver."""
-        planner, group, listener = self._planner, self._lockstep, self._listener
+        """End what is done, and then deliver: at once, or when that is due."""
+        planner, group = self._planner, self._lockstep
         replies = self._here(row for row in plan.rows if row.samples)
-        now = self._agenda.now()
-        planner.commit(plan, UNDRAWN)
-        lasts: list[SteppedReply] = []
+        when = self._agenda.now() + self._delivery_s
+        done = SteppedTokens(when, plan)
         if group is not None and plan.together:
-            listener.together(group.by_tenant, [now], [now - self._heard_at])
-            lasts = [self._replies[seq.id] for seq in group.take_full()]
-        self._heard_at = now
-        alone = self._here(row for row in plan.rows if not row.samples and row.seq.full)
-        for reply in (*lasts, *replies, *alone):
+            done.gap_s, done.by_tenant = when - self._heard_at, group.by_tenant
+            if self._delivery_s:
+                done.by_tenant, done.members = dict(group.by_tenant), group.heard()
+        planner.commit(plan, UNDRAWN)
+        if group is not None and plan.together:
+            if not self._delivery_s:
+                self._listener.together(group.by_tenant, [when], [done.gap_s])
+            done.lasts = [self._replies[seq.id] for seq in group.take_full()]
+        self._heard_at = when
+        done.alone = self._here(row for row in plan.rows if not row.samples and row.seq.full)
+        for reply in replies:
+            gap = None if reply.last_s is None else when - reply.last_s
+            reply.last_s, seq = when, reply.seq
+            cached = (seq.cached or 0) if seq.generated == 1 else 0
+            done.tokens.append((reply, cached, gap, reply.reason))
+        for reply in (*done.lasts, *replies, *done.alone):
             if reply.seq.full:
                 self._forget(reply)
         if self._sink is not None:
-            self._sink(planner.record(plan, self.steps, self._start, self._duration))
-        listener.stepped(plan, 1, planner.kv_used_blocks)
+            done.record = planner.record(plan, self.steps, self._start, self._duration)
+        done.kv_used_blocks = planner.kv_used_blocks
         self.steps += 1
-        for reply in lasts:
+        if self._delivery_s:
+            self._late.append(done)
+            self._agenda.soon(self._set_delivery, done)
+        else:
+            self._deliver(done)
+
+    def _set_delivery(self, done: SteppedTokens) -> None:
+        self._agenda.at(done.when, self._agenda.soon, self._deliver_late)
+
+    def _deliver_late(self) -> None:
+        done = self._late.popleft()
+        if done.plan.together:
+            self._listener.together(done.by_tenant, [done.when], [done.gap_s])
+        self._deliver(done)
+        group, plan = self._lockstep, self._plan
+        ready = self._in_step and not (self._late or self._touched or self._changes)
+        if group is None or plan is None or plan.rows or not ready or not self._agenda.quiet:
+            return
+        self._timer.cancel()
+        self._take_alike(group, plan)
+        self._end = self._start + self._duration
+        self._sleep(self._end, self._over)
+
+    def _deliver(self, done: SteppedTokens) -> None:
+        listener = self._listener
+        if self._sink is not None and done.record is not None:
+            self._sink(done.record)
+        listener.stepped(done.plan, 1, done.kv_used_blocks)
+        self.delivered_steps += 1
+        for reply in done.lasts:
             if not reply.deaf and (reason := reply.reason) is not None:
                 listener.last(reply.seq.id, reason)
-        for reply in replies:
+        for reply, cached, gap, end in done.tokens:
             if not reply.deaf:
-                seq, gap = reply.seq, None if reply.last_s is None else now - reply.last_s
-                reply.last_s = now
-                cached = (seq.cached or 0) if seq.generated == 1 else 0
-                listener.token(seq.id, cached, gap, reply.reason)
-        for reply in alone:
+                listener.token(reply.seq.id, cached, gap, end)
+        for reply in done.alone:
             if not reply.deaf:
                 listener.last(reply.seq.id, "length")
 

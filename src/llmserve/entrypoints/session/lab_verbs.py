@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from llmserve.bench.load.workload import Load
     from llmserve.bench.results.result import Result
     from llmserve.core.events import EventBus
+    from llmserve.lab.calibration.calibration import Calibration
     from llmserve.lab.comparison import Comparison
     from llmserve.lab.settings import Setting
     from llmserve.lab.sweep_result import Sweep
+    from llmserve.observe import Telemetry
     from llmserve.serving.runtime import Runtime
     from llmserve.serving.service import Service
 
@@ -26,6 +28,7 @@ class LabVerbs(ABC):
     bus: EventBus
     runtime: Runtime
     service: Service
+    telemetry: Telemetry
 
     @property
     @abstractmethod
@@ -78,3 +81,20 @@ class LabVerbs(ABC):
         from llmserve.lab.settings import here
 
         return sweep(self.runtime, here(self.service, self.bus, "sweep"), load, **axes)
+
+    def calibrate(self, load: Load | None = None, **options: Any) -> Calibration:
+        """Fit what a step takes to the tape, for simulations of this very server: `simulate` of
+        what comes back is `llmserve.lab.simulate` with these times, tails included.
+
+        Where the tape tells too little, a short load of its own runs first, or `load`: budget_s=20
+        seconds of it, up to `max_num_seqs` at once (32, or the knob where that is more). Knobs are
+        put back. CalibrationError where it cannot be.
+
+        model = session.calibrate(); model.simulate(load, {"max_num_seqs": 16})
+        """
+        from llmserve.lab.calibration.calibrate import calibrate
+        from llmserve.lab.settings import here
+
+        stage = here(self.service, self.bus, "calibrate")
+        info = self.service.engine.info
+        return calibrate(self.runtime, stage, self.telemetry, load, info=info, **options)
