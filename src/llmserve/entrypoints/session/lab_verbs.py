@@ -98,3 +98,18 @@ class LabVerbs(ABC):
         stage = here(self.service, self.bus, "calibrate")
         info = self.service.engine.info
         return calibrate(self.runtime, stage, self.telemetry, load, info=info, **options)
+
+    def validate(self, model: Calibration, loads: Any = None, **options: Any) -> Calibration:
+        """Predict held-out loads, run each twice on identical arrivals, and keep the errors with
+        the calibration that comes back: `model = session.validate(model)`.
+
+        A closed loop gives the capacity, then rates at 40, 70 and 95 % of it follow; budget_s=40.
+        loads: a Workload for its lengths, or other loads (a recorded trace) in place of all these.
+        knobs= are tried and put back, slo= counts goodput. An interrupt keeps what was measured.
+        """
+        from llmserve.lab.settings import here
+        from llmserve.lab.what_if.validate import validate
+
+        return validate(
+            self.runtime, here(self.service, self.bus, "validate"), model, loads, **options
+        )
