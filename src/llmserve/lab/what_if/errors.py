@@ -43,6 +43,9 @@ class HeldOut(msgspec.Struct, frozen=True, kw_only=True):
     loop: Literal["open", "closed"]
     predicted: dict[str, float | None]
     live: tuple[dict[str, float | None], ...]
+    steps_error: float | None = None
+    """Of the time of all its engine steps together, by the model for just these steps: what is off
+    here is the model, or a machine that is faster or slower than it was."""
 
     def truth(self, figure: str) -> float | None:
         """Mean of the live runs."""
@@ -140,7 +143,20 @@ class HeldOutErrors(msgspec.Struct, frozen=True, kw_only=True):
     def words(self) -> list[str]:
         found = [f"{len(self.held_out)} held-out loads, each run twice on identical arrivals"]
         found += [f"{name}: {error}" for name in FIGURES if (error := self.of(name)) is not None]
+        steps = [each for each in self.held_out if each.steps_error is not None]
+        if steps:
+            shares = ", ".join(f"{each.name} {each.steps_error:+.1%}" for each in steps)
+            found.append(f"the live runs' own steps, by the model: {shares}")
         return found
+
+    def drift(self, loop: str | None = None) -> float | None:
+        """The largest error of the step times themselves."""
+        found = [
+            each.steps_error
+            for each in self.held_out
+            if loop in (None, each.loop) and each.steps_error is not None
+        ]
+        return max(found, key=abs, default=None)
 
     def to_markdown(self) -> str:
         rows = [HEAD, ("---",) * 2 + ("---:",) * (len(HEAD) - 2), *self.rows()]

@@ -24,6 +24,7 @@ from llmserve.lab.what_if.errors import (
     figures_of,
     html_table,
     shown,
+    target_of,
     text_table,
 )
 from llmserve.plots.figures import lines
@@ -160,13 +161,11 @@ def _doubts(model: Calibration, found: SimulationResult, loop: str) -> list[str]
     if errors is None or not errors.held_out:
         doubts.append(UNKNOWN)
     else:
-        cure = "calibrate anew with a load like this one, then validate"
-        doubts += [f"{failure} ({cure})" for failure in errors.failures(loop)]
+        doubts += [f"{failure} ({_cure(errors, loop)})" for failure in errors.failures(loop)]
         capacity = errors.capacity_tokens_per_s
         rate = report.generated_tokens_per_s
-        if loop == "open" and capacity and rate > _NEAR_CAPACITY * capacity and not found_knobs(
-            found, model
-        ):
+        same = not turned(found, model)
+        if loop == "open" and same and capacity and rate > _NEAR_CAPACITY * capacity:
             doubts.append(
                 f"the load is above what was held out: {rate:,.0f} of {capacity:,.0f} tokens/s; "
                 "lower its rate"
@@ -182,7 +181,15 @@ def _doubts(model: Calibration, found: SimulationResult, loop: str) -> list[str]
     return doubts
 
 
-def found_knobs(found: SimulationResult, model: Calibration) -> bool:
+def _cure(errors: HeldOutErrors, loop: str) -> str:
+    drift = errors.drift(loop)
+    if drift is not None and abs(drift) > target_of("generated_tokens_per_s"):
+        change = "slower" if drift < 0 else "faster"
+        return f"its steps ran {change} than when they were calibrated: calibrate and validate anew"
+    return "calibrate anew with a load like this one, then validate"
+
+
+def turned(found: SimulationResult, model: Calibration) -> bool:
     """Whether the run was under other knobs than the calibrated ones, whose capacity differs."""
     now = found.knobs.as_dict()
     return any(now.get(name) != value for name, value in model.knobs.items())

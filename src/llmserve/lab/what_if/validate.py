@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import msgspec
@@ -12,11 +13,16 @@ from llmserve.bench.results.report import Report
 from llmserve.bench.results.slo import Slo, parse_slo
 from llmserve.bench.run.cell import live, nothing, run_job
 from llmserve.bench.run.job import GONE, Job
+from llmserve.core.events import Event, EventBus
 from llmserve.core.validation import real
 from llmserve.lab.calibration.calibration import Calibration
+from llmserve.lab.calibration.fit_report import fit_report
+from llmserve.lab.calibration.observed_steps import ObservedSteps
 from llmserve.lab.calibration.valid_range import CalibrationError
 from llmserve.lab.settings import Stage, Switch
 from llmserve.lab.what_if.errors import HeldOut, HeldOutErrors, figures_of
+from llmserve.observe.requests import RequestLog
+from llmserve.observe.steps import StepLog
 from llmserve.serving.runtime import Runtime
 
 BUDGET_S = 40.0
@@ -25,6 +31,7 @@ SHARES = (0.40, 0.70, 0.95)
 RUNS = 2
 SEED = 7_919
 """No load of a calibration has it."""
+_LOG = 1_000_000
 
 
 class Validating(Job[HeldOutErrors]):
@@ -80,10 +87,12 @@ class Validating(Job[HeldOutErrors]):
 
     async def _one(self, name: str, load: Load) -> list[Report]:
         runs: list[Report] = []
-        for run in range(RUNS):
-            if not self.stopped:
-                words = f"held out {name}, run {run + 1} of {RUNS}"
-                runs.append(await self.measure(words, self._stage.target, load, self._slo))
+        logs = StepLog(_LOG), RequestLog(_LOG)
+        with attached(self._stage.target.bus, logs):
+            for run in range(RUNS):
+                if not self.stopped:
+                    words = f"held out {name}, run {run + 1} of {RUNS}"
+                    runs.append(await self.measure(words, self._stage.target, load, self._slo))
         runs = [run for run in runs if not run.interrupted and run.n]
         if runs:
             predicted = self._model.simulate(load, self._knobs, slo=self._slo, progress=False)
@@ -93,14 +102,33 @@ class Validating(Job[HeldOutErrors]):
                     name=name, load=str(load), loop=loop,  # type: ignore[arg-type]  # one of two
                     predicted=figures_of(predicted.report),
                     live=tuple(figures_of(run) for run in runs),
+                    steps_error=self._steps_error(*logs),
                 )
             )  # fmt: skip
         return runs
+
+    def _steps_error(self, steps: StepLog, requests: RequestLog) -> float | None:
+        seen = ObservedSteps()
+        seen.extend(steps.records(), requests.rows())
+        if not seen.works:
+            return None
+        return fit_report(self._model.steps, seen.works, seen.seconds).bias
 
     def result(self) -> HeldOutErrors:
         return HeldOutErrors(
             held_out=tuple(self._found), capacity_tokens_per_s=self._capacity, knobs=self._knobs
         )
+
+
+@contextmanager
+def attached(bus: EventBus, folds: Sequence[Callable[[Event], None]]) -> Iterator[None]:
+    for fold in folds:
+        bus.attach(fold)
+    try:
+        yield
+    finally:
+        for fold in folds:
+            bus.detach(fold)
 
 
 def held_out_shape(model: Calibration) -> Workload:
