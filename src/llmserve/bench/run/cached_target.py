@@ -24,7 +24,7 @@ class Keeps(Protocol):
 
 
 @runtime_checkable
-class Repeats(Protocol):
+class RepeatsPrompts(Protocol):
     """A load that may send a prompt again."""
 
     @property
@@ -65,7 +65,7 @@ class CachedTarget(ServiceTarget):
 
 def check_repeats(load: Load) -> None:
     """ValueError where nothing in the load could be a hit."""
-    if not isinstance(load, Repeats) or not load.repeat_share:
+    if not isinstance(load, RepeatsPrompts) or not load.repeat_share:
         raise ValueError(
             "response_cache needs a load that sends prompts again, or there is nothing to hit: "
             "give repeat_share=0.3 (--repeat-share 0.3), of a Workload"

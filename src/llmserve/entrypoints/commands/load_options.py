@@ -39,7 +39,7 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=number, metavar="S", help="the same arrivals again")
     add("--same-prompts", action="store_true", default=None, help="let an earlier run's cache help")
     add("--repeat-share", type=number, metavar="X", help="0.3: so many come once more")
-    add("--replay", metavar="FILE", help="a trace: ours, BurstGPT or Azure CSV, ShareGPT JSON")
+    add("--replay", metavar="FILE", help="a trace: ours, Mooncake, BurstGPT, Azure or ShareGPT")
     add("--speed", type=number, metavar="X", help="of a replay: 2 is twice as fast")
     add("--longest", type=number, metavar="N", help="of a replay: leave out what has more tokens")
     add("--slo", metavar="LIMITS", help="'ttft:200 tpot:50', in ms: counts goodput")

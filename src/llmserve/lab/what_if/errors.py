@@ -141,7 +141,8 @@ class HeldOutErrors(msgspec.Struct, frozen=True, kw_only=True):
                 )  # fmt: skip
 
     def words(self) -> list[str]:
-        found = [f"{len(self.held_out)} held-out loads, each run twice on identical arrivals"]
+        loads = "1 load" if len(self.held_out) == 1 else f"{len(self.held_out)} loads"
+        found = [f"{loads}, held out: predicted, then run on identical arrivals each time"]
         found += [f"{name}: {error}" for name in FIGURES if (error := self.of(name)) is not None]
         steps = [each for each in self.held_out if each.steps_error is not None]
         if steps:
