@@ -166,8 +166,8 @@ def _read(path: Path, tokenizer: Tokenizer | None) -> tuple[Iterable[Arrival], b
         events = read_trace(path)
     except TraceError as error:
         raise TraceFormatError(
-            f"{path.name} is no CSV of BurstGPT or Azure, none of Mooncake's, no ShareGPT JSON, and no "
-            f"trace of llmserve: {error}"
+            f"{path.name} is no CSV of BurstGPT or Azure, none of Mooncake's, no ShareGPT JSON, "
+            f"and no trace of llmserve: {error}"
         ) from None
     return (_submitted(e) for e in events if isinstance(e, Submitted)), True
 
