@@ -31,7 +31,7 @@ PARALLEL := not browser and not vllm and not clients and not serial
 PHASES := "venv" "dev lint widgets | vllm-packages" "unit" "browser" "notebooks clients-test | vllm" "serial"
 VIRTUAL_NOTEBOOKS := $(addprefix notebooks/,01_quickstart.ipynb 02_batching.ipynb 04_policies.ipynb \
   05_overload.ipynb)
-TIMED_NOTEBOOKS := $(addprefix notebooks/,06_dashboard.ipynb 07_benchmark.ipynb)
+TIMED_NOTEBOOKS := $(addprefix notebooks/,06_dashboard.ipynb 07_benchmark.ipynb 09_tune.ipynb)
 
 .PHONY: help lab test test-long venv dev lint unit serial notebooks browser widgets system \
   vllm vllm-packages vllm-cpu vllm-test vllm-contract gpu-check gpu-wheels \

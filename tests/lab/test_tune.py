@@ -123,7 +123,7 @@ def test_the_budget_is_kept_whatever_the_settings_do(
         load=Workload(rate=60, duration_s=5, prompt_tokens=32, max_tokens=64),
     )  # fmt: skip
     assert found.spent_s <= budget_s + 0.5
-    assert found.stopped.split(";")[0] in (BUDGET, NOTHING_LEFT)
+    assert found.stopped.startswith((BUDGET, NOTHING_LEFT))
 
 
 def test_a_trial_that_cannot_win_any_more_is_cut_short() -> None:
@@ -134,6 +134,12 @@ def test_a_trial_that_cannot_win_any_more_is_cut_short() -> None:
     assert one.trials
     assert found.live_s < 2 * 6 + 2 * 10, "neither of its trials came to its end"
     assert "behind" in found.refuted["max_num_seqs=1"]
+
+
+def test_a_budget_that_lets_nothing_race_says_so() -> None:
+    found = tuned(SEQS, before={"max_num_seqs": 2}, budget_s=12, predict=predicted_by(COST))
+    assert found.winner is None
+    assert found.stopped.startswith("budget, before another setting could race")
 
 
 def test_trials_of_a_round_meet_the_same_arrivals() -> None:

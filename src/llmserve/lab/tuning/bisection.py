@@ -18,6 +18,8 @@ MOST_RUNS = 4
 PRECISION = 0.05
 CLIFF = 3.0
 """Between the two ends of the bracket the share grows by so much: a cliff, not a slope."""
+NARROW = 1.25
+"""In a wider bracket nothing is said of cliffs."""
 SMALLEST = 1 / 1024
 
 Verdict = Literal["meets", "breaks"]
@@ -93,7 +95,7 @@ class Bisection:
     def cliff(self) -> float | None:
         """By how much the share grows between the ends of the bracket, where that is a cliff."""
         low, high = self.spread(self.low), self.spread(self.high)
-        if low is None or high is None:
+        if low is None or high is None or self.high > NARROW * self.low:
             return None
         grows = math.exp(high.value - low.value)
         return grows if grows > CLIFF else None

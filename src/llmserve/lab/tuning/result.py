@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -127,8 +128,7 @@ class TuneResult(msgspec.Struct, frozen=True, kw_only=True):
 
     def warnings(self) -> list[str]:
         """Why the figures may not be taken as they are."""
-        said = {warning for run in self.runs for warning in run.doubts()}
-        found = [*sorted(said), *miscounted(self.runs), *self.remarks]
+        found = [*_once(self.runs), *miscounted(self.runs), *self.remarks]
         if self.lost is not None:
             found.append(self.lost)
         elif self.interrupted:
@@ -242,3 +242,12 @@ class TuneResult(msgspec.Struct, frozen=True, kw_only=True):
                 each.refuted or "",
             ))  # fmt: skip
         return rows
+
+
+def _once(runs: Sequence[Report]) -> list[str]:
+    """A kind of doubt in one line: the last one's words, and in how many trials there was one."""
+    kinds: dict[str, list[str]] = {}
+    for run in runs:
+        for words in run.doubts():
+            kinds.setdefault(words.partition(":")[0], []).append(words)
+    return [f"in {len(said)} of {len(runs)} trials: {said[-1]}" for said in kinds.values()]

@@ -25,7 +25,7 @@ _HOPELESS = 1.5
 """A trial is cut where it takes so many times as long as one that equals the round's best may."""
 _NEAR, _TRUSTED = 0.8, 0.25
 """What is predicted below this share of the best is not tried, where the prediction for the present
-setting was off by no more than that."""
+setting was off by no more than that (of half of the best, where its own figure is smaller)."""
 _SEED = 0
 Cut = Literal["no", "hopeless", "overlong", "budget"]
 NOTHING_LEFT = "nothing left that could win"
@@ -76,6 +76,7 @@ class Tuning(Job[TuneResult]):
         self._trial_s = 0.0
         self._live_s = 0.0
         self._stopped_for = "interrupted"
+        self._no_time = False
         self._cut: Cut = "no"
         self._cut_s = 0.0
         self.applied = False
@@ -116,6 +117,7 @@ class Tuning(Job[TuneResult]):
         else:
             random.Random(_SEED).shuffle(others)
         kept = others[: max(0, fits)]
+        self._no_time = bool(others) and not kept
         self._race = Race([self._now, *kept], self._now, self._race.values)
         self.runs = 1 + 2 * len(kept) + 2 * FIRST_LOOK
 
@@ -130,7 +132,7 @@ class Tuning(Job[TuneResult]):
         measured, predicted = self._mean(self._now), values.get(self._now)
         best = max(values.values(), default=0.0)
         trusted = predicted is not None and measured is not None and (
-            abs(predicted - measured) <= _TRUSTED * max(predicted, measured)
+            abs(predicted - measured) <= _TRUSTED * max(predicted, measured, best / 2)
         )  # fmt: skip
         least = _NEAR * best if trusted else 0.0
         return [
@@ -141,6 +143,10 @@ class Tuning(Job[TuneResult]):
 
     async def _run_race(self) -> None:
         race = self._race
+        if self._no_time:
+            if not self.stopped:
+                self._stopped_for = f"{BUDGET}, before another setting could race"
+            return
         for round_ in range(MOST_ROUNDS):
             others = [name for name in race.racing if name != race.leader]
             for name in (race.leader, *(others if round_ % 2 == 0 else others[::-1])):
