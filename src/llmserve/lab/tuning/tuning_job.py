@@ -15,7 +15,14 @@ from llmserve.core.quantities import number
 from llmserve.lab.settings import NeedsRestart, Stage, Switch
 from llmserve.lab.tuning.limits import Limits
 from llmserve.lab.tuning.prediction import Predict
-from llmserve.lab.tuning.race import FIRST_LOOK, MOST_PAIRS, MOST_ROUNDS, Race, confirmed
+from llmserve.lab.tuning.race import (
+    FEWEST_ROUNDS,
+    FIRST_LOOK,
+    MOST_PAIRS,
+    MOST_ROUNDS,
+    Race,
+    confirmed,
+)
 from llmserve.lab.tuning.result import Tried, TuneResult, in_words
 from llmserve.lab.tuning.shape import cliffs, proposals
 
@@ -75,6 +82,7 @@ class Tuning(Job[TuneResult]):
         self._pairs: list[tuple[float, float]] = []
         self._trial_s = 0.0
         self._live_s = 0.0
+        self._took: dict[str, float] = {}
         self._stopped_for = "interrupted"
         self._no_time = False
         self._cut: Cut = "no"
@@ -111,12 +119,19 @@ class Tuning(Job[TuneResult]):
     def _propose(self) -> None:
         """Which settings race: the best predicted ones, else as many as there is time for."""
         others = [name for name in self._points if name != self._now]
-        fits = int((self._left() - self._reserve()) / (2 * max(self._trial_s, 1e-3)))
+        most = len(others)
         if self._simulated:
-            others, fits = self._promising(self._simulated), min(fits, self._most - 1)
+            others, most = self._promising(self._simulated), self._most - 1
         else:
             random.Random(_SEED).shuffle(others)
-        kept = others[: max(0, fits)]
+        left = self._left() - FIRST_LOOK * self._cost(self._now) - self._cost(self._now)
+        kept: list[str] = []
+        for name in others[:most]:
+            confirming = 0.0 if kept else FIRST_LOOK * self._cost(name)
+            left -= confirming + FEWEST_ROUNDS * self._cost(name)
+            if left < 0:
+                break
+            kept.append(name)
         self._no_time = bool(others) and not kept
         self._race = Race([self._now, *kept], self._now, self._race.values)
         self.runs = 1 + 2 * len(kept) + 2 * FIRST_LOOK
@@ -152,7 +167,7 @@ class Tuning(Job[TuneResult]):
             for name in (race.leader, *(others if round_ % 2 == 0 else others[::-1])):
                 if round_ == 0 and name == self._now:
                     continue  # the present one's first trial came before the proposals
-                if self.stopped or self._left() < self._reserve() + self._trial_s:
+                if self.stopped or self._left() < self._reserve() + self._cost(name):
                     self._stopped_for = "interrupted" if self.stopped else BUDGET
                     return
                 await self._trial(name, round_)
@@ -206,6 +221,7 @@ class Tuning(Job[TuneResult]):
             self._cut_s = took = clock.now() - began
             self._live_s += took
         self._trial_s = max(self._trial_s, took)
+        self._took[name] = max(took, self._took.get(name, 0.0))
         if report.interrupted and (self.stopped or self._ended_by("budget")):
             return None
         self._kept.append(report)
@@ -264,7 +280,7 @@ class Tuning(Job[TuneResult]):
         for pair in range(MOST_PAIRS):
             if confirmed(self._pairs):
                 break
-            if self._left() < 2 * self._trial_s:
+            if self._left() < self._cost(leader) + self._cost(self._now):
                 self._stopped_for = BUDGET
                 break
             found: dict[str, float] = {}
@@ -283,7 +299,16 @@ class Tuning(Job[TuneResult]):
 
     def _reserve(self) -> float:
         """For the confirming runs."""
-        return 2 * FIRST_LOOK * self._trial_s
+        racing = [name for name in self._race.racing if name != self._now]
+        other = max((self._cost(name) for name in racing), default=0.0)
+        return FIRST_LOOK * (self._cost(self._now) + other)
+
+    def _cost(self, name: str) -> float:
+        """Seconds that a trial of it takes: as it took, as it is predicted, or as the longest."""
+        if name in self._took:
+            return self._took[name]
+        simulated = (self._simulated or {}).get(name)
+        return self._trial_s if simulated is None else min(simulated.duration_s, self._longest())
 
     def _value(self, report: Report) -> float:
         if report.interrupted and self._cut == "hopeless":
