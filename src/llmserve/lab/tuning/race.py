@@ -8,18 +8,18 @@ over all settings that ran together: with two or three rounds a pair alone tells
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmserve.bench.results.intervals import Interval, interval, t_quantile
 
 CONFIDENCE = 0.95
-FEWEST_ROUNDS, MOST_ROUNDS = 2, 5
+FEWEST_ROUNDS, MOST_ROUNDS = 2, 3
 LEAST_GAIN = 0.01
 """What is nearer than this to the leader is no reason to go on."""
 FIRST_LOOK, MOST_PAIRS = 3, 6
-_SPENT = {FIRST_LOOK: 0.02, MOST_PAIRS: 0.03}
-"""Errors that each look at the confirming pairs may make: 5 in 100 together."""
+_FIRST, _LAST = 0.02, 0.03
+"""Errors that each of two looks at the confirming pairs may make: 5 in 100 together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,22 +134,19 @@ def _pooled(rows: Sequence[Sequence[float]]) -> tuple[float, int]:
     return (0.0 if spread <= 1e-12 else spread), freedom
 
 
-def confirmed(pairs: Sequence[tuple[float, float]], looks: Mapping[int, float] = _SPENT) -> bool:
-    """Whether the first of each pair is shown to be above the second, at the number of pairs at
-    which that may be looked at."""
-    spent = looks.get(len(pairs))
-    if spent is None:
-        return False
-    found = margin(pairs, 1 - spent)
-    return found is not None and found.low is not None and found.low > 0
+def confirmed(pairs: Sequence[tuple[float, float]], *, last: bool = False) -> bool:
+    """Whether the first of each pair is shown to be above the second. It is looked at twice: after
+    the first three pairs, and at the last one there is time for."""
+    looks = [pairs[:FIRST_LOOK]] if len(pairs) >= FIRST_LOOK else []
+    looks += [pairs] if last and len(pairs) > FIRST_LOOK else []
+    found = [margin(each) for each in looks]
+    return any(each is not None and each.low is not None and each.low > 0 for each in found)
 
 
-def margin(
-    pairs: Sequence[tuple[float, float]], confidence: float | None = None
-) -> Interval | None:
+def margin(pairs: Sequence[tuple[float, float]]) -> Interval | None:
     """The gain over the present setting, relative to it: winner minus present, pair by pair."""
     base = math.fsum(present for _, present in pairs) / max(1, len(pairs))
     if not pairs or base <= 0:
         base = 1.0  # of a present setting that serves nothing: in the figure's own unit
-    held = confidence or 1 - _SPENT.get(len(pairs), 0.05)
+    held = 1 - (_LAST if len(pairs) > FIRST_LOOK else _FIRST)
     return interval([(winner - present) / base for winner, present in pairs], held)

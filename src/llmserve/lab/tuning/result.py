@@ -12,7 +12,7 @@ from llmserve.bench.results.intervals import Interval
 from llmserve.bench.results.report import Report, miscounted, not_served
 from llmserve.core.quantities import duration, number
 from llmserve.lab.tuning.limits import UNITS
-from llmserve.lab.tuning.race import FIRST_LOOK, confirmed, margin
+from llmserve.lab.tuning.race import confirmed, margin
 from llmserve.lab.tuning.shape import frontier
 from llmserve.plots.figures import Series, lines
 from llmserve.plots.live_figure import LiveFigure, sketch
@@ -88,7 +88,7 @@ class TuneResult(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def winner(self) -> dict[str, Any] | None:
-        shown = confirmed(self.pairs) or confirmed(self.pairs[:FIRST_LOOK])
+        shown = confirmed(self.pairs, last=True)
         return self.best if shown and self.best != self.present else None
 
     @property
