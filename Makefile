@@ -32,7 +32,7 @@ PHASES := "venv" "dev lint widgets | vllm-packages" "unit" "browser" "notebooks 
 VIRTUAL_NOTEBOOKS := $(addprefix notebooks/,01_quickstart.ipynb 02_batching.ipynb 04_policies.ipynb \
   05_overload.ipynb)
 TIMED_NOTEBOOKS := $(addprefix notebooks/,06_dashboard.ipynb 07_benchmark.ipynb \
-  08_what_if.ipynb)
+  08_what_if.ipynb 09_tune.ipynb)
 
 .PHONY: help lab test test-long venv dev lint unit serial notebooks browser widgets system \
   vllm vllm-packages vllm-cpu vllm-test vllm-contract gpu-check gpu-wheels \

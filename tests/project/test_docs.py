@@ -31,6 +31,8 @@ from llmserve.entrypoints.session.session import Session
 from llmserve.lab.comparison import Comparison
 from llmserve.lab.remote import Remote
 from llmserve.lab.sweep_result import Sweep
+from llmserve.lab.tuning.max_rate import MaxRate
+from llmserve.lab.tuning.result import TuneResult
 from llmserve.observe import Telemetry
 from llmserve.observe.attribution_report import Why
 from llmserve.observe.stats import Snapshot
@@ -147,7 +149,7 @@ def test_every_subcommand_and_every_option_of_the_short_ones_is_on_the_page_of_m
     page = PAGES["magics.md"]
     for name, parser in parsers.build_parsers().items():
         assert re.search(rf"[`%\W]{name}\b", page), name
-        if name not in ("bench", "sweep", "compare"):
+        if name not in ("bench", "sweep", "compare", "tune"):
             assert [o for o in parsers.options_of(parser) if o not in page] == [], name
     for name in (*parsers.START_OPTIONS, registry.AUTO, *registry.BUILT_IN):
         assert name in page, name
@@ -175,7 +177,10 @@ def test_every_route_is_on_the_page_of_http() -> None:
 def test_everything_public_says_what_it_is_and_the_pages_name_it() -> None:
     for name in llmserve.__all__:
         assert inspect.getdoc(getattr(llmserve, name)), name
-    for given in (Result, Sweep, Comparison, DashboardView, Snapshot, Why, Applied, EngineInfo):
+    for given in (
+        Result, Sweep, Comparison, TuneResult, MaxRate, DashboardView, Snapshot, Why, Applied,
+        EngineInfo,
+    ):  # fmt: skip
         assert given.__dict__["__doc__"], given
     for cls in (Session, Remote):
         for name, member in inspect.getmembers(cls):

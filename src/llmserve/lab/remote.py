@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from llmserve.engines.tokenizer import Tokenizer
     from llmserve.lab.comparison import Comparison
     from llmserve.lab.sweep_result import Sweep
+    from llmserve.lab.tuning.max_rate import MaxRate
+    from llmserve.lab.tuning.result import TuneResult
+
 
 class RemoteError(OSError):
     """No server answers at the address, or not as one would."""
@@ -88,6 +91,20 @@ class Remote:
         from llmserve.lab.compare import compare
 
         return compare(self._runtime, self._stage(), a, b, load, **options)
+
+    def tune(self, load: Load | None = None, **options: Any) -> TuneResult:
+        """As Session.tune; the server is an llmserve. Without a `calibration` nothing is predicted,
+        and as many settings race as there is time for."""
+        from llmserve.lab.tuning.tune import tune
+
+        return tune(self._runtime, self._stage(), load, **options)
+
+    def max_rate(self, load: Load | None = None, **options: Any) -> MaxRate:
+        """As Session.max_rate, of any server."""
+        from llmserve.lab.tuning.max_rate import max_rate
+
+        target = self._target(self._client, self.model)
+        return max_rate(self._runtime, target, load, **options)
 
     def against(
         self, url: str, load: Load | None = None, *, api_key: str | None = None,

@@ -16,6 +16,7 @@ from llmserve.entrypoints.cli.main import _parser, main
 from llmserve.entrypoints.magics.parsers import build_parsers
 from llmserve.lab.comparison import Comparison
 from llmserve.lab.sweep_result import Sweep
+from llmserve.lab.tuning.result import TuneResult
 from llmserve.models import bundled_path
 from support.foreign import foreign
 from support.serving import KEY, Serving, serving
@@ -94,6 +95,20 @@ def test_an_llmserve_is_swept_and_compared_at_its_address(
     assert [len(point.runs) for point in swept.points] == [1, 1]
     assert main(["compare", "fifo", "priority", *url, *LOAD, "--pairs", "2"]) in MEASURED
     assert Comparison.from_json(capsys.readouterr().out).b == "policy=priority"
+
+
+def test_an_llmserve_is_tuned_at_its_address(
+    server: Serving, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = ["--url", f"{server.root}/v1", "--api-key", KEY, "--quiet", "--json", "-"]
+    load = ["--rate", "20", "--duration", "0.5", "--max-tokens", "2", "--no-warmup"]
+    words = ["ttft_p95=5s", "max_num_seqs=1,2", "--budget", "20s", *load]
+    assert main(["tune", *words, *url]) in MEASURED
+    found = TuneResult.from_json(capsys.readouterr().out)
+    assert found.present == {"max_num_seqs": 32}
+    assert len([each for each in found.points if each.trials]) == 3
+    assert main(["tune", "ttft_p95=fast", *url]) == 1
+    assert "ttft_p95=300ms" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("word", "sent"), [("--plain", False), ("--quiet", True)])

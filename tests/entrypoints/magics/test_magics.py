@@ -183,6 +183,13 @@ def test_bench_returns_its_report(served: Shell) -> None:
     assert "TTFT" in str(ran.result)
 
 
+def test_tune_returns_what_it_found_and_knows_limits_from_knobs(served: Shell) -> None:
+    words = "ttft_p95=5s max_num_seqs=1,2 --budget 20s --maximize requests --rate 20"
+    found = served.ok(f"%llmserve tune {words} --duration 0.5 --max-tokens 2 --quiet").result
+    assert (found.figure, found.slo) == ("requests_per_s", "ttft_p95 5 s")
+    assert {each.values["max_num_seqs"] for each in found.points} >= {1, 2}
+
+
 def test_sweep_and_compare_return_what_they_found(served: Shell) -> None:
     load = "--concurrency 2 --requests 4 --max-tokens 3"
     swept = served.ok(f"%llmserve sweep max_num_seqs=1,2 --rounds 1 {load}").result

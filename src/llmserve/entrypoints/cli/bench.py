@@ -1,4 +1,4 @@
-"""`llmserve bench`, `sweep`, `compare`: measure a server of one's own making, or any OpenAI URL.
+"""`llmserve bench`, `sweep`, `compare`, `tune`: measure a server of one's own, or any OpenAI URL.
 
 Exit status: 0 measured; 1 it could not be, or nothing was served; 2 no such option; 3 measured, but
 the figures come with a warning (requests not served, the client was the limit, a contaminated
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from llmserve.bench.run.client import KEY
 from llmserve.core.validation import mistyped
@@ -21,10 +21,11 @@ from llmserve.entrypoints.commands.load_options import (
     add_load,
     add_output,
     add_sweep,
+    add_tune,
 )
 
 if TYPE_CHECKING:
-    from llmserve.entrypoints.commands.measure import MeasureCommand, Measured
+    from llmserve.entrypoints.commands.measure import Kind, MeasureCommand, Measured
     from llmserve.entrypoints.session.session import Session
 
 WARNED = 3
@@ -53,7 +54,13 @@ def add_commands(commands: Any) -> None:
         compare, "of an llmserve; twice: two servers in place of settings", several=True
     )
     add_compare(compare)
-    for parser in (bench, sweep, compare):
+    tune = commands.add_parser(
+        "tune", help="the knobs that serve a load best, without a restart", allow_abbrev=False
+    )
+    tune.set_defaults(run=lambda args: _run("tune", args))
+    add_address(tune, "of an llmserve")
+    add_tune(tune)
+    for parser in (bench, sweep, compare, tune):
         _add_server(parser)
         add_output(parser)
         add_load(parser)
@@ -68,7 +75,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     add("--api-key", help=f"of the URL; else of --key-env, else ${KEY}")
 
 
-def _run(kind: Literal["bench", "sweep", "compare"], args: argparse.Namespace) -> int:
+def _run(kind: Kind, args: argparse.Namespace) -> int:
     from llmserve.entrypoints.commands.measure import MeasureCommand
 
     given = vars(args)

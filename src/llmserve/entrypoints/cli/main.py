@@ -1,4 +1,4 @@
-"""`llmserve serve | status | knobs | engines | bench | sweep | compare`: without a notebook."""
+"""`llmserve serve | status | knobs | engines | bench | sweep | compare | tune`: in a terminal."""
 
 from __future__ import annotations
 

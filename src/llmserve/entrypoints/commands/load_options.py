@@ -77,6 +77,17 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     add("--pairs", type=int, metavar="N", help="runs of each side; 6 by default")
 
 
+def add_tune(parser: argparse.ArgumentParser) -> None:
+    """What only tuning has."""
+    add = parser.add_argument
+    add("words", nargs="*", metavar="ttft_p95=300ms | knob=value,value,…")
+    add("--maximize", metavar="WHAT", help="goodput, tokens or requests; goodput by default")
+    add("--budget", dest="budget_s", type=seconds, metavar="S", help="in all, 180s by default")
+    add("--trial", dest="trial_s", type=seconds, metavar="S", help="of one trial, 5s by default")
+    add("--apply", action="store_true", default=None, help="leave the winner in force")
+    add("--calibration", metavar="FILE", help="as Calibration.save wrote it; none: it is made")
+
+
 def add_address(parser: argparse.ArgumentParser, url_help: str, *, several: bool = False) -> None:
     """A server elsewhere: its `--url`, and how it wants to be asked."""
     add = parser.add_argument
@@ -105,7 +116,8 @@ def read_load_options(args: argparse.Namespace) -> dict[str, Any]:
     from llmserve.bench.load.traces import read_load
 
     asked = {n: given.pop(n) for n in (*_REPLAY, *_SHARED_WITH_REPLAY) if n in given}
-    own = ("own_process", "slo", "warmup", "repeats", "rounds", "pairs", "progress", "path")
+    own = ("own_process", "slo", "warmup", "repeats", "rounds", "pairs", "progress", "path",
+           "maximize", "budget_s", "trial_s", "apply", "knobs", "calibration")
     if wrong := [name for name in given if name not in own]:
         name = wrong[0].removesuffix("_s").replace("_", "-")
         raise ValueError(f"--{name} has no meaning in a --replay")
@@ -115,6 +127,11 @@ def read_load_options(args: argparse.Namespace) -> dict[str, Any]:
 def _read(name: str, value: Any) -> Any:
     """ValueError for a field of the load that is wrong, before any server is asked."""
     return FIELDS[name](value) if name in FIELDS else value
+
+
+def seconds(text: str) -> Any:
+    """`180s` or `180`."""
+    return number(text.removesuffix("s"))
 
 
 def length(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""What was typed after `bench`, `sweep` or `compare`: one meaning for command line and magic."""
+"""What was typed after `bench`, `sweep`, `compare`, `tune`: one meaning for terminal and magic."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from llmserve.entrypoints.commands.load_options import read_load_options
-from llmserve.entrypoints.commands.settings import read_axes, read_setting
+from llmserve.entrypoints.commands.settings import read_axes, read_setting, read_tuning
 
 if TYPE_CHECKING:
     from llmserve.engines.tokenizer import Tokenizer
+    from llmserve.lab.calibration.calibration import Calibration
     from llmserve.lab.remote import Remote
 
 _OF_A_URL = ("key_env", "api_key", "plain", "tokenizer")
@@ -37,21 +38,30 @@ class MeasuredServer(Protocol):
     def bench(self, **options: Any) -> Measured: ...
     def sweep(self, **axes: Any) -> Measured: ...
     def compare(self, a: Any, b: Any, **options: Any) -> Measured: ...
+    def tune(self, **options: Any) -> Measured: ...
+
+
+Kind = Literal["bench", "sweep", "compare", "tune"]
 
 
 class MeasureCommand:
     """What to measure, and where. ValueError here where the words contradict, before it."""
 
-    def __init__(
-        self, kind: Literal["bench", "sweep", "compare"], args: argparse.Namespace
-    ) -> None:
+    def __init__(self, kind: Kind, args: argparse.Namespace) -> None:
         given = vars(args)
         self._kind = kind
         self._axes = read_axes(given.pop("axes")) if kind == "sweep" else {}
         self._sides = [read_setting(text) for text in given.pop("sides", ())]
         self._own: dict[str, Any] = {name: given.pop(name, None) for name in _OWN}
         self.model: str | None = self._own["model"]
+        tuning = read_tuning(given.pop("words")) if kind == "tune" else (None, None)
+        saved = given.pop("calibration", None)
         self._options = read_load_options(args) | {"progress": not self._own["quiet"]}
+        self._options |= {
+            name: value for name, value in zip(("slo", "knobs"), tuning, strict=True) if value
+        }
+        if saved is not None:
+            self._options["calibration"] = _calibration(saved)
         self._check()
         self._check_files()
         self._key = self._read_key()
@@ -117,6 +127,8 @@ class MeasureCommand:
             return server.bench(**self._options)
         if self._kind == "sweep":
             return server.sweep(**self._axes, **self._options)
+        if self._kind == "tune":
+            return server.tune(**self._options)
         a, b = self._sides
         return server.compare(a, b, **self._options)
 
@@ -151,6 +163,12 @@ class MeasureCommand:
                     show(f"{found}\n")
                     raise
         return printed
+
+
+def _calibration(path: str) -> Calibration:
+    from llmserve.lab.calibration.calibration import Calibration
+
+    return Calibration.load(path)
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from llmserve.core.knobs import SPECS
 from llmserve.core.validation import literal, unlike
 from llmserve.lab.settings import Setting
 
@@ -24,6 +25,15 @@ def read_setting(text: str) -> Setting:
             raise unlike("a setting", "name=value,name=value or a policy", text)
         changes[name.strip()] = literal(value.strip())
     return changes
+
+
+def read_tuning(words: Iterable[str]) -> tuple[str | None, dict[str, list[Any]] | None]:
+    """Limits of an SLO (`ttft_p95=300ms`) and knobs to tune (`max_num_seqs=8,32`), told apart by
+    their names; None where there are none."""
+    given = list(words)
+    knobs = [word for word in given if word.partition("=")[0] in SPECS]
+    limits = [word for word in given if word not in knobs]
+    return " ".join(limits) or None, read_axes(knobs) if knobs else None
 
 
 def read_axes(words: Iterable[str]) -> dict[str, list[Any]]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from llmserve.core.knobs import SPECS, KnobError
 from llmserve.core.types import ParamError
@@ -25,6 +25,7 @@ from llmserve.entrypoints.magics.display import Elapsed, note, show
 from llmserve.entrypoints.magics.user_errors import Interrupted, UserError
 
 if TYPE_CHECKING:
+    from llmserve.entrypoints.commands.measure import Kind
     from llmserve.entrypoints.session.session import Session
 
 _NAME, _SECOND_NAME = "session", "llmserve_session"
@@ -157,7 +158,10 @@ class LlmserveMagic:
     def _do_compare(self, args: argparse.Namespace) -> Any:
         return self._measured("compare", args)
 
-    def _measured(self, kind: Literal["bench", "sweep", "compare"], args: Any) -> Any:
+    def _do_tune(self, args: argparse.Namespace) -> Any:
+        return self._measured("tune", args)
+
+    def _measured(self, kind: Kind, args: Any) -> Any:
         """Of the server that runs here, or of a --url, for which none need run."""
         from llmserve.entrypoints.commands.measure import MeasureCommand
 

@@ -21,6 +21,7 @@ from llmserve.entrypoints.commands.load_options import (
     add_load,
     add_output,
     add_sweep,
+    add_tune,
 )
 from llmserve.entrypoints.magics.user_errors import UserError
 
@@ -43,6 +44,7 @@ SUMMARIES = {
     "bench": "put a load on it and report the figures",
     "sweep": "measure every combination of knobs and loads, without a restart",
     "compare": "two settings in turns on the same arrivals, with a verdict",
+    "tune": "the knobs that serve a load best, raced live without a restart",
     "url": "the addresses for clients",
     "pause": "freeze the engine between two steps until resume, where it can",
     "resume": "let a paused engine go on",
@@ -63,6 +65,8 @@ _NOTES = {
     "sweep": "An axis is a knob or an option of the load: max_num_seqs=1,8,32 concurrency=4,16.",
     "compare": "Two sides, each name=value,name=value, a policy, or . for no change: "
     "compare fifo fair_share --rate 20.",
+    "tune": "Limits of the SLO and knobs in any order: tune ttft_p95=300ms itl_p99=50ms "
+    "max_num_seqs=8,16,32 --rate 20. Without knobs those are tried that matter for most loads.",
 }
 
 
@@ -195,9 +199,10 @@ def _measuring(parsers: Mapping[str, Parser]) -> None:
         "bench": "of any OpenAI endpoint (…/v1), in place of the server that runs here",
         "sweep": "of a server elsewhere; its knobs are turned where it is an llmserve",
         "compare": "of an llmserve elsewhere; twice: two servers in place of settings",
+        "tune": "of an llmserve elsewhere",
     }
     for (name, url_help), add_own in zip(
-        helps.items(), (add_bench, add_sweep, add_compare), strict=True
+        helps.items(), (add_bench, add_sweep, add_compare, add_tune), strict=True
     ):
         parser = parsers[name]
         add_own(parser)

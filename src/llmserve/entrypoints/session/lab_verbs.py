@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from llmserve.entrypoints.http.response_cache import CacheOptions, ReplyCache
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llmserve.bench.load.workload import Load
     from llmserve.bench.results.result import Result
     from llmserve.core.events import EventBus
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from llmserve.lab.comparison import Comparison
     from llmserve.lab.settings import Setting
     from llmserve.lab.sweep_result import Sweep
+    from llmserve.lab.tuning.max_rate import MaxRate
+    from llmserve.lab.tuning.result import TuneResult
     from llmserve.observe import Telemetry
     from llmserve.serving.runtime import Runtime
     from llmserve.serving.service import Service
@@ -113,3 +117,39 @@ class LabVerbs(ABC):
         return validate(
             self.runtime, here(self.service, self.bus, "validate"), model, loads, **options
         )
+
+    def tune(
+        self, load: Load | None = None, *, slo: Mapping[str, float] | str | None = None,
+        **options: Any,
+    ) -> TuneResult:  # fmt: skip
+        """The knobs that serve a load best, without a restart: simulated, raced live on identical
+        arrivals, confirmed against the present setting. `winner` is None where no gain is shown.
+
+        tune(slo={"ttft_p95_ms": 300, "itl_p99_ms": 50}, rate=20)
+        maximize="goodput" (of the SLO), "tokens" or "requests". knobs={"max_num_seqs": [8, 32]}:
+        what is tried; budget_s=180: seconds in all; trial_s=5: of a trial; calibration: as
+        `calibrate` gave it, else it is made; the rest as for `bench`. The knobs go back to what
+        they were, after an interrupt too; apply=True leaves the winner in force.
+        """
+        from llmserve.lab.settings import here
+        from llmserve.lab.tuning.tune import tune
+
+        progress = options.get("progress", True)
+        return tune(
+            self.runtime, here(self.service, self.bus, "tune"), load, slo=slo,
+            ceilings=self.service.engine.info.ceilings,
+            calibrate=lambda seconds: self.calibrate(budget_s=seconds, progress=progress),
+            **options,
+        )  # fmt: skip
+
+    def max_rate(self, load: Load | None = None, **options: Any) -> MaxRate:
+        """The largest rate of requests that meets an SLO, by bisection with intervals; where the
+        figures jump between two rates, the cliff is named.
+
+        max_rate(slo={"ttft_p95_ms": 300}, max_tokens=64)
+        budget_s=120; start=1: the first rate, requests per second; the rest as for `bench`.
+        """
+        from llmserve.bench.run.driver import ServiceTarget
+        from llmserve.lab.tuning.max_rate import max_rate
+
+        return max_rate(self.runtime, ServiceTarget(self.service, self.bus), load, **options)
