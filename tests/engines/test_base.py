@@ -59,7 +59,7 @@ def test_every_optional_protocol_has_a_word_on_the_pages() -> None:
     ("engine", "can"),
     [
         ("vllm", "sleep pause evict reset_cache structured_outputs device_bytes api"),
-        ("torch", "reset_cache structured_outputs device_bytes progress"),
+        ("torch", "reset_cache structured_outputs device_bytes progress launch"),
         ("simulator", "reset_cache structured_outputs"),
     ],
 )

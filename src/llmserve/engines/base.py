@@ -250,6 +250,7 @@ ABILITIES: Mapping[str, type] = {
     "structured_outputs": ChecksSchemas,
     "device_bytes": Counts,
     "progress": ReportsProgress,
+    "launch": Launches,
     "api": HasApi,
 }
 """The optional protocols, each by the word that pages and tables show for it."""

@@ -16,6 +16,7 @@ from llmserve.bench.run.process import usable_cores
 from llmserve.core.events import EventBus
 from llmserve.core.types import StepRecord
 from llmserve.core.validation import real, whole
+from llmserve.engines import registry
 from llmserve.engines.base import EngineInfo
 from llmserve.lab.calibration.calibration import Calibration
 from llmserve.lab.calibration.observed_steps import ObservedSteps
@@ -29,7 +30,7 @@ from llmserve.serving.runtime import Runtime
 MEASURED_ROWS = 32
 """Up to so many requests run at once in the load of our own, where the server may take them."""
 _LOG = 1_000_000
-_PACKAGES = ("llmserve", "numpy", "torch", "vllm", "transformers")
+_PACKAGES = ("llmserve", "numpy", "transformers")
 _CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BUDGET_S = 20.0
 OPEN_SHARE = 0.5
@@ -160,7 +161,7 @@ def covers(tape: Tape, rows: int) -> bool:
 def versions() -> dict[str, str]:
     """Of the packages that have a say in what a step takes, as far as they are installed."""
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *registry.BUILT_IN):  # most engines are called as their package
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

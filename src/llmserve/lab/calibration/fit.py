@@ -39,6 +39,8 @@ _MOST_SHAPES = 4
 _GAIN = 0.02
 """A term is taken where the loss falls by this share."""
 _EXACT = 1e-9
+_ALIKE = 1e-6
+"""A step that is off by less, as a share, is no outlier, however near the others are."""
 _ROUNDS = 8
 _HUBER = 1.5
 
@@ -98,7 +100,7 @@ def _robust(x: Floats, y: Floats) -> tuple[Floats, Floats, float]:
         found = nonnegative(x * weights[:, None], y * weights)
         predicted = np.maximum(x @ found, 1e-3 * y)
         errors = np.abs(y / predicted - 1)
-        scale = max(1.4826 * float(np.median(errors)), 1e-12)
+        scale = max(1.4826 * float(np.median(errors)), _ALIKE)
         outlying = np.sqrt(np.minimum(1.0, _HUBER * scale / np.maximum(errors, 1e-300)))
         before, loss = loss, float(np.mean(np.minimum(errors, 10 * scale)))
         if abs(before - loss) <= 1e-3 * loss:
