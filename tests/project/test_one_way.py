@@ -31,5 +31,6 @@ def test_a_knobs_value_is_checked_only_where_it_comes_in() -> None:
         "serving/service.py",  # cells, magics, sliders, HTTP
         "lab/settings.py",  # a comparison's and a sweep's, before anything runs
         "lab/simulation.py",
+        "lab/calibration/valid_range.py",  # those of a file, and those to be simulated
         "lab/remote.py",  # what another server says
     }

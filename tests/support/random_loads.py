@@ -112,6 +112,7 @@ MEASURED = StepTimeModel(
     correlation=0.4,
 )  # fmt: skip
 """Steps as they might have been measured, with every sort of term."""
+SCATTERED = Spread(tuple(0.2 + 4 * rank**6 for rank in RANKS), mean=1.3)
 ENGINE: dict[str, list[Any]] = {
     "block_size": [1, 4, 4, 16],
     "kv_capacity_tokens": [64, 96, 160, 400, 131_072],
@@ -127,6 +128,8 @@ ENGINE: dict[str, list[Any]] = {
     "times": [None, None, MEASURED],
     "dispatch_ms": [0, 0, 0, 0.4, 5],
     "delivery_ms": [0, 0, 0, 0.3, 5, 23],
+    "dispatch": [None, None, SCATTERED],
+    "delivery": [None, SCATTERED],
 }
 HEADS: list[tuple[int, ...]] = [(), (), (1,) * 4, (1,) * 9, (1,) * 9 + (2,) * 8, (3,) * 40]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from llmserve.engines.batching.step_planner import StepPlanner
 from llmserve.engines.limits import clamp
 from llmserve.engines.process.delivery import Delivery
 from llmserve.engines.simulator.reply import SimulatedReply, shortest_reply
-from llmserve.engines.simulator.setup import StepTimes, read_setup
+from llmserve.engines.simulator.setup import StepTimes, front_delays, read_setup
 from llmserve.engines.simulator.vocabulary import WordTokenizer
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,6 @@ class SimulatorEngine:
         self.tokenizer = WordTokenizer()
         self._sink, self._clock = sink, clock
         self._setup = read_setup(None, options)
-        self._dispatch_s = self._setup.dispatch_ms / 1e3
-        self._delivery_s = self._setup.delivery_ms / 1e3
         self.info = self._setup.info()
         self._ceilings = self.info.ceilings
         self._knobs, _ = clamp(Knobs(), self._ceilings)
@@ -99,8 +98,8 @@ class SimulatorEngine:
         if self._task is None:
             raise EngineError("the simulator is not running")
         said = shortest_reply(request.sampling.structured_outputs)
-        if self._dispatch_s:
-            await self._clock.sleep_until(self._clock.now() + self._dispatch_s)
+        if self._to_engine.typical_s:
+            await self._clock.sleep_until(self._clock.now() + self._to_engine.draw())
         seq = self._planner.add(request, self._clock.now())
         reply = SimulatedReply(seq, Delivery(deliver), said)
         self._replies[request.id] = reply
@@ -119,6 +118,8 @@ class SimulatorEngine:
             prefix_caching=self._setup.enable_prefix_caching,
         )
         self._times = StepTimes(self._setup)
+        self._to_engine, self._to_clients = front_delays(self._setup)
+        self._heard_at = -math.inf  # when the last step's tokens are delivered
         self._replies: dict[str, SimulatedReply] = {}
         self._late: dict[asyncio.Task[None], list[SimulatedReply]] = {}
         """Steps that are over and not delivered yet, each with the replies it has tokens for."""
@@ -213,15 +214,17 @@ class SimulatorEngine:
                 self._forget(reply)
         record = self._planner.record(plan, self._index, start, duration)
         self._index += 1
-        if self._delivery_s:
-            late = asyncio.create_task(self._deliver_late(record, chunks))
+        if self._to_clients.typical_s:
+            when = self._clock.now() + self._to_clients.draw()
+            self._heard_at = max(self._heard_at, when)
+            late = asyncio.create_task(self._deliver_late(self._heard_at, record, chunks))
             self._late[late] = [reply for reply, _ in chunks]
             late.add_done_callback(self._late.pop)
         else:
             self._deliver(record, chunks)
 
-    async def _deliver_late(self, record: StepRecord, chunks: _Chunks) -> None:
-        await self._clock.sleep_until(self._clock.now() + self._delivery_s)
+    async def _deliver_late(self, when: float, record: StepRecord, chunks: _Chunks) -> None:
+        await self._clock.sleep_until(when)
         self._deliver(record, chunks)
 
     def _deliver(self, record: StepRecord, chunks: _Chunks) -> None:

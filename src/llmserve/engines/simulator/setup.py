@@ -12,7 +12,7 @@ from llmserve.engines.base import EngineInfo, no_option
 from llmserve.engines.batching.sequence import PlannedRow
 from llmserve.engines.limits import ANY_WHOLE, MOST_TOKENS, ceiling
 from llmserve.engines.simulator.costs import MOST_MS, StepCost
-from llmserve.engines.simulator.step_model import Ranks, StepTimeModel, StepWork, work_of
+from llmserve.engines.simulator.step_model import Ranks, Spread, StepTimeModel, StepWork, work_of
 from llmserve.engines.simulator.vocabulary import VOCABULARY
 
 
@@ -30,9 +30,12 @@ class SimulatorSetup:
     times: StepTimeModel | None = None
     """What steps take as it was measured, in place of the costs and the jitter above."""
     dispatch_ms: float = 0.0
-    """A request comes into the engine so long after it is dispatched."""
+    """A request typically comes into the engine so long after it is dispatched."""
+    dispatch: Spread | None = None
+    """How far single requests are from that; a factor."""
     delivery_ms: float = 0.0
-    """A step's tokens are delivered so long after its end."""
+    """A step's tokens are typically delivered so long after its end, in the order of the steps."""
+    delivery: Spread | None = None
     seed: int = 0
     kv_capacity_tokens: int = 131_072
     block_size: int = 16
@@ -57,6 +60,9 @@ class SimulatorSetup:
         )
         if self.times is not None:
             self.times.check()
+        for name in ("dispatch", "delivery"):
+            if (spread := getattr(self, name)) is not None:
+                spread.check(name)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -159,6 +165,36 @@ class StepTimes:
         """The duration of the next step."""
         seconds, reads = self.fixed(rows, together, kv_tokens)
         return self.draw(seconds + self.kv_s * reads, with_prefill(rows))
+
+
+class FrontDelay:
+    """How long requests take into the engine, or tokens out of it: drawn anew for each."""
+
+    def __init__(self, ms: float, spread: Spread | None, seed: int) -> None:
+        self.typical_s = ms / 1e3
+        """0 where there is no delay at all."""
+        self._table: list[float] | None = None
+        if spread is not None and self.typical_s:
+            self._table = [factor * self.typical_s for factor in spread.table()]
+            self._ranks = Ranks(0.0, seed)
+
+    def draw(self) -> float:
+        if self._table is None:
+            return self.typical_s
+        return self._table[self._ranks.take()]
+
+    def put_back(self) -> None:
+        """Draw the last one once more."""
+        if self._table is not None:
+            self._ranks.put_back()
+
+
+def front_delays(setup: SimulatorSetup) -> tuple[FrontDelay, FrontDelay]:
+    """Of dispatch and of delivery."""
+    return (
+        FrontDelay(setup.dispatch_ms, setup.dispatch, setup.seed + 1),
+        FrontDelay(setup.delivery_ms, setup.delivery, setup.seed + 2),
+    )
 
 
 def with_prefill(rows: Sequence[PlannedRow]) -> bool:

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import sub
-from typing import Protocol
 
 from llmserve.core.agenda import Agenda, AgendaTimer
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
-from llmserve.core.types import FinishReason, Request
+from llmserve.core.types import Request
 from llmserve.engines.base import StepSink
 from llmserve.engines.batching import sequence
 from llmserve.engines.batching.lockstep import LockstepPlanner
@@ -25,39 +24,13 @@ from llmserve.engines.batching.step_planner import StepPlanner
 from llmserve.engines.limits import clamp
 from llmserve.engines.simulator.engine import MAX_LATE_S, SETTLE_S, SETTLE_TURNS
 from llmserve.engines.simulator.reply import shortest_reply
-from llmserve.engines.simulator.setup import SimulatorSetup, StepTimes, with_prefill
-from llmserve.engines.simulator.stepped_reply import SteppedReply, SteppedTokens
+from llmserve.engines.simulator.setup import SimulatorSetup, StepTimes, front_delays, with_prefill
+from llmserve.engines.simulator.stepped_reply import StepListener, SteppedReply, SteppedTokens
 from llmserve.engines.simulator.vocabulary import voice, words
 
 _MOST_ALIKE = 1_000_000
 _SHORTEST_S = 2 * SETTLE_S
 """A shorter step ends before the next moment is over, so it is taken by itself."""
-
-
-class StepListener(Protocol):
-    """Who hears of tokens."""
-
-    def token(
-        self, request_id: str, cached_tokens: int, gap_s: float | None, end: FinishReason | None
-    ) -> None:
-        """A token of one request, so long after the one before."""
-        ...
-
-    def together(
-        self, by_tenant: Mapping[str, int], times: list[float], gaps_s: list[float]
-    ) -> None:
-        """At each of these times so many requests of each tenant had a token, all of them so long
-        after the one before."""
-        ...
-
-    def last(self, request_id: str, end: FinishReason) -> None:
-        """One that `together` counted was the request's last; or it has none, for it was about its
-        prompt alone."""
-        ...
-
-    def stepped(self, plan: Plan, steps: int, kv_used_blocks: int) -> None:
-        """So many steps like this plan are over."""
-        ...
 
 
 @dataclass(slots=True)
@@ -98,7 +71,8 @@ class SteppedSimulator:
         self._heard_at = 0.0  # when the last step's tokens were delivered
         self._plan: Plan | None = None
         self.steps = self.delivered_steps = 0
-        self._dispatch_s, self._delivery_s = setup.dispatch_ms / 1e3, setup.delivery_ms / 1e3
+        self._to_engine, self._to_clients = front_delays(setup)
+        self._is_late = self._to_clients.typical_s > 0
         self._late: deque[SteppedTokens] = deque()
         self._touched = False
         """Requests came or left since the step was planned that is under way."""
@@ -120,12 +94,12 @@ class SteppedSimulator:
     def add(self, request: Request) -> SteppedReply:
         """ParamError where no reply can have its form."""
         said = shortest_reply(request.sampling.structured_outputs)
-        if not self._dispatch_s:
+        if not self._to_engine.typical_s:
             reply = SteppedReply(self._planner.add(request, self._agenda.now()), self._read, said)
             self._enter(reply)
             return reply
         reply = SteppedReply(sequence.Sequence(request, 0.0, 0), self._read, said, here=False)
-        when = self._agenda.now() + self._dispatch_s
+        when = self._agenda.now() + self._to_engine.draw()
         self._agenda.at(when, self._agenda.soon, self._arrive, reply)
         return reply
 
@@ -195,7 +169,7 @@ class SteppedSimulator:
             for seq in group.loosened:
                 self._replies[seq.id].last_s = self._heard_at
             group.loosened.clear()
-            if not (plan.rows or self._delivery_s):
+            if not (plan.rows or self._is_late):
                 self._take_alike(group, plan)
         self._end = self._start + self._duration
         self._sleep(self._end, self._over)
@@ -204,27 +178,31 @@ class SteppedSimulator:
         """Take steps that are alike, as long as nothing else is due before the next is planned, or
         before the tokens of the last are delivered."""
         agenda, start, duration = self._agenda, self._start, self._duration
-        late = self._delivery_s
-        behind, horizon, end = max(late, SETTLE_S), agenda.horizon, start + duration
-        if not agenda.quiet or end + behind >= horizon:
+        horizon, end, heard, late = agenda.horizon, start + duration, self._heard_at, self._is_late
+        if not agenda.quiet or end + SETTLE_S >= horizon:
             return
-        most, shortest = group.alike(plan, _MOST_ALIKE), late + _SHORTEST_S
+        most, delay = group.alike(plan, _MOST_ALIKE), self._to_clients
         draw, varies, times = self._times.draw, self._times.varies, list[float]()
         fixed, kv_s, reads, grown = self._typical_s, self._times.kv_s, self._reads, plan.together
         seconds = fixed + kv_s * reads
         for _ in range(most):
-            if end + behind >= horizon or duration <= shortest:
+            if end + SETTLE_S >= horizon or duration <= _SHORTEST_S:
+                break
+            when = max(heard, end + delay.draw()) if late else end
+            if late and when >= horizon:
+                delay.put_back()
                 break
             if kv_s:
                 seconds = fixed + kv_s * (reads + grown)
             following = draw(seconds, False) if varies else seconds
-            if late and following <= shortest:  # it would end before these tokens are delivered
+            if late and end + following <= when + _SHORTEST_S:  # it ends before they are delivered
+                delay.put_back()
                 if varies:
                     self._times.put_back()
                 break
-            times.append(end + late if late else end)
+            times.append(when)
             reads += grown
-            start, duration = end, following
+            start, duration, heard = end, following, when
             end = start + duration
         if not times:
             return
@@ -235,8 +213,8 @@ class SteppedSimulator:
         self.delivered_steps += len(times)
         self._listener.stepped(plan, len(times), group.kv_used_before)
         self._start, self._duration, self._reads = start, duration, reads
-        self._heard_at = times[-1]
-        agenda.jump(start + behind)
+        self._heard_at = heard
+        agenda.jump(max(heard, start + SETTLE_S))
 
     def _over(self) -> None:
         self._in_step = False
@@ -249,15 +227,17 @@ class SteppedSimulator:
         """End what is done, and then deliver: at once, or when that is due."""
         planner, group = self._planner, self._lockstep
         replies = self._here(row for row in plan.rows if row.samples)
-        when = self._agenda.now() + self._delivery_s
+        when = self._agenda.now()
+        if self._is_late:
+            when = max(self._heard_at, when + self._to_clients.draw())
         done = SteppedTokens(when, plan)
         if group is not None and plan.together:
             done.gap_s, done.by_tenant = when - self._heard_at, group.by_tenant
-            if self._delivery_s:
+            if self._is_late:
                 done.by_tenant, done.members = dict(group.by_tenant), group.heard()
         planner.commit(plan, UNDRAWN)
         if group is not None and plan.together:
-            if not self._delivery_s:
+            if not self._is_late:
                 self._listener.together(group.by_tenant, [when], [done.gap_s])
             done.lasts = [self._replies[seq.id] for seq in group.take_full()]
         self._heard_at = when
@@ -274,7 +254,7 @@ class SteppedSimulator:
             done.record = planner.record(plan, self.steps, self._start, self._duration)
         done.kv_used_blocks = planner.kv_used_blocks
         self.steps += 1
-        if self._delivery_s:
+        if self._is_late:
             self._late.append(done)
             self._agenda.soon(self._set_delivery, done)
         else:

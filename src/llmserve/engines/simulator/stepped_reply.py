@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from llmserve.core.types import FinishReason, StepRecord
 from llmserve.engines.batching import sequence
@@ -103,3 +105,29 @@ class SteppedTokens:
             self.by_tenant[tenant] -= 1
             if not self.by_tenant[tenant]:
                 del self.by_tenant[tenant]
+
+
+class StepListener(Protocol):
+    """Who hears of tokens."""
+
+    def token(
+        self, request_id: str, cached_tokens: int, gap_s: float | None, end: FinishReason | None
+    ) -> None:
+        """A token of one request, so long after the one before."""
+        ...
+
+    def together(
+        self, by_tenant: Mapping[str, int], times: list[float], gaps_s: list[float]
+    ) -> None:
+        """At each of these times so many requests of each tenant had a token, all of them so long
+        after the one before."""
+        ...
+
+    def last(self, request_id: str, end: FinishReason) -> None:
+        """One that `together` counted was the request's last; or it has none, for it was about its
+        prompt alone."""
+        ...
+
+    def stepped(self, plan: Plan, steps: int, kv_used_blocks: int) -> None:
+        """So many steps like this plan are over."""
+        ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -31,6 +32,7 @@ _LOG = 1_000_000
 _PACKAGES = ("llmserve", "numpy", "torch", "vllm", "transformers")
 _CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BUDGET_S = 20.0
+OPEN_SHARE = 0.5
 ENOUGH_STEPS, ENOUGH_PREFILLS, ENOUGH_IDLE = 1000, 100, 20
 """A tape with so many steps, steps with prefill and requests that found the engine idle."""
 Tape = tuple[Sequence[StepRecord], Sequence[RequestRow]]
@@ -45,10 +47,10 @@ class CalibrationRun(Job[Tape]):
         """rows: let so many requests run at once."""
         self._switch, self._target, self._bus = Switch(stage.panel), stage.target, bus
         self._steps, self._requests = StepLog(_LOG), RequestLog(_LOG)
-        self._loads = loads
+        self._loads, self._planned, self._rates = loads, rows is not None, list[float]()
         raised = rows is not None and rows > stage.panel.knobs.max_num_seqs
         self._setting = self._switch.read({"max_num_seqs": rows} if raised else {})
-        super().__init__(len(loads), None)
+        super().__init__(len(loads) + self._planned, None)
 
     async def run(self) -> Tape:
         logs = (self._steps, self._requests)
@@ -59,8 +61,11 @@ class CalibrationRun(Job[Tape]):
                 self._bus.attach(log)
             for number, load in enumerate(self._loads):
                 if not self.stopped:
-                    words = f"calibrating, load {number + 1} of {len(self._loads)}"
-                    await self.measure(words, self._target, load, None)
+                    words = f"calibrating, load {number + 1} of {self.runs}"
+                    report = await self.measure(words, self._target, load, None)
+                    self._rates.append(report.n / max(report.duration_s, 1e-9))
+            if self._planned and not self.stopped:
+                await self._open_loop()
         finally:
             for log in logs:
                 self._bus.detach(log)
@@ -69,6 +74,15 @@ class CalibrationRun(Job[Tape]):
             except GONE as error:
                 self.lose(error)
         return self.result()
+
+    async def _open_loop(self) -> None:
+        """Arrivals that wait for no answer, at half of the rate that was reached."""
+        last, rate = self._loads[-1], OPEN_SHARE * max(self._rates)
+        assert isinstance(last, Workload), "planned here"
+        if rate > 0:
+            load = replace(last, concurrency=None, rate=rate)
+            words = "calibrating, an open loop"
+            await self.measure(words, self._target, load, None)
 
     def result(self) -> Tape:
         return self._steps.records(), self._requests.rows()
@@ -80,7 +94,7 @@ def planned(info: EngineInfo, rows: int, seconds: float) -> list[Load]:
     room = max(2, info.max_model_len // 2)
     prompts, replies = (min(8, room), min(512, room)), (min(2, room), min(96, room))
     counts = [count for count in _CLIENTS if count < rows] + [rows]
-    each = seconds / (len(counts) + 1)
+    each = seconds / (len(counts) + 2)
     loads: list[Load] = [
         Workload(concurrency=1, duration_s=each, prompt_tokens=prompts, max_tokens=(1, 4))
     ]
@@ -120,7 +134,7 @@ def calibrate(
         if job.lost is not None:
             raise CalibrationError(f"the server was lost while it was measured: {job.lost}")
         ran = str(load) if load is not None else (
-            f"{len(loads)} closed loops of up to {rows} clients, {budget_s:g} s in all"
+            f"{len(loads)} closed loops of up to {rows} clients, and an open one: {budget_s:g} s"
         )  # fmt: skip
     return Calibration.of(
         [tape], model_id=info.model_id, engine=info.engine, versions=versions(),

@@ -17,8 +17,8 @@ from llmserve.bench.load.workload import Load
 from llmserve.core.knobs import Knobs
 from llmserve.core.types import StepRecord
 from llmserve.core.validation import real
-from llmserve.engines.simulator.step_model import StepTimeModel
-from llmserve.lab.calibration.fit import fit
+from llmserve.engines.simulator.step_model import Spread, StepTimeModel
+from llmserve.lab.calibration.fit import fit, spread_of
 from llmserve.lab.calibration.fit_report import FitReport, fit_report
 from llmserve.lab.calibration.observed_steps import ObservedSteps
 from llmserve.lab.calibration.valid_range import (
@@ -29,7 +29,9 @@ from llmserve.lab.calibration.valid_range import (
 )
 from llmserve.lab.senders import Timed
 from llmserve.lab.simulation import Change, SimulationResult, simulate
-from llmserve.observe.requests import RequestRow
+from llmserve.observe.requests import RequestLog, RequestRow
+from llmserve.observe.steps import StepLog
+from llmserve.observe.trace import read_trace, replay
 from llmserve.scheduling.user_policy import Choice
 
 if TYPE_CHECKING:
@@ -39,10 +41,12 @@ VERSION = 1
 FEWEST_STEPS = 50
 _MOST_BYTES = 16 * 2**20
 _LONGEST_S = 3600.0
+_ALL = 10_000_000
 
 
 class FrontCosts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the front and the link to the engine add, in seconds: medians."""
+    """What the front and the link to the engine add, in seconds: medians, and the spreads of
+    single requests and steps about them."""
 
     arrival_s: float = 0.0
     """From a request's arrival to its dispatch, where nothing holds it back."""
@@ -52,10 +56,26 @@ class FrontCosts(msgspec.Struct, frozen=True, kw_only=True):
     """From a step's end until the clients have its tokens."""
     gap_s: float = 0.0
     """From a step's end to the next one's start; it is part of the steps' times already."""
+    dispatch: Spread = Spread()
+    """Of arrival and dispatch together."""
+    delivery: Spread = Spread()
+
+    @classmethod
+    def of(cls, seen: ObservedSteps) -> FrontCosts:
+        arrival, dispatch = _median(seen.arrivals_s), _median(seen.dispatches_s)
+        delivery = _median(seen.deliveries_s)
+        return cls(
+            arrival_s=arrival, dispatch_s=dispatch, delivery_s=delivery,
+            gap_s=_median(seen.gaps_s),
+            dispatch=spread_of([wait + dispatch for wait in seen.arrivals_s], arrival + dispatch),
+            delivery=spread_of(seen.deliveries_s, delivery),
+        )  # fmt: skip
 
     def check(self) -> None:
-        for name in self.__struct_fields__:
+        for name in ("arrival_s", "dispatch_s", "delivery_s", "gap_s"):
             real(name, getattr(self, name), 0, _LONGEST_S, "s", exact=True)
+        self.dispatch.check("dispatch")
+        self.delivery.check("delivery")
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,12 +125,22 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
             steps=len(seen.works), decode_rows=most[0], prefill_rows=most[1],
             prefill_tokens=most[2], kv_tokens=most[3],
         )  # fmt: skip
-        front = FrontCosts(
-            arrival_s=_median(seen.arrivals_s), dispatch_s=_median(seen.dispatches_s),
-            delivery_s=_median(seen.deliveries_s), gap_s=_median(seen.gaps_s),
-        )  # fmt: skip
         report = fit_report(steps, seen.works, seen.seconds)
-        return cls(steps=steps, front=front, valid=valid, report=report, **facts)
+        return cls(steps=steps, front=FrontCosts.of(seen), valid=valid, report=report, **facts)
+
+    @classmethod
+    def from_trace(cls, path: str | os.PathLike[str]) -> Self:
+        """Fit to what `Session.trace` wrote; the engine's ceilings are not in it, so no knob is
+        refused for them. CalibrationError where it tells too little, TraceError where it is none.
+        """
+        steps, requests, trace = StepLog(_ALL), RequestLog(_ALL), read_trace(os.fspath(path))
+        replay(trace, steps, requests)
+        tape = steps.records()
+        capacity = tape[-1].kv_capacity_tokens if tape else 1
+        return cls.of(
+            [(tape, requests.rows())], model_id=trace.header.model, engine=trace.header.engine,
+            knobs=dict(trace.header.knobs), limits=StartLimits.untold(capacity),
+        )  # fmt: skip
 
     def simulate(
         self,
@@ -145,13 +175,15 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
             "times": self.steps,
             "model": self.model_id,
             "dispatch_ms": (self.front.arrival_s + self.front.dispatch_s) * 1e3,
+            "dispatch": self.front.dispatch,
             "delivery_ms": self.front.delivery_s * 1e3,
+            "delivery": self.front.delivery,
         }
 
     def check(self, knobs: Mapping[str, object]) -> None:
         """CalibrationError that names a knob which is not modelled, or which leaves the measured
         range."""
-        check_knobs(knobs, Knobs().changed(self.knobs), self.valid, self.limits)
+        check_knobs(knobs, self.knobs, self.valid, self.limits)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON."""
@@ -178,7 +210,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"it is of version {self.version}, and this package reads {VERSION}")
         for part in (self.steps, self.front, self.valid, self.limits):
             part.check()
-        Knobs().changed(self.knobs)
+        self.check({})
 
     def table(self) -> list[tuple[str, str]]:
         """Each cost in words, and what it is."""

@@ -52,7 +52,7 @@ class _Reader:
             self._one(record, offset + place)
         for row in self._rows.values():
             if row.queue_s is not None and row.hold_reason is None:
-                self._found.arrivals_s.append(row.queue_s)
+                self._found.arrivals_s.append(max(0.0, row.queue_s))
 
     def _one(self, record: StepRecord, place: int) -> None:
         before, found = self._before, self._found
@@ -74,7 +74,8 @@ class _Reader:
                 seconds = end - ended
         elif before is not None and not before.waiting:
             self._dispatch(record)
-        if before is None or work is None or seconds <= 0:
+        told = before is not None or record.index == 0
+        if not told or work is None or seconds <= 0:
             return
         found.works.append(work)
         found.seconds.append(seconds)

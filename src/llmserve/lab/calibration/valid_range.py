@@ -11,7 +11,7 @@ from llmserve.core.validation import meant, shown, whole
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.limits import MOST_TOKENS
 
-_MOST = 1 << 40
+_MOST, _BLOCK = 1 << 40, 16
 
 
 class CalibrationError(ValueError):
@@ -64,12 +64,23 @@ class StartLimits(msgspec.Struct, frozen=True, kw_only=True):
         }
         return cls(
             kv_capacity_tokens=info.kv_capacity_tokens,
-            block_size=info.block_size or 16,
+            block_size=info.block_size or _BLOCK,
             max_model_len=info.max_model_len,
             max_num_seqs_ceiling=ceilings["max_num_seqs"],
             max_num_batched_tokens_ceiling=ceilings["max_num_batched_tokens"],
             enable_prefix_caching=info.details.get("prefix caching", "True") == "True",
             unsupported=dict(info.unsupported),
+        )
+
+    @classmethod
+    def untold(cls, kv_capacity_tokens: int) -> StartLimits:
+        """Of an engine of which only its KV is known."""
+        return cls(
+            kv_capacity_tokens=kv_capacity_tokens,
+            block_size=_BLOCK,
+            max_model_len=kv_capacity_tokens,
+            max_num_seqs_ceiling=int(SPECS["max_num_seqs"].high or 1),
+            max_num_batched_tokens_ceiling=int(SPECS["max_num_batched_tokens"].high or 1),
         )
 
     def check(self) -> None:
@@ -87,7 +98,10 @@ class StartLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_knobs(
-    asked: Mapping[str, object], before: Knobs, valid: ValidRange, limits: StartLimits
+    asked: Mapping[str, object],
+    measured: Mapping[str, object],
+    valid: ValidRange,
+    limits: StartLimits,
 ) -> None:
     """CalibrationError, with the name, for what is not modelled or leaves the measured range;
     KnobError for a value that no knob has."""
@@ -101,12 +115,13 @@ def check_knobs(
             )
         if (why := limits.unsupported.get(name)) is not None:
             raise CalibrationError(f"{name} is not modelled: it has no effect here, {why}", name)
+    before = Knobs().changed(measured)
     knobs = before.changed(asked)
     seen = {
         "max_num_seqs": valid.decode_rows,
         "max_num_batched_tokens": valid.decode_rows + valid.prefill_tokens,
     }
-    for name, measured in seen.items():
+    for name, most in seen.items():
         value, ceiling = getattr(knobs, name), getattr(limits, f"{name}_ceiling")
         if name not in asked:
             continue
@@ -116,7 +131,7 @@ def check_knobs(
                 "serve with a higher ceiling and calibrate that session",
                 name,
             )
-        if value > max(measured, getattr(before, name)):
+        if value > max(most, getattr(before, name)):
             raise CalibrationError(
                 f"{name}={shown(value)} leaves the range that was measured: {valid}; "
                 f"calibrate with {name}={value} to measure it",
