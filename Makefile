@@ -31,12 +31,13 @@ PARALLEL := not browser and not vllm and not clients and not serial
 PHASES := "venv" "dev lint widgets | vllm-packages" "unit" "browser" "notebooks clients-test | vllm" "serial"
 VIRTUAL_NOTEBOOKS := $(addprefix notebooks/,01_quickstart.ipynb 02_batching.ipynb 04_policies.ipynb \
   05_overload.ipynb)
-TIMED_NOTEBOOKS := $(addprefix notebooks/,06_dashboard.ipynb 07_benchmark.ipynb 09_tune.ipynb)
+TIMED_NOTEBOOKS := $(addprefix notebooks/,06_dashboard.ipynb 07_benchmark.ipynb \
+  08_what_if.ipynb 09_tune.ipynb)
 
 .PHONY: help lab test test-long venv dev lint unit serial notebooks browser widgets system \
   vllm vllm-packages vllm-cpu vllm-test vllm-contract gpu-check gpu-wheels \
   clients clients-test clients-env clients-pins prometheus \
-  bench-torch bench-cold bench-simulator bench-vllm bench-peers clean
+  bench-torch bench-cold bench-simulator bench-front bench-vllm bench-peers clean
 
 help:
 	@echo 'make lab    install and open JupyterLab on the quickstart (ARGS="--no-browser --port 8899")'
@@ -53,6 +54,7 @@ help:
 	@echo 'make bench-peers           the engines beside transformers and vLLM, into docs/benchmarks.md'
 	@echo 'make gpu-check             what only a GPU can show, in ten minutes, into a table'
 	@echo 'make gpu-wheels            what a bare machine with a GPU needs for that, into build/gpu-wheels'
+	@echo 'make bench-front           what delivery costs per token and request (ARGS=--profile: by layer)'
 	@echo 'make bench-vllm            our endpoint with vLLM against vllm serve, and what the tape costs'
 
 lab: $(VENV)/.lab
@@ -228,6 +230,11 @@ bench-cold: $(VENV)/.dev
 
 bench-simulator: $(VENV)/.dev
 	cd tests && ../$(PY) -m benchmarks.simulator_speed $(ARGS)
+
+# About 8 minutes with vLLM, where .venv-vllm has one.
+bench-front: $(VENV)/.dev
+	cd tests && ../$(PY) -m benchmarks.front \
+	  $(if $(wildcard $(VLLM)/bin/python),--vllm ../$(VLLM)/bin/python) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(LOAD) .venv-peers build dist widgets/node_modules src/llmserve/dashboard/static .mypy_cache .ruff_cache \

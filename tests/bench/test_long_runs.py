@@ -46,8 +46,8 @@ class Answering:
         await self.clock.sleep_until(request.arrival + 0.05)
         now = self.clock.now()
         publish(FirstToken(t=now, request_id=name))
-        publish(TokensEmitted(t=now, request_id=name, n=1))
-        publish(TokensEmitted(t=now, request_id=name, n=1))
+        publish(TokensEmitted(t=now, counts={name: 1}))
+        publish(TokensEmitted(t=now, counts={name: 1}))
         publish(Finished(
             t=now, request_id=name, reason="length", prompt_tokens=1, completion_tokens=2
         ))  # fmt: skip

@@ -137,3 +137,28 @@ def test_our_own_trace_comes_again_at_the_same_times_and_lengths(tmp_path: Path)
     gaps = [r.arrival - rows[0].arrival for r in rows]
     assert [r.arrival - others[0].arrival for r in others] == pytest.approx(gaps, abs=1e-6)
     assert report.n == len(rows) > 20
+
+
+MOONCAKE = """{"timestamp": 0, "input_length": 1200, "output_length": 5, "hash_ids": [1, 2, 3]}
+{"timestamp": 500, "input_length": 1100, "output_length": 7, "hash_ids": [1, 2, 4]}
+{"timestamp": 3000, "input_length": 512, "output_length": 9, "hash_ids": [1]}
+{"timestamp": 3500, "input_length": 20, "output_length": 0, "hash_ids": [9]}
+"""
+
+
+def test_mooncakes_times_lengths_and_shared_beginnings_are_replayed(tmp_path: Path) -> None:
+    path = tmp_path / "conversation_trace.jsonl"
+    path.write_text(MOONCAKE)
+    first, second, third = read_load(path).recorded
+    assert [a.at_s for a in (first, second, third)] == [0.0, 0.5, 3.0]
+    assert [a.max_tokens for a in (first, second, third)] == [5, 7, 9]
+    assert (first.prefix_tokens, second.prefix_tokens) == (1024, 1024)
+    assert first.prefix_salt == second.prefix_salt != third.prefix_salt
+    assert third.prefix_tokens == 511, "a prompt has a token of its own"
+
+
+def test_a_line_that_is_none_of_mooncakes_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(MOONCAKE + '{"timestamp": 1, "input_length": -4, "output_length": 5}\n')
+    with pytest.raises(TraceFormatError, match="line 5: input_length must be within 0"):
+        read_load(path)

@@ -48,7 +48,7 @@ def running(
             _wait_for(process, health, log)
             yield process
         finally:
-            _end(process)
+            end(process)
 
 
 def _wait_for(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
@@ -62,7 +62,8 @@ def _wait_for(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> Non
     raise SystemExit(f"{process.args!r} did not start:\n{words}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """It and all its descendants."""
     with contextlib.suppress(psutil.NoSuchProcess):
         family = [*psutil.Process(process.pid).children(recursive=True)]
         process.terminate()

@@ -46,8 +46,8 @@ def opened(options: dict[str, Any], batch: int, sampling: SamplingParams) -> Any
     """A runner with `batch` requests of 64 tokens in it, ten steps on."""
     from llmserve.core.knobs import Knobs
     from llmserve.engines.batching.step_planner import StepPlanner
+    from llmserve.engines.process.messages import SubmitRequest
     from llmserve.engines.torch import step_loop as runner
-    from llmserve.engines.torch.messages import SubmitRequest
     from llmserve.engines.torch.model.select_forward import load
     from llmserve.engines.torch.options import parse
     from llmserve.engines.torch.sampling.guided_decoding import Grammars

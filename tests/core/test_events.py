@@ -10,7 +10,7 @@ from llmserve.core.types import StepRecord, StepRow
 
 
 def token(n: int) -> TokensEmitted:
-    return TokensEmitted(t=float(n), request_id="a", n=n)
+    return TokensEmitted(t=float(n), counts={"a": n})
 
 
 def test_a_slow_reader_drops_the_oldest_and_counts_them() -> None:

@@ -118,7 +118,7 @@ class Parts:
                 self._publish_step(
                     begin + ttft_s + (i - 1) * gap_s, gap_s, StepRow(name, "decode", 1)
                 )
-            publish(TokensEmitted(t=begin + ttft_s + i * gap_s, request_id=name, n=1))
+            publish(TokensEmitted(t=begin + ttft_s + i * gap_s, counts={name: 1}))
         end = begin + ttft_s + tokens * gap_s
         ended = Finished(
             t=end, request_id=name, reason="length", prompt_tokens=40, completion_tokens=tokens

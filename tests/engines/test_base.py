@@ -17,6 +17,7 @@ from llmserve.engines.base import ABILITIES, abilities
 
 if TYPE_CHECKING:  # `isinstance` compares names alone; that what they take fits, mypy checks here
     from llmserve.engines.simulator.engine import SimulatorEngine
+    from llmserve.engines.simulator.process_engine import SimulatorProcess
     from llmserve.engines.torch.engine import TorchEngine
     from llmserve.engines.vllm.engine import VllmEngine
     from support.toy_engine.engine import ToyEngine
@@ -37,7 +38,7 @@ if TYPE_CHECKING:  # `isinstance` compares names alone; that what they take fits
         return one, one, one, one, one
 
     def fits_simulator(
-        one: SimulatorEngine,
+        one: SimulatorEngine | SimulatorProcess,
     ) -> tuple[base.Engine, base.CachesPrefixes, base.ChecksSchemas]:
         return one, one, one
 
@@ -66,8 +67,9 @@ def test_what_a_class_can_is_known_without_an_engine_of_it(engine: str, can: str
     assert " ".join(registry.BUILT_IN[engine].abilities()) == can
 
 
-def test_an_engine_can_what_its_class_can() -> None:
-    with llmserve.serve(engine="simulator") as session:
+@pytest.mark.parametrize("process", [False, True])
+def test_an_engine_can_what_its_class_can(process: bool) -> None:
+    with llmserve.serve(engine="simulator", process=process) as session:
         engine = session.service.engine
         assert abilities(engine) == abilities(type(engine)) == (
             "reset_cache", "structured_outputs",

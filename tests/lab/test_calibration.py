@@ -239,7 +239,7 @@ def test_a_file_with_a_wrong_number_says_which(
 
 def test_what_is_not_modelled_is_refused_by_name() -> None:
     found = calibrated(max_num_seqs_ceiling=64)
-    for name in ("dtype", "kv_capacity_tokens", "max_num_seq"):
+    for name in ("dtype", "kv_capacity_tokens", "max_num_seq", "stream_interval_ms"):
         with pytest.raises(CalibrationError, match=f"{name} is not modelled") as caught:
             found.check({name: 1})
         assert caught.value.name == name

@@ -70,7 +70,8 @@ def rows_of(events: list[Event], load: RandomLoad) -> list[Row]:
             case FirstToken():
                 rows[event.request_id] |= {"first_token": event.t, "cached": event.cached_tokens}
             case TokensEmitted():
-                rows[event.request_id]["times"] += [event.t] * event.n
+                for request_id, n in event.counts.items():
+                    rows[request_id]["times"] += [event.t] * n
             case Finished():
                 rows[event.request_id] |= {"ended": event.t, "reason": event.reason}
             case StepRecorded():

@@ -31,7 +31,7 @@ def first(t: float, id: str = "a", cached: int = 0) -> Event:
 
 
 def tokens(t: float, id: str = "a", n: int = 1) -> Event:
-    return TokensEmitted(t=t, request_id=id, n=n)
+    return TokensEmitted(t=t, counts={id: n})
 
 
 def finished(

@@ -53,6 +53,8 @@ SMALLER = {
     "concurrency=[1, 4, 16]": "concurrency=[1, 2], requests=2, max_tokens=2",
     "rate=20, duration=30": "rate=20, requests=2",
     "prompt_tokens=200, max_tokens=200": "prompt_tokens=20, max_tokens=2",
+    "calibrate(budget_s=20)": "calibrate(budget_s=3)",
+    "validate(model, budget_s=40)": "validate(model, budget_s=4)",
     "http://127.0.0.1:8001/v1": "{session.url}",
 }
 """Blocks are run with these loads in place of theirs: the words are tried, not the patience."""

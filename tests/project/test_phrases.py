@@ -35,6 +35,7 @@ REQUESTS = {
     "serving/requests.py": "the maker",
     "scheduling/user_policy.py": "made-up queues, on which a policy is tried",
     "engines/torch/step_loop.py": "the child's half of a request that was made",
+    "engines/simulator/paced.py": "the same, of the simulator in a process",
 }
 SAMPLING = {
     "serving/requests.py": "the maker",

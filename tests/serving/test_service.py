@@ -112,6 +112,22 @@ def test_waiting_past_the_queue_timeout_is_refused_with_the_knob_named() -> None
     run(story, knobs=Knobs(max_active=1, queue_timeout_s=5))
 
 
+def test_a_deadline_that_goes_with_its_request_leaves_the_next_ones_in_force() -> None:
+    async def story(world: World) -> None:
+        world.engine.hold()
+        world.submit("a")
+        first = world.submit("b")  # due at 5
+        await asyncio.sleep(2)
+        second = world.submit("c")  # due at 7
+        first.cancel()
+        with pytest.raises(Refused, match="queue_timeout_s"):
+            await second.collect()
+        assert world.clock.now() == pytest.approx(7.0, abs=0.01)
+        world.engine.go()
+
+    run(story, knobs=Knobs(max_active=1, queue_timeout_s=5))
+
+
 def test_a_request_past_its_life_is_stopped_running_or_waiting() -> None:
     async def story(world: World) -> None:
         world.engine.hold()

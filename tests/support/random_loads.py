@@ -60,6 +60,7 @@ TURNS: dict[str, list[object]] = {
     "rate_limit_tps": [None, 400],
     "rate_burst_tokens": [30, 200],
     "admission_slo": ["off", "refuse"],
+    "stream_interval_ms": [0, 50],
     "batching": ["continuous", "continuous", "static", "none"],
     "batch_window_ms": [0, 5, 30],
     "max_num_seqs": [1, 2, 3, 8, 32],

@@ -13,7 +13,7 @@ import torch
 
 from llmserve.core.knobs import Knobs
 from llmserve.core.types import SamplingParams
-from llmserve.engines.torch.messages import Abort, Delta, Retune, Stepped, SubmitRequest
+from llmserve.engines.process.messages import Abort, Delta, Retune, Stepped, SubmitRequest
 from llmserve.engines.torch.step_loop import StepLoop
 
 VOCAB = 320

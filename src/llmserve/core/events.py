@@ -80,10 +80,15 @@ class FirstToken(_Event, frozen=True, kw_only=True):
 
 
 class TokensEmitted(_Event, frozen=True, kw_only=True, gc=False):
-    """`n` tokens reached the service together; the first of a request among them."""
+    """Tokens reached the service together, as one step brings them to many requests; the first of
+    a request among them."""
 
-    request_id: str
-    n: int
+    counts: dict[str, int]
+    """How many, by request."""
+
+    @property
+    def n(self) -> int:
+        return sum(self.counts.values())
 
 
 class Finished(_Event, frozen=True, kw_only=True):
@@ -188,8 +193,30 @@ class EventBus:
     def __init__(self) -> None:
         self._folds: tuple[Callable[[Event], None], ...] = ()
         self._lock = threading.Lock()
+        self._emitted: dict[str, int] = {}
+        self._emitted_t = 0.0
 
     def publish(self, event: Event) -> None:
+        if self._emitted:
+            self.flush()
+        self._send(event)
+
+    def emitted(self, request_id: str, n: int, t: float) -> None:
+        """Tokens of one request. All of one moment become one event, published before the next
+        event of any kind, or by `flush`."""
+        if t != self._emitted_t:
+            self.flush()
+            self._emitted_t = t
+        waiting = self._emitted
+        waiting[request_id] = waiting.get(request_id, 0) + n
+
+    def flush(self) -> None:
+        """Publish the tokens that wait for more of their moment."""
+        if self._emitted:
+            counts, self._emitted = self._emitted, {}
+            self._send(TokensEmitted(t=self._emitted_t, counts=counts))
+
+    def _send(self, event: Event) -> None:
         for fold in self._folds:
             try:
                 fold(event)

@@ -189,6 +189,10 @@ class Knobs:
         "off", "Reject on arrival what the queue ahead would make miss its TTFT objective.",
         "admission", choices=get_args(AdmissionSlo),
     )
+    stream_interval_ms: float = _knob(
+        50.0, "Longest that a streamed reply's text waits for more while many stream; 0: never.",
+        "scheduler", unit="ms", bounds=(0, 10_000), whole=False,
+    )
     batching: Batching = _knob(
         "continuous", "Join and leave at every step; or run closed batches; or one at a time.",
         "engine", choices=get_args(Batching),

@@ -6,7 +6,9 @@ outside the session. Token counts are exact, by the engine's own tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
@@ -107,8 +109,8 @@ def settle(struct: msgspec.Struct, readers: Mapping[str, Callable[[Any], Any]]) 
     """Give its fields the form that their readers give them; ParamError names a wrong one. Every
     field has a default."""
     fields, defaults = struct.__struct_fields__, struct.__struct_defaults__
-    for name, default in zip(fields, defaults, strict=True):
-        given = getattr(struct, name)
+    given_now = _values_of(type(struct))(struct)
+    for name, default, given in zip(fields, defaults, given_now, strict=True):
         if given is default or name not in readers:
             continue
         read = readers[name]
@@ -118,6 +120,12 @@ def settle(struct: msgspec.Struct, readers: Mapping[str, Callable[[Any], Any]]) 
             raise blame(name, error) from None
         if found is not given:
             msgspec.structs.force_setattr(struct, name, found)
+
+
+@cache
+def _values_of(kind: type[msgspec.Struct]) -> Callable[[msgspec.Struct], tuple[Any, ...]]:
+    """Reads all fields of such a struct at once; it has two or more."""
+    return attrgetter(*kind.__struct_fields__)
 
 
 def blame(param: str, error: ValueError) -> ParamError:
@@ -177,6 +185,23 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: PromptLogprobs | None = None
     """Where they were asked for; given once, with the first chunk."""
     raw: Any = None
+
+
+def joined(chunks: Sequence[Chunk]) -> Chunk:
+    """Chunks of one request that follow each other, at least one, as one."""
+    last = chunks[-1]
+    if len(chunks) == 1:
+        return last
+    asked = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
+    return Chunk(
+        text="".join([chunk.text for chunk in chunks]),
+        token_ids=tuple([token for chunk in chunks for token in chunk.token_ids]),
+        logprobs=tuple([one for logprobs in asked for one in logprobs]) if asked else None,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        cached_tokens=chunks[0].cached_tokens,
+        prompt_logprobs=chunks[0].prompt_logprobs,
+    )
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -60,6 +60,7 @@ class Bounds:
 
 
 _OWN = {"whole": int, "real": float}
+_PLAIN = frozenset({bool, int, float, str})
 
 
 def whole(
@@ -195,6 +196,8 @@ def wholes(name: str, value: object, low: int, high: int) -> tuple[int, ...]:
 
 def plain(value: Any) -> Any:
     """A number as int or float; an array, a column or a range as a list; the rest as it is."""
+    if value is None or type(value) in _PLAIN:
+        return value
     if isinstance(value, range):
         return list(value)
     if hasattr(type(value), "tolist"):

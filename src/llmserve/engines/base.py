@@ -102,6 +102,16 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class Launches(Protocol):
+    """An engine whose process can begin before all is there that `start` is to come with."""
+
+    async def launch(self) -> None:
+        """Begin the process, which imports and holds no device; `start` goes on with it, and `stop`
+        ends it. EngineError where there can be none."""
+        ...
+
+
+@runtime_checkable
 class Sleeps(Protocol):
     """An engine with a sleep of its own; every other one is stopped and started instead."""
 

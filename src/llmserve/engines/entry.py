@@ -38,6 +38,8 @@ class EngineEntry:
     """What it runs and where, in a few words."""
     load: Callable[[], MakeEngine]
     """Imports the engine and returns its class."""
+    choose: Callable[[Mapping[str, object]], MakeEngine] | None = None
+    """Imports and returns the class for these options, where they decide it; all can the same."""
     options: Callable[[], Mapping[str, EngineOption]] | None = None
     """By name, and without heavy imports; None reads them from the keywords of what `load`
     returns."""
@@ -51,6 +53,10 @@ class EngineEntry:
     def loaded(self) -> MakeEngine:
         """Import the engine; EngineError where it does not import, with what to install."""
         return self._imported(self.load)
+
+    def loaded_for(self, options: Mapping[str, object]) -> MakeEngine:
+        """As `loaded`, but the class that these options ask for; ValueError for a wrong one."""
+        return self.loaded() if self.choose is None else self.choose(options)
 
     def known_options(self) -> Mapping[str, EngineOption]:
         """Return its start-up options; EngineError as `loaded`."""

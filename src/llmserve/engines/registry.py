@@ -80,6 +80,16 @@ def _load_simulator() -> MakeEngine:
     return SimulatorEngine
 
 
+def _choose_simulator(options: Mapping[str, object]) -> MakeEngine:
+    from llmserve.engines.simulator.setup import in_process
+
+    if not in_process(options):
+        return _load_simulator()
+    from llmserve.engines.simulator.process_engine import SimulatorProcess
+
+    return SimulatorProcess
+
+
 def _simulator_options() -> Mapping[str, EngineOption]:
     from llmserve.engines.simulator.setup import SimulatorSetup
 
@@ -108,6 +118,7 @@ BUILT_IN: Mapping[str, EngineEntry] = {
             name="simulator",
             summary="no model: the same batching over what a step would cost",
             load=_load_simulator,
+            choose=_choose_simulator,
             options=_simulator_options,
             default_model="the simulator",
         ),
@@ -182,7 +193,7 @@ def create(name: str, /, *, sink: StepSink, clock: Clock, **options: object) -> 
     Raises TypeError for an option that the engine does not have, ValueError for an unknown name,
     EngineError where the engine does not import.
     """
-    make = find(name).loaded()
+    make = find(name).loaded_for(options)
     if not takes_any(make):
         known = keywords(make)
         for option in options:

@@ -53,7 +53,8 @@ class WhyFold:
             if event.t > self._last:
                 self._last = event.t
             if isinstance(event, TokensEmitted):
-                self._deliver(event, event.n)
+                for request_id, n in event.counts.items():
+                    self._deliver(request_id, event.t, n)
             elif isinstance(event, StepRecorded):
                 self._clock.step(event.record)
             elif isinstance(event, Submitted):
@@ -64,7 +65,7 @@ class WhyFold:
             elif isinstance(event, Dispatched):
                 self._clock.dispatch(event.request_id, event.t)
             elif isinstance(event, FirstToken):
-                self._deliver(event, 0)
+                self._deliver(event.request_id, event.t, 0)
             elif isinstance(event, Finished | Rejection):
                 self._clock.end(event.request_id)
             elif isinstance(event, KnobsChanged):
@@ -99,16 +100,16 @@ class WhyFold:
         with self._lock:
             return list(self._changes)
 
-    def _deliver(self, event: FirstToken | TokensEmitted, tokens: int) -> None:
-        span = self._clock.deliver(event.request_id, event.t)
+    def _deliver(self, request_id: str, t: float, tokens: int) -> None:
+        span = self._clock.deliver(request_id, t)
         if span is not None:
             first, length, parts = span
             if not first:
-                self._gaps.append(event.t, length, *parts, tokens)
+                self._gaps.append(t, length, *parts, tokens)
                 return
-            self._firsts.append(event.t, length, *parts)
+            self._firsts.append(t, length, *parts)
         if tokens:
-            self._others.append(event.t, tokens)
+            self._others.append(t, tokens)
 
 
 def explain(

@@ -66,9 +66,10 @@ class PrometheusExporter:
         with self._lock:
             match event:
                 case TokensEmitted():
-                    self._tokens.generated += event.n
-                    if (gap := self._timelines.emit(event)) is not None:
-                        self._tokens.gaps.observe(gap)
+                    for n, gap in self._timelines.emit(event):
+                        self._tokens.generated += n
+                        if gap is not None:
+                            self._tokens.gaps.observe(gap)
                 case StepRecorded():
                     self._fold_step(event.record)
                 case Submitted():

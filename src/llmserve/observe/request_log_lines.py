@@ -76,7 +76,8 @@ class LifecycleLog:
     def __call__(self, event: Event) -> None:
         match event:
             case TokensEmitted():
-                self._timelines.emit(event)
+                for _ in self._timelines.emit(event):
+                    pass
             case Submitted():
                 self._timelines.submit(event)
                 if self._prompt_of is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from llmserve.core.events import Dispatched, FirstToken, Submitted, TokensEmitted
@@ -81,17 +83,21 @@ class RequestTimelines:
         timeline.cached_tokens = event.cached_tokens
         return timeline
 
-    def emit(self, event: TokensEmitted) -> float | None:
-        """The gap since the request's tokens before these; None for its first ones.
+    def emit(self, event: TokensEmitted) -> Iterator[tuple[int, float | None]]:
+        """Of each request that got tokens how many, and the gap since those before; None for its
+        first ones. Use it up.
 
         Tokens that arrive together make one gap, as in vLLM: a reader waited once for them.
         """
-        timeline = self._live.get(event.request_id)
-        if timeline is None:
-            return None
-        before, timeline.last = timeline.last, event.t
-        timeline.tokens += event.n
-        return None if before is None else event.t - before
+        live, t = self._live, event.t
+        for request_id, n in event.counts.items():
+            timeline = live.get(request_id)
+            if timeline is None:
+                yield n, None
+                continue
+            before, timeline.last = timeline.last, t
+            timeline.tokens += n
+            yield n, None if before is None else t - before
 
     def end(self, request_id: str) -> RequestTimeline | None:
         timeline = self._live.pop(request_id, None)

@@ -88,8 +88,9 @@ class RequestLog:
         with self._lock:
             match event:
                 case TokensEmitted():
-                    if (row := self._rows.get(event.request_id)) is not None:
-                        row.completion_tokens += event.n
+                    for request_id, n in event.counts.items():
+                        if (row := self._rows.get(request_id)) is not None:
+                            row.completion_tokens += n
                 case StepRecorded():
                     for request_id in event.record.preempted:
                         if (row := self._rows.get(request_id)) is not None:

@@ -155,9 +155,10 @@ class LiveStats:
                     self._began = event.t
             match event:
                 case TokensEmitted():
-                    gap = self._timelines.emit(event)
-                    self._tokens += event.n
-                    self._deliveries.append(event.t, event.n, _NAN if gap is None else gap)
+                    t, append = event.t, self._deliveries.append
+                    for n, gap in self._timelines.emit(event):
+                        self._tokens += n
+                        append(t, n, _NAN if gap is None else gap)
                 case StepRecorded():
                     self._fold_step(event.t, event.record)
                 case Submitted():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from llmserve.core.events import RejectReason
@@ -25,8 +23,7 @@ class Rejected(msgspec.Struct, frozen=True):
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class AdmissionState:
+class AdmissionState(msgspec.Struct, frozen=True):
     """Load of the front, and limits of the request's tenant, as one admission sees them."""
 
     waiting: int

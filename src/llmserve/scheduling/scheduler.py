@@ -162,6 +162,8 @@ class Scheduler:
         """Return the request to dispatch now, which is active from here on; None when none may
         go."""
         self._turn(knobs, now)
+        if not self._waiting:
+            return None
         if self.active >= knobs.active_cap:
             self._explain_waiting("cap")
             return None
@@ -228,6 +230,9 @@ class Scheduler:
     def expire(self, knobs: Knobs, now: float) -> Expired:
         """Return waiting requests past `queue_timeout_s` (dropped here), and any past
         `request_timeout_s` (waiting ones dropped here, active ones left to be finished)."""
+        due = self.deadline(knobs)
+        if due is None or now < due:  # as nearly always
+            return Expired([], [])
         lived = self._older(self._entries, now, knobs.request_timeout_s)
         for entry in lived:
             self.drop(entry.id)
@@ -247,6 +252,8 @@ class Scheduler:
 
     def take_wait_reasons(self) -> list[tuple[str, WaitReason]]:
         """Waiting requests whose reason changed since the last call, each with the new one."""
+        if not self._changed:
+            return []
         changed, self._changed = self._changed, {}
         entries = (self._entries[request_id] for request_id in changed)
         return [(one.id, one.wait_reason) for one in entries if one.wait_reason is not None]

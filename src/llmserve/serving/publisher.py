@@ -19,7 +19,6 @@ from llmserve.core.events import (
     Rejection,
     StepRecorded,
     Submitted,
-    TokensEmitted,
     WaitReasonChanged,
 )
 from llmserve.core.knobs import Applied
@@ -77,7 +76,12 @@ class Publisher:
         self._bus.publish(FirstToken(t=t, request_id=request_id, cached_tokens=cached_tokens))
 
     def emitted(self, request_id: str, t: float, tokens: int) -> None:
-        self._bus.publish(TokensEmitted(t=t, request_id=request_id, n=tokens))
+        """Tokens of one request: part of one event with all that come at `t`, which is published
+        before the next of any kind, or by `flush`."""
+        self._bus.emitted(request_id, tokens, t)
+
+    def flush(self) -> None:
+        self._bus.flush()
 
     def finished(
         self,

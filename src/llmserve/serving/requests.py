@@ -145,8 +145,10 @@ def as_over_context(limit: int, said: str) -> str:
 
 def check_tokens(sampling: SamplingParams, info: EngineInfo) -> None:
     """ParamError for a token outside the vocabulary: an engine indexes by them unseen."""
-    known_tokens(sampling.stop_token_ids, info, "stop_token_ids")
-    known_tokens([token for token, _ in sampling.logit_bias], info, "logit_bias")
+    if sampling.stop_token_ids:
+        known_tokens(sampling.stop_token_ids, info, "stop_token_ids")
+    if sampling.logit_bias:
+        known_tokens([token for token, _ in sampling.logit_bias], info, "logit_bias")
 
 
 def known_tokens(ids: Sequence[int], info: EngineInfo, param: str) -> tuple[int, ...]:

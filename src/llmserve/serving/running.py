@@ -41,6 +41,8 @@ class RunningRequests:
         self._publisher = publisher
         self._died = died
         self._left = left
+        self._moment: float | None = None
+        """When the tokens came that this turn of the loop brings."""
 
     def run(self, entry: Entry) -> None:
         """Run a request that the scheduler has just dispatched."""
@@ -97,7 +99,12 @@ class RunningRequests:
             handle.failure = EngineError(f"the engine failed on this request: {error!r}")
 
     def _deliver(self, request_id: str, handle: Handle, chunk: Chunk) -> None:
-        handle.last, now = chunk, self._clock.now()
+        """Once for each token. What comes in one turn of the loop has come at one moment."""
+        now = self._moment
+        if now is None:
+            now = self._moment = self._clock.now()
+            asyncio.get_running_loop().call_soon(self._moment_over)
+        handle.last = chunk
         if handle.stream.put(chunk, now):
             self._scheduler.started(request_id, now)
             self._publisher.first_token(request_id, now, chunk.cached_tokens)
@@ -105,6 +112,10 @@ class RunningRequests:
             tokens = len(chunk.token_ids)
             self._scheduler.emitted(request_id, tokens)
             self._publisher.emitted(request_id, now, tokens)
+
+    def _moment_over(self) -> None:
+        self._moment = None
+        self._publisher.flush()
 
     def _leave(self, entry: Entry, handle: Handle, task: asyncio.Task[None]) -> None:
         last, failure = handle.last, handle.failure

@@ -110,7 +110,7 @@ class Runtime:
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed, as it is with vLLM: there a fifth of the kernel's CPU time
+    """uvloop's where it is installed (all but Windows): a fifth of the kernel's CPU time
     per token was the loop's own."""
     if importlib.util.find_spec("uvloop") is None:
         return asyncio.new_event_loop()

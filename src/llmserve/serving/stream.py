@@ -44,7 +44,8 @@ class Stream:
         self._ended = False
         self._wanted: Callable[[], bool] = lambda: False
         self._on_end: Callable[[Exception | None], None] = lambda failure: None
-        self._seen: Callable[[Chunk], None] = lambda chunk: None
+        self._seen: Callable[[Chunk], None] | None = None
+        self._news: Callable[[], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._text: list[str] = []
         self._tokens: list[int] = []
@@ -59,9 +60,7 @@ class Stream:
     async def __anext__(self) -> Chunk:
         while not self._chunks:
             if self._ended:
-                if self._failure is not None:
-                    self.raised = self._failure
-                    raise self._failure
+                self.raise_failure()
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -72,6 +71,29 @@ class Stream:
         chunks = list(self._chunks)
         self._chunks.clear()
         return chunks
+
+    def listen(self, news: Callable[[], None]) -> None:
+        """Call `news` with each chunk and with the end, instead of waiting for them: no task is
+        woken. It must return at once; what there is, `ready` and `ended` say."""
+        self._news = news
+        if self._chunks or self._ended:
+            news()
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more chunks come than are ready."""
+        return self._ended
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with something to raise."""
+        return self._failure is not None
+
+    def raise_failure(self) -> None:
+        """Raise what iterating it to the end would raise, if anything."""
+        if self._failure is not None:
+            self.raised = self._failure
+            raise self._failure
 
     async def collect(self) -> Outcome:
         """Read to the end. Cancelling this cancels the request."""
@@ -92,7 +114,7 @@ class Stream:
         self,
         wanted: Callable[[], bool],
         on_end: Callable[[Exception | None], None],
-        seen: Callable[[Chunk], None] = lambda chunk: None,
+        seen: Callable[[Chunk], None] | None = None,
     ) -> None:
         """Share this work with others: while `wanted` says so, a client that leaves stops nothing.
 
@@ -122,7 +144,8 @@ class Stream:
             self._logprobs.extend(chunk.logprobs)
         if chunk.prompt_logprobs is not None:
             self._prompt_logprobs = chunk.prompt_logprobs
-        self._seen(chunk)
+        if self._seen is not None:
+            self._seen(chunk)
         self._chunks.append(chunk)
         self._wake()
         return first
@@ -151,5 +174,7 @@ class Stream:
         self._on_end(failure)
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self._news is not None:
+            self._news()
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmserve.core.types import SamplingParams, Structured
-from llmserve.engines.torch.messages import Stepped, SubmitRequest
+from llmserve.engines.process.messages import Stepped, SubmitRequest
 from llmserve.engines.torch.sampling.guided_decoding import Grammars
 from llmserve.engines.torch.text.tokenizer import open_tokenizer
 from support.examples import examples

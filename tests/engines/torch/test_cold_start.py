@@ -563,3 +563,49 @@ def test_the_latest_used_proofs_stay(
     left = {one.name for one in proofs(cache)}
     assert {"somebody's", mine.name, f"{3:040x}.proof"} < left
     assert len(left) == 4
+
+
+LAUNCHED = """
+    import asyncio, sys
+    from llmserve.core.clock import MonotonicClock
+    from llmserve.engines.base import Launches
+    from llmserve.engines.torch.engine import TorchEngine
+
+    async def main():
+        engine = TorchEngine(sink=lambda _: None, clock=MonotonicClock(), threads=1, device="cpu")
+        assert isinstance(engine, Launches)
+        await engine.launch()
+        first = engine._run
+        await engine.start()
+        print(engine._run is first, len(engine.tokenizer.encode("hi")) > 0)
+        await engine.stop()
+        await engine.launch()
+        await engine.stop()
+        print(engine._run is None)
+
+    asyncio.run(main())
+"""
+
+
+def test_a_start_goes_on_with_the_process_that_was_launched(cache: Path) -> None:
+    run = in_a_fresh_process(LAUNCHED)
+    said, _ = run.communicate()
+    assert run.returncode == 0
+    assert said.split() == ["True", "True", "True"]
+
+
+def test_a_second_start_compares_in_one_step_of_each_kind(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    forward = FlatModel.forward
+
+    def counted(model: FlatModel, batch: Any, tokens: list[int], wanted: list[int]) -> Any:
+        steps.append(len(tokens))
+        return forward(model, batch, tokens, wanted)
+
+    opened(llama)
+    monkeypatch.setattr(FlatModel, "forward", counted)
+    assert opened(llama).proof.startswith("kept")
+    assert len(steps) == 2
+    assert steps[1] == 2, "the second is of decodes"

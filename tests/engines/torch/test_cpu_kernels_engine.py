@@ -22,10 +22,11 @@ import torch
 from llmserve.core.clock import MonotonicClock
 from llmserve.core.types import Chunk, Request, SamplingParams
 from llmserve.engines.base import EngineError, ReportsProgress
+from llmserve.engines.process.client import ProcessClient
+from llmserve.engines.process.messages import Busy
 from llmserve.engines.torch.cpu_kernels.kernel import FusedRows
 from llmserve.engines.torch.engine import TorchEngine
 from llmserve.engines.torch.kv.store import KvStore
-from llmserve.engines.torch.messages import Busy
 from llmserve.engines.torch.model import race, select_forward
 from llmserve.engines.torch.model.attention import UnsupportedModel
 from llmserve.engines.torch.model.compact_llama import Compact
@@ -36,7 +37,6 @@ from llmserve.engines.torch.model.select_forward import load
 from llmserve.engines.torch.model.verify import Stretch, after, difference
 from llmserve.engines.torch.model.weights import Weights
 from llmserve.engines.torch.options import parse
-from llmserve.engines.torch.process_client import ProcessClient
 from support.tiny_models import SHAPE, VOCAB, Drive, Driven, save_model
 
 pytestmark = pytest.mark.timeout(400)  # the first one compiles the kernels
@@ -328,7 +328,7 @@ def test_what_a_child_is_busy_with_is_known_to_its_engine() -> None:
         engine = TorchEngine(sink=lambda _: None, clock=MonotonicClock())
         assert isinstance(engine, ReportsProgress)
         assert engine.busy_with == ""
-        engine._run = ProcessClient(lambda _: None, {})
+        engine._run = ProcessClient("torch", "none", lambda _: None, {})
         for what in ("compiling kernels", ""):
             engine._run.child_said(msgspec.msgpack.encode(Busy(what)))
             assert engine.busy_with == what

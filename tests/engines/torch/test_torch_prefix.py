@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.engines.torch.messages import Adopted, ResetCache
+from llmserve.engines.process.messages import Adopted, ResetCache
 from support.tiny_models import Drive, Driven, greedy, words
 
 MAX_TOKENS = 16

@@ -17,9 +17,11 @@ from support.serving import Serving, serving
 from support.shared_vllm import has_vllm, mark
 from support.vllm_differs import BY_CHANCE, difference
 
+FAST = {"prefill_ms": 2.0, "decode_ms": 2.0, "max_model_len": 2048}
 ENGINES: dict[str, dict[str, Any]] = {
-    "simulator": {"prefill_ms": 2.0, "decode_ms": 2.0, "max_model_len": 2048},
-    "torch": {},
+    "simulator": {"engine": "simulator", **FAST},
+    "simulator-process": {"engine": "simulator", "process": True, **FAST},
+    "torch": {"engine": "torch"},
 }
 
 
@@ -41,7 +43,7 @@ def started() -> Iterator[Callable[[str], Serving]]:
 
         @cache
         def start(engine: str) -> Serving:
-            return stack.enter_context(serving(engine, **ENGINES[engine]))
+            return stack.enter_context(serving(**ENGINES[engine]))
 
         yield start
 

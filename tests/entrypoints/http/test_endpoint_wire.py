@@ -13,19 +13,18 @@ import pytest
 
 from llmserve.core.events import RejectReason
 from llmserve.core.knobs import KnobError
-from llmserve.core.types import Chunk, ParamError, Request, SamplingParams, TokenLogprob
+from llmserve.core.types import Chunk, ParamError, TokenLogprob
 from llmserve.engines.base import EngineError, EngineInfo
 from llmserve.engines.tokenizer import PLAIN_CHAT, ChatOptions
 from llmserve.entrypoints.http import prompts, protocol
 from llmserve.entrypoints.http.errors import ApiError, as_api_error
 from llmserve.entrypoints.http.logprobs import chat_logprobs
-from llmserve.entrypoints.http.merged_streams import TaggedChunk, arrivals
 from llmserve.entrypoints.http.replies import ChatReply, CompletionReply, Head
 from llmserve.entrypoints.http.token_places import TokenPlace
 from llmserve.entrypoints.http.token_texts import TokenTexts
 from llmserve.scheduling.admission import Rejected
 from llmserve.serving.requests import ContextExceeded
-from llmserve.serving.stream import Refused, RequestTimeout, Stream
+from llmserve.serving.stream import Refused, RequestTimeout
 from support.toy_engine import engine as toy
 
 HEAD = Head("id-1", 1_700_000_000, 'model "x"')
@@ -167,35 +166,3 @@ def test_between_the_prompts_of_one_request_others_have_their_turn() -> None:
 
     assert [Letters().decode(ids) for ids in asyncio.run(both())] == ["a", "b", "c"]
     assert told == ["a", "other", "b", "other", "c"]
-
-
-def stream(id: str) -> Stream:
-    request = Request(id=id, prompt_ids=(1,), sampling=SamplingParams(), arrival=0.0)
-    return Stream(request, lambda: None)
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_chunks_that_wait_arrive_together_and_in_order(count: int) -> None:
-    async def read() -> list[list[TaggedChunk]]:
-        streams = [stream(str(i)) for i in range(count)]
-        for one in streams:
-            one.put(Chunk(text="a"), 1.0)
-            one.put(Chunk(text="b"), 1.0)
-            one.end(Chunk(finish_reason="stop"), 1.0)
-        return [batch async for batch in arrivals(streams)]
-
-    (batch,) = asyncio.run(read())
-    for choice in range(count):
-        assert [a.chunk.text for a in batch if a.choice == choice] == ["a", "b"]
-
-
-@pytest.mark.parametrize("failing", [0, 1])
-def test_one_failing_stream_fails_the_answer_while_another_goes_on(failing: int) -> None:
-    async def read() -> None:
-        streams = [stream("0"), stream("1")]
-        streams[failing].end(Chunk(finish_reason="error"), 1.0, EngineError("died"))
-        async for _ in arrivals(streams):
-            pass
-
-    with pytest.raises(EngineError, match="died"):
-        asyncio.run(asyncio.wait_for(read(), 5))

@@ -22,7 +22,7 @@ def test_a_killed_child_ends_what_ran_and_what_waits_is_served_by_the_next() -> 
 
         def shoot(event: Event) -> None:
             if isinstance(event, TokensEmitted) and not shot:
-                shot.append(event.request_id)
+                shot.extend(event.counts)
                 killed.kill()
 
         def ask(i: int) -> Request:

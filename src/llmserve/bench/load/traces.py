@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llmserve.bench.load.mooncake import MooncakeError, is_mooncake, read_mooncake
 from llmserve.bench.load.workload import MOST_WARM_UP, WARM_UP_CLIENTS, Arrival, ChatTurn, Workload
 from llmserve.core.bounds import BOUNDS
 from llmserve.core.events import Submitted
@@ -100,7 +101,8 @@ def read_load(
     same_prompts: bool = False,
     tokenizer: Tokenizer | None = None,
 ) -> Replay:
-    """A trace of llmserve, a CSV of BurstGPT or Azure, or ShareGPT's JSON, known by its content.
+    """A trace of llmserve or Mooncake (JSON lines), a CSV of BurstGPT or Azure, or ShareGPT's JSON,
+    known by its content.
 
     requests: only the first so many. speed: 2 sends them twice as fast. rate, concurrency: in
     place of the recorded times. longest: leave out requests of more tokens in and out together.
@@ -118,6 +120,8 @@ def read_load(
         found, timed = _read(path, tokenizer)
         kept = (a for a in found if longest is None or _tokens(a) <= longest)
         arrivals = list(itertools.islice(kept, requests))
+    except MooncakeError as error:
+        raise TraceFormatError(str(error)) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise TraceFormatError(f"{path.name} is no text of a trace: {error}") from None
     if not arrivals:
@@ -156,12 +160,14 @@ def _read(path: Path, tokenizer: Tokenizer | None) -> tuple[Iterable[Arrival], b
         head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"["):
         return _sharegpt(path, tokenizer), False
+    if is_mooncake(path):
+        return read_mooncake(path), True
     try:
         events = read_trace(path)
     except TraceError as error:
         raise TraceFormatError(
-            f"{path.name} is no CSV of BurstGPT or Azure, no ShareGPT JSON, and no trace of "
-            f"llmserve: {error}"
+            f"{path.name} is no CSV of BurstGPT or Azure, none of Mooncake's, no ShareGPT JSON, "
+            f"and no trace of llmserve: {error}"
         ) from None
     return (_submitted(e) for e in events if isinstance(e, Submitted)), True
 

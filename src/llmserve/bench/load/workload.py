@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -23,6 +24,8 @@ DEFAULT_DURATION_S = 10.0
 DEFAULT_ROUNDS = 4
 """Requests per client of a closed loop that names neither requests nor duration."""
 WARM_UP_CLIENTS, MOST_WARM_UP = 4, 16
+MOST_REPEATED = 1000
+"""A repeat is of one of the newest so many prompts, as many as a response cache holds."""
 WORKLOAD = (
     *(
         Bounds(name, 0, math.inf, kind="real", above=True, optional=True)
@@ -31,6 +34,7 @@ WORKLOAD = (
     Bounds("burstiness", 0, math.inf, kind="real", above=True),
     *(Bounds(name, 1, math.inf, optional=True) for name in ("concurrency", "requests")),
     Bounds("seed", -math.inf, math.inf),
+    Bounds("repeat_share", 0, 1, kind="real"),
 )
 """Numbers of a load as a whole; what one request is like, its kind checks."""
 FIELDS: Mapping[str, Callable[[Any], Any]] = KIND | {each.name: each.read for each in WORKLOAD}
@@ -62,6 +66,8 @@ class Arrival:
     """The prompt's first tokens are those of all arrivals with this salt."""
     later: tuple[ChatTurn, ...] = ()
     think_s: float = 0.0
+    repeat: bool = False
+    """It is an earlier arrival once more: prompt, lengths and sender."""
 
     def turn(self, number: int) -> Arrival:
         """The chat's later turn as an arrival of its own (1 is the first of `later`)."""
@@ -142,6 +148,8 @@ class Workload:
     think_s: float = 0.0
     mix: Mix | None = None
     seed: int = 0
+    repeat_share: float = 0.0
+    """So many of the requests (0.3 is 30 %) are an earlier one of the run once more."""
     same_prompts: bool = False
     """Send the very prompts of an earlier run, whose cache may then help. Otherwise prompts are
     salted anew in every run."""
@@ -226,7 +234,20 @@ class Workload:
         times = random.Random(f"{self.seed} times")
         starts = itertools.repeat(0.0) if shape is None else shape.times(times)
         within = math.inf if shape is None or self.limit_s is None else self.limit_s
-        return self._requests(takewhile(within.__gt__, itertools.islice(starts, self.limit)))
+        times_s = takewhile(within.__gt__, itertools.islice(starts, self.limit))
+        drawn = self._requests(times_s)
+        return self._with_repeats(drawn) if self.repeat_share else drawn
+
+    def _with_repeats(self, drawn: Iterator[Arrival]) -> Iterator[Arrival]:
+        """Drawn from a stream of its own: the other requests are those of any other share."""
+        chance = random.Random(f"{self.seed} repeats")
+        recent: deque[Arrival] = deque(maxlen=MOST_REPEATED)
+        for arrival in drawn:
+            if recent and chance.random() < self.repeat_share:
+                yield replace(chance.choice(recent), at_s=arrival.at_s, repeat=True)
+            else:
+                recent.append(arrival)
+                yield arrival
 
     def _requests(self, times: Iterable[float]) -> Iterator[Arrival]:
         kinds = list(self.kinds.values())
@@ -269,4 +290,5 @@ class Workload:
             f"{name} {each.weight:g}: {each}" if name else str(each)
             for name, each in self.kinds.items()
         )
-        return f"{kind}, {' or '.join(ends)}, {sizes}, seed {self.seed}"
+        again = f"{self.repeat_share:.0%} of them repeated, " if self.repeat_share else ""
+        return f"{kind}, {' or '.join(ends)}, {sizes}, {again}seed {self.seed}"

@@ -122,6 +122,9 @@ class BenchRecorder:
                 | CacheLooked()
             ):
                 pass
+            case TokensEmitted():
+                with self._lock:
+                    self._fold_tokens(event)
             case _:
                 if self._everything or event.request_id in self._expected:
                     with self._lock:
@@ -129,14 +132,9 @@ class BenchRecorder:
 
     def _fold(
         self,
-        event: Submitted | Rejection | Dispatched | FirstToken | TokensEmitted | Finished,
+        event: Submitted | Rejection | Dispatched | FirstToken | Finished,
     ) -> None:
         match event:
-            case TokensEmitted():
-                self._tokens += event.n
-                self._ended = max(self._ended, event.t)
-                if (gap := self._journeys.emit(event)) is not None:
-                    self._gaps.append(event.t, gap, event.n)
             case Submitted():
                 self._sent += 1
                 self._began = min(self._began, event.t)
@@ -158,6 +156,18 @@ class BenchRecorder:
                 self._error(event.t, event.reason)
             case _:
                 assert_never(event)
+
+    def _fold_tokens(self, event: TokensEmitted) -> None:
+        if not self._everything:
+            own = {name: n for name, n in event.counts.items() if name in self._expected}
+            if not own:
+                return
+            event = TokensEmitted(t=event.t, counts=own)
+        self._ended = max(self._ended, event.t)
+        for n, gap in self._journeys.emit(event):
+            self._tokens += n
+            if gap is not None:
+                self._gaps.append(event.t, gap, n)
 
     def _error(self, t: float, reason: str) -> None:
         self._began, self._ended = min(self._began, t), max(self._ended, t)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from llmserve.bench.results.cache_figures import CacheFigures, cache_words
 from llmserve.bench.results.curves import Moment
 from llmserve.bench.results.slo import Slo
 from llmserve.core.quantities import duration
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LATENCIES = ("ttft", "itl", "tpot", "e2e", "queue")
+HIT = "hit"
+"""The latency of requests that the response cache answered: `hit_p50`, apart from the others."""
 COLUMNS = ("mean", "p50", "p90", "p95", "p99")
 CLIENT_LIMIT = "client_limit"
 """The error of a request not sent because so many of the driver's were unanswered."""
@@ -78,6 +81,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """So many of them could be cached by the run's own earlier prompts; None where prompts that
     share a beginning were sent as text, whose tokens only the server knows."""
     same_prompts: bool = False
+    response_cache: CacheFigures | None = None
+    """What the response cache did, where the run had one: it is in no other figure."""
     preempted: int = 0
     kv_peak: float | None = None
     """The fullest that the engine's KV memory was, 0 to 1."""
@@ -154,7 +159,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         for name in LATENCIES:
             summary = getattr(self, name)
             values |= {f"{name}_{column}": getattr(summary, column) for column in COLUMNS}
-        return values
+        cache = self.response_cache
+        hits = Summary() if cache is None else cache.hits
+        values |= {f"{HIT}_{column}": getattr(hits, column) for column in COLUMNS}
+        return values | {"hit_share": None if cache is None else cache.share}
 
     def to_json(self) -> str:
         return msgspec.json.encode(self).decode()
@@ -199,6 +207,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             values = [getattr(summary, column) for column in COLUMNS]
             cells = [duration(value) for value in values]
             rows.append((name if name == "queue" else name.upper(), summary.n, cells))
+        if (cache := self.response_cache) is not None:
+            cells = [duration(getattr(cache.hits, column)) for column in COLUMNS]
+            rows.append(("hits", cache.hits.n, cells))
         return rows
 
     def _headline(self) -> str:
@@ -220,6 +231,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         if self.met is not None:
             goal = self.slo or "each request's own"
             remarks.append(f"goodput {self.goodput_per_s:,.2f} requests/s within {goal}")
+        remarks += cache_words(caches([self]))
         remarks += unseen([self])
         remarks += self.warnings()
         return remarks
@@ -242,6 +254,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
                 f"CLIENT WAS THE LIMIT: it sent 1 % of its requests {duration(self.lag.p99)} late "
                 "or later; latencies hold that time"
             )
+        if self.response_cache is not None:
+            remarks += self.response_cache.warnings()
         if self.contaminated:
             remarks.append(
                 f"CONTAMINATED CACHE: {self.prefix_hits or 0:.0%} of the prompt tokens were cached "
@@ -254,7 +268,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 def is_time(figure: str) -> bool:
     """Whether this one of `Report.figures` is in seconds."""
-    return figure.rpartition("_")[0] in LATENCIES
+    latency, _, column = figure.rpartition("_")
+    return latency in LATENCIES or (latency == HIT and column in COLUMNS)
+
+
+def caches(runs: Iterable[Report]) -> list[CacheFigures]:
+    """What the response cache did in each run that had one."""
+    return [run.response_cache for run in runs if run.response_cache is not None]
 
 
 def share_served(runs: Sequence[Report]) -> float:

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from llmserve.bench.results.cache_figures import cache_words
 from llmserve.bench.results.intervals import Interval, interval
 from llmserve.bench.results.report import (
     COLUMNS,
+    HIT,
     LATENCIES,
     Report,
+    caches,
     counted,
     miscounted,
     not_served,
@@ -41,6 +44,7 @@ SHARES = {
     "seq_fill": "batch filled, sequences",
     "batch_fill": "batch filled, tokens",
     "kv_peak": "KV memory, peak",
+    "hit_share": "requests that the response cache answered",
 }
 _GIB = 2.0**30
 
@@ -234,7 +238,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         found = [f"{self.n} of {self.sent} requests served in {times}; ± holds 95 % over runs"]
         if ended == 1:
             found = [f"{self.n} of {self.sent} requests served in one run: no interval"]
-        found += [*counted(self.runs), self.workload]
+        found += [*counted(self.runs), self.workload, *cache_words(caches(self.runs))]
         return found + unseen(self.runs) + self.warnings()
 
     def _rate_rows(self) -> list[tuple[str, str]]:
@@ -244,17 +248,21 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return [(words, cell) for words, cell in rows if cell != "–"]
 
     def _latency_rows(self) -> list[tuple[str, ...]]:
+        named = [(name if name == "queue" else name.upper(), name) for name in LATENCIES]
+        hits = self._samples(f"{HIT}_p50")
         return [
             (
-                name if name == "queue" else name.upper(),
-                f"{self._latency(name).n:,}",
+                words,
+                f"{self._samples(f'{name}_p50'):,}",
                 *(_time(self.figure(f"{name}_{column}")) for column in COLUMNS),
             )
-            for name in LATENCIES
+            for words, name in [*named, *([("hits", HIT)] if hits else [])]
         ]
 
     def _samples(self, figure: str) -> int:
         latency = figure.rpartition("_")[0]
+        if latency == HIT:
+            return sum(cache.hits.n for cache in caches(self.runs))
         return self._latency(latency).n if latency in LATENCIES else self.n
 
     def _mean(self, name: str) -> float | None:

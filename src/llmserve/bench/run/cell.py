@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from llmserve.bench.load.workload import Load, Workload
 from llmserve.bench.results.result import Result
 from llmserve.bench.results.slo import Slo, parse_slo
+from llmserve.bench.run.cached_target import CachedTarget, Keeps, check_repeats
 from llmserve.bench.run.driver import ServiceTarget
 from llmserve.bench.run.job import Job, State
 from llmserve.bench.run.live import LiveThroughput
@@ -42,6 +43,7 @@ def bench(
     address: Address | None = None,
     own_process: bool | None = None,
     cores: int | None = None,
+    keep_replies: Callable[[], Keeps] | None = None,
     **workload: Any,
 ) -> Result:
     """Run to the end; an interrupt ends it and gives what was measured until then.
@@ -49,14 +51,20 @@ def bench(
     own_process: drive over HTTP from a process of its own, as a client of another machine would.
     None: where an open loop has 100 requests/s or more and there are 4 cores or more (of the
     machine, unless `cores` says), for it takes a core.
+    keep_replies: makes the response cache that stands before the service, one for each run.
     """
     load = make_load(load, workload)
+    if keep_replies is not None:
+        check_repeats(load)
+        own_process = _kept_here(own_process)
     if own_process is None:
         found = usable_cores() if cores is None else cores
         own_process = address is not None and asks_for_process(load, found)
     info = service.engine.info
     job = Repeats(
-        _target(service, bus, load, address, own_process),
+        _target(service, bus, load, address, own_process)
+        if keep_replies is None
+        else CachedTarget(service, bus, keep_replies),
         load,
         repeats=repeats,
         warmup=warmup,
@@ -66,6 +74,14 @@ def bench(
         seed=load.seed if isinstance(load, Workload) else 0,
     )
     return run_job(runtime, job, progress=progress, watch=live(job) if progress else nothing)
+
+
+def _kept_here(own_process: bool | None) -> bool:
+    if own_process:
+        raise ValueError(
+            "response_cache is measured from the server's own loop: leave own_process out"
+        )
+    return False
 
 
 def live(job: Job[Any]) -> Callable[[], None]:

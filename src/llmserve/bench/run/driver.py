@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
 
 from llmserve.bench.load.prompts import prompt_of
 from llmserve.bench.load.workload import Arrival, Load
+from llmserve.bench.results.cache_figures import CacheLog
 from llmserve.bench.results.recorder import BenchRecorder
 from llmserve.bench.results.report import CLIENT_LIMIT, Report
 from llmserve.bench.results.slo import Slo
@@ -84,6 +87,15 @@ class Target(Protocol):
 
     async def reset_cache(self) -> None:
         """Forget cached prefixes, where that can be options for."""
+        ...
+
+
+@runtime_checkable
+class LooksUp(Protocol):
+    """A target with a response cache before it."""
+
+    def begin(self) -> CacheLog:
+        """Begin a run: what the cache does is kept in this log from now on."""
         ...
 
 
@@ -162,6 +174,7 @@ class Bench:
         self._on_progress = progress
         self._max_outstanding = max_outstanding
         self._recorder = BenchRecorder(slo=slo, sees_cache=target.sees_cache)
+        self._cache = target.begin() if isinstance(target, LooksUp) else None
         self._run_salt = run_salt(workload)
         self._begun: set[int] = set()
         """Salts of the shared prefixes that were sent already."""
@@ -202,16 +215,20 @@ class Bench:
             self._load.cancel()
 
     def report(self) -> Report:
-        return self._recorder.report(
+        report = self._recorder.report(
             str(self.workload),
             lag=Summary.of(self._lags.window(-math.inf, math.inf)[:, 1]),
             interrupted=self._interrupted,
             same_prompts=self.workload.same_prompts,
         )
+        cache = None if self._cache is None else self._cache.figures()
+        return msgspec.structs.replace(report, response_cache=cache)
 
     @property
     def progress(self) -> Progress:
         sent, good, failed, tokens = self._recorder.counts
+        if (cache := self._cache) is not None:
+            sent, good, failed = sent + cache.hits, good + cache.hits, failed + cache.failed
         started = self._started
         elapsed = 0.0 if started is None else self._target.clock.now() - started
         return Progress(sent, good, failed, elapsed, tokens)
@@ -279,7 +296,9 @@ class Bench:
     async def _send(self, request: Request, arrival: Arrival, known: int | None) -> Said | None:
         """`known`: tokens of its prompt that the server has seen in this run."""
         requested = arrival.prompt_tokens + (known or 0)
-        if arrival.prefix_tokens and arrival.prefix_salt in self._begun:
+        if arrival.repeat:
+            known = arrival.prompt_tokens if request.prompt_ids else None
+        elif arrival.prefix_tokens and arrival.prefix_salt in self._begun:
             known = arrival.prefix_tokens if request.prompt_ids else None
         elif arrival.prefix_tokens:
             self._begun.add(arrival.prefix_salt)

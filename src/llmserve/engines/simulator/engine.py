@@ -17,7 +17,7 @@ from llmserve.core.clock import Clock
 from llmserve.core.knobs import Applied, Clamp, Knobs, differences
 from llmserve.core.types import Chunk, Request, StepRecord, Structured
 from llmserve.engines.base import Deliver, EngineError, StepSink
-from llmserve.engines.batching.sequence import Plan
+from llmserve.engines.batching.sequence import Plan, Sequence
 from llmserve.engines.batching.step_planner import StepPlanner
 from llmserve.engines.limits import clamp
 from llmserve.engines.process.delivery import Delivery
@@ -31,7 +31,7 @@ MAX_LATE_S = 0.1
 """How much lateness is made up for; more (a loop that was blocked) is lost time."""
 SETTLE_S = 1e-6
 SETTLE_TURNS = 8
-_Chunks = list[tuple[SimulatedReply, Chunk]]
+_Chunks = list[tuple["_Delivered", Chunk]]
 
 
 class SimulatorEngine:
@@ -101,7 +101,7 @@ class SimulatorEngine:
         if self._to_engine.typical_s:
             await self._clock.sleep_until(self._clock.now() + self._to_engine.draw())
         seq = self._planner.add(request, self._clock.now())
-        reply = SimulatedReply(seq, Delivery(deliver), said)
+        reply = _Delivered(seq, Delivery(deliver), said)
         self._replies[request.id] = reply
         self._wake.set()
         try:
@@ -120,8 +120,8 @@ class SimulatorEngine:
         self._times = StepTimes(self._setup)
         self._to_engine, self._to_clients = front_delays(self._setup)
         self._heard_at = -math.inf  # when the last step's tokens are delivered
-        self._replies: dict[str, SimulatedReply] = {}
-        self._late: dict[asyncio.Task[None], list[SimulatedReply]] = {}
+        self._replies: dict[str, _Delivered] = {}
+        self._late: dict[asyncio.Task[None], list[_Delivered]] = {}
         """Steps that are over and not delivered yet, each with the replies it has tokens for."""
         self._changes: list[_Change] = []
         self._wake = asyncio.Event()
@@ -232,7 +232,7 @@ class SimulatorEngine:
         for reply, chunk in chunks:
             reply.delivery.give(chunk)
 
-    def _forget(self, reply: SimulatedReply) -> None:
+    def _forget(self, reply: _Delivered) -> None:
         del self._replies[reply.seq.id]
         self._planner.remove(reply.seq.id)
 
@@ -246,6 +246,14 @@ class SimulatorEngine:
                 reply.delivery.fail(EngineError(message))
         self._in_step = False
         self._adopt()
+
+
+class _Delivered(SimulatedReply):
+    """A reply, and where its chunks go."""
+
+    def __init__(self, seq: Sequence, delivery: Delivery, said: list[int] | None) -> None:
+        super().__init__(seq, said)
+        self.delivery = delivery
 
 
 @dataclass(frozen=True, slots=True)

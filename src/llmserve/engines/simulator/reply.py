@@ -16,7 +16,6 @@ from llmserve.core.types import (
     TokenLogprob,
 )
 from llmserve.engines.batching.sequence import Sequence
-from llmserve.engines.process.delivery import Delivery
 from llmserve.engines.simulator.vocabulary import OPENING, piece, voice, word
 from llmserve.engines.stop_strings import StopStrings
 
@@ -70,11 +69,10 @@ def ends_after(sampling: SamplingParams, said: list[int] | None, tokens: list[in
 
 
 class SimulatedReply:
-    """One request's words on their way out."""
+    """What one request is answered, token by token."""
 
-    def __init__(self, seq: Sequence, delivery: Delivery, said: list[int] | None = None) -> None:
+    def __init__(self, seq: Sequence, said: list[int] | None = None) -> None:
         self.seq = seq
-        self.delivery = delivery
         self._said = said
         self._text = ReplyText(said)
         self._voice = voice(seq.request.prompt_ids, seq.request.sampling.seed)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from llmserve.core.validation import real, whole
+from llmserve.core.validation import flag, real, whole
 from llmserve.engines.base import EngineInfo, no_option
 from llmserve.engines.batching.sequence import PlannedRow
 from llmserve.engines.limits import ANY_WHOLE, MOST_TOKENS, ceiling
@@ -43,6 +43,8 @@ class SimulatorSetup:
     enable_prefix_caching: bool = True
     max_num_seqs_ceiling: int = 256
     max_num_batched_tokens_ceiling: int = 16_384
+    process: bool = False
+    """Step in a process of its own and in real time: a cell that holds the GIL delays no step."""
 
     def __post_init__(self) -> None:
         _ = self.cost, self.ceilings
@@ -53,6 +55,7 @@ class SimulatorSetup:
             "seed": whole("seed", self.seed, *ANY_WHOLE),
             "block_size": whole("block_size", self.block_size, 1, MOST_TOKENS, "tokens"),
             "max_model_len": whole("max_model_len", self.max_model_len, 1, MOST_TOKENS, "tokens"),
+            "process": flag("process", self.process),
         }
         least = int(checked["block_size"])
         checked["kv_capacity_tokens"] = whole(
@@ -63,6 +66,11 @@ class SimulatorSetup:
         for name in ("dispatch", "delivery"):
             if (spread := getattr(self, name)) is not None:
                 spread.check(name)
+        if self.process and (self.dispatch_ms or self.delivery_ms):
+            raise ValueError(
+                "process=True has the delays of a real process: leave dispatch_ms and delivery_ms "
+                "out, or process"
+            )
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -104,8 +112,22 @@ class SimulatorSetup:
         )
 
 
-def read_setup(cost: StepCost | None, options: Mapping[str, Any]) -> SimulatorSetup:
-    """The options by their names; TypeError for one that there is not."""
+def in_process(options: Mapping[str, Any]) -> bool:
+    """Whether these options ask for a process of its own."""
+    return flag("process", options.get("process", False))
+
+
+def read_setup(
+    cost: StepCost | None, options: Mapping[str, Any], *, real_time: bool = False
+) -> SimulatorSetup:
+    """The options by their names; TypeError for one that there is not.
+
+    real_time: whether a process of its own may step; elsewhere ValueError where it is asked for."""
+    if not real_time and in_process(options):
+        raise ValueError(
+            "process=True steps in real time, and this simulation has a clock of its own: leave it "
+            'out here; serve(engine="simulator", process=True) takes it'
+        )
     known = tuple(field.name for field in fields(SimulatorSetup))
     for name in options:
         if name not in known:

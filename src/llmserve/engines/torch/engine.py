@@ -14,12 +14,15 @@ from llmserve.core.types import ParamError, Request, Structured, blame
 from llmserve.core.validation import wholes
 from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink
 from llmserve.engines.limits import clamp
+from llmserve.engines.process.client import ProcessClient
+from llmserve.engines.process.messages import Ready, ResetCache, Retune, Weigh
 from llmserve.engines.tokenizer import Tokenizer
 from llmserve.engines.torch import cpu_isa
-from llmserve.engines.torch.messages import LoadModel, Ready, ResetCache, Retune, Weigh
+from llmserve.engines.torch.messages import LoadModel
 from llmserve.engines.torch.options import parse
-from llmserve.engines.torch.process_client import ProcessClient
 from llmserve.engines.torch.text.tokenizer import ModelTokenizer, open_tokenizer
+
+WORKER = "llmserve.engines.torch.worker"
 
 
 class TorchEngine:
@@ -39,6 +42,8 @@ class TorchEngine:
         }
         self._knobs, _ = clamp(Knobs(), self._ceilings)
         self._run: ProcessClient | None = None
+        self._launched = False
+        """A process waits for `start`."""
         self._info: EngineInfo | None = None
         self._tokenizer: ModelTokenizer | None = None
         self._details: dict[str, str] = {}
@@ -58,28 +63,59 @@ class TorchEngine:
             raise EngineError("the torch engine is not started")
         return self._tokenizer
 
-    async def start(self) -> None:
-        if self._run is not None and not self._run.over:
-            return
+    async def launch(self) -> None:
+        """Begin the process, which imports torch and then waits for what `start` has to say."""
         await self.stop()
         self._details.clear()
-        run = self._run = ProcessClient(self._sink, self._environment(), self._reformed)
+        run = self._run = ProcessClient(
+            "torch", WORKER, self._sink, self._environment(), self._reformed
+        )
         try:
             await run.child.start()
-            run.say(LoadModel(self._options, self._knobs))
-            ready = await run.ready
-            self._tokenizer = await asyncio.to_thread(
-                open_tokenizer, Path(ready.folder), self._options.trust_remote_code
-            )
         except BaseException as error:
             await self.stop()
+            if isinstance(error, OSError):
+                raise self._not_started(error) from None
+            raise
+        self._launched = True
+
+    async def start(self) -> None:
+        if not self._launched:
+            if self._run is not None and not self._run.over:
+                return
+            await self.launch()
+        self._launched = False
+        run, early = self._running(), asyncio.create_task(self._open_early())
+        try:
+            run.say(LoadModel(self._options, self._knobs))
+            ready = await run.ready
+            self._tokenizer = await early or await self._open(Path(ready.folder))
+        except BaseException as error:
+            early.cancel()
+            await self.stop()
             if isinstance(error, OSError | ValueError | EngineError):
-                model = self._options.model_path
-                raise EngineError(f"the torch engine did not start with {model}: {error}") from None
+                raise self._not_started(error) from None
             raise
         self._vocab_size = ready.vocab_size
         self._constrains = ready.structured_outputs
         self._info = self._describe(ready, run.child.pid, self._tokenizer.has_chat)
+
+    def _not_started(self, error: BaseException) -> EngineError:
+        model = self._options.model_path
+        return EngineError(f"the torch engine did not start with {model}: {error}")
+
+    async def _open_early(self) -> ModelTokenizer | None:
+        """While the process loads. None where the files are yet to come, or do not open: what is
+        wrong with a model is the process's to say first."""
+        if not self._options.is_folder:
+            return None
+        try:
+            return await self._open(Path(self._options.model_path))
+        except Exception:  # raised again where the process finds nothing wrong
+            return None
+
+    async def _open(self, folder: Path) -> ModelTokenizer:
+        return await asyncio.to_thread(open_tokenizer, folder, self._options.trust_remote_code)
 
     def _reformed(self, details: dict[str, str]) -> None:
         """The model computes in another form; it may be before the start is over."""
@@ -90,6 +126,7 @@ class TorchEngine:
 
     async def stop(self) -> None:
         run, self._run = self._run, None
+        self._launched = False
         if run is not None:
             await run.stop()
 

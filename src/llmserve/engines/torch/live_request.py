@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from llmserve.core.types import FinishReason, TokenLogprob
 from llmserve.engines.batching.sequence import Sequence
+from llmserve.engines.process.messages import Delta
 from llmserve.engines.stop_strings import StopStrings
-from llmserve.engines.torch.messages import Delta
 from llmserve.engines.torch.sampling.sampler import Draws
 from llmserve.engines.torch.text.detokenize import TextStream
 

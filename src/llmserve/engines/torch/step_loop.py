@@ -21,15 +21,11 @@ from llmserve.core.types import ParamError, Request, SamplingParams, TokenLogpro
 from llmserve.engines.batching.prefix_cache import Drop, Keep, Move, Reuse
 from llmserve.engines.batching.sequence import Plan, Sequence
 from llmserve.engines.batching.step_planner import StepPlanner
-from llmserve.engines.torch.kv.budget import device_bytes, is_shortage
-from llmserve.engines.torch.kv.store import KvStore
-from llmserve.engines.torch.live_request import LiveRequest
-from llmserve.engines.torch.messages import (
+from llmserve.engines.process.messages import (
     Abort,
     Adopted,
     Delta,
     FromChild,
-    LoadModel,
     ResetCache,
     Retune,
     Stepped,
@@ -38,6 +34,9 @@ from llmserve.engines.torch.messages import (
     Weigh,
     Weighed,
 )
+from llmserve.engines.torch.kv.budget import device_bytes, is_shortage
+from llmserve.engines.torch.kv.store import KvStore
+from llmserve.engines.torch.live_request import LiveRequest
 from llmserve.engines.torch.model.batch_layout import Batch, BatchPart, arrange
 from llmserve.engines.torch.model.flat_model import FlatModel
 from llmserve.engines.torch.sampling.guided_decoding import Grammars, Matcher
@@ -96,8 +95,6 @@ class StepLoop:
                 return Adopted(message.number, self._index)
             case Weigh():
                 return Weighed(message.number, device_bytes())
-            case LoadModel():
-                raise AssertionError("a model is loaded once")
 
     def wake_in(self) -> float | None:
         """Seconds until there may be a step though no message comes; None where there is none."""

@@ -13,23 +13,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from llmserve.engines.process.child import ParentLink
+from llmserve.engines.process.messages import Busy, Failed, Ready, Reformed
+from llmserve.engines.process.reports import send
 from llmserve.engines.torch import cpu_isa
-from llmserve.engines.torch.messages import (
-    Busy,
-    Failed,
-    FromChild,
-    LoadModel,
-    Ready,
-    Reformed,
-    ToChild,
-)
+from llmserve.engines.torch.messages import LoadModel, ToWorker
 from llmserve.engines.torch.options import TorchOptions
 
 if TYPE_CHECKING:
@@ -46,14 +40,13 @@ SCORED_LOGITS = 2**26
 """At most so many logits of prompts in a step: a quarter of a GiB, three times while they are
 made, whatever `max_num_batched_tokens` is."""
 
-_encode = msgspec.msgpack.Encoder().encode
-
 
 def main() -> None:
-    link = ParentLink(int(sys.argv[1]), msgspec.msgpack.Decoder(ToChild).decode)
-    message = link.inbox.get()
-    assert isinstance(message, LoadModel)
+    link = ParentLink(int(sys.argv[1]), msgspec.msgpack.Decoder(ToWorker).decode)
     try:
+        import_torch()
+        message = link.inbox.get()
+        assert isinstance(message, LoadModel)
         runner, ready, unproven = prepare(message, lambda what: send(link, Busy(what)))
     except BaseException as error:
         traceback.print_exc()
@@ -63,13 +56,17 @@ def main() -> None:
     send(link, ready)
     if unproven is not None:
         serve_unproven(runner, link, unproven)
-    gc.collect()
+    if "transformers" in sys.modules:  # its networks leave cycles; without it there is no garbage
+        gc.collect()
     gc.freeze()  # what loading left is there to stay
     serve(runner, link)
 
 
-def send(link: ParentLink, message: FromChild) -> None:
-    link.send(partial(_encode, message))
+def import_torch() -> None:
+    """Before the first message has come: the kernel imports its own meanwhile. Asks no device."""
+    gc.disable()  # importing torch makes no garbage, and looking for it takes a tenth of that time
+    for name in ("step_loop", "model.open_model", "text.tokenizer"):
+        import_module(f"llmserve.engines.torch.{name}")
 
 
 def prepare(
@@ -79,7 +76,7 @@ def prepare(
     last one is of a faster form that is to be proven while this one serves."""
     started = time.monotonic()
     options = message.options
-    gc.disable()  # importing torch makes no garbage, and looking for it takes a tenth of that time
+    import_torch()
     import torch
 
     from llmserve.engines.batching.step_planner import StepPlanner

@@ -25,6 +25,7 @@ UNSUPPORTED = {
     "batching": "vLLM batches continuously and in no other way",
     "batch_window_ms": "there is no closed batch in vLLM to wait for",
     "min_decode_slots": "vLLM's scheduler keeps no slots for decodes",
+    "stream_interval_ms": "vLLM's own API writes its streams, by its start option stream_interval",
 }
 
 

@@ -38,7 +38,8 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     add("--priority", type=number, metavar="P", help="lower goes first, where policy=priority")
     add("--seed", type=number, metavar="S", help="the same arrivals again")
     add("--same-prompts", action="store_true", default=None, help="let an earlier run's cache help")
-    add("--replay", metavar="FILE", help="a trace: ours, BurstGPT or Azure CSV, ShareGPT JSON")
+    add("--repeat-share", type=number, metavar="X", help="0.3: so many come once more")
+    add("--replay", metavar="FILE", help="a trace: ours, Mooncake, BurstGPT, Azure or ShareGPT")
     add("--speed", type=number, metavar="X", help="of a replay: 2 is twice as fast")
     add("--longest", type=number, metavar="N", help="of a replay: leave out what has more tokens")
     add("--slo", metavar="LIMITS", help="'ttft:200 tpot:50', in ms: counts goodput")
@@ -54,6 +55,10 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         help="send over HTTP from a process of its own; by default, from 100 requests/s and 4 "
         "cores up",
     )  # fmt: skip
+    add(
+        "--response-cache", action="store_true", default=None,
+        help="keep replies, and show hits of a --repeat-share apart",
+    )
     add("--here", dest="own_process", action="store_false", help="send from the server's own loop")
 
 

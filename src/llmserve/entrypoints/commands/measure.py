@@ -79,6 +79,10 @@ class MeasureCommand:
             raise ValueError("compare takes two settings, or --url twice")
         if self.urls and "own_process" in self._options:
             raise ValueError("--own-process and --here are of a server to start, not of a --url")
+        if self.urls and "response_cache" in self._options:
+            raise ValueError(
+                "--response-cache is measured in the server's own process: leave --url out"
+            )
         if not self.urls and (wrong := [name for name in _OF_A_URL if own[name]]):
             raise ValueError(f"--{wrong[0].replace('_', '-')} is of a --url")
         if own["json"] == own["markdown"] == "-":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -10,8 +11,9 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from llmserve.engines.base import HasApi
 from llmserve.entrypoints.http.auth import KeyGate
 from llmserve.entrypoints.http.chat import ChatRoute
 from llmserve.entrypoints.http.completions import CompletionRoute
@@ -38,10 +40,26 @@ class Application(Starlette):
     """Starlette's, where even an answer to a defect of ours can be read by a page of `origins`."""
 
     origins: Origins = ()
+    direct: Mapping[str, ASGIApp] = {}
+    """What answers POST at these paths by itself."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        stack = super().build_middleware_stack()
+        stack = DirectRoutes(super().build_middleware_stack(), self.direct)
         return Cors(stack, self.origins) if self.origins else stack
+
+
+class DirectRoutes:
+    """ASGI middleware: POST at some paths goes to their routes past Starlette's own, whose router
+    and two wrappers of `send` cost each request and each event of a stream."""
+
+    def __init__(self, app: ASGIApp, routes: Mapping[str, ASGIApp]) -> None:
+        self._app = app
+        self._routes = routes
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        posted = scope["type"] == "http" and scope["method"] == "POST"
+        app = self._routes.get(scope["path"], self._app) if posted else self._app
+        return app(scope, receive, send)
 
 
 def build_app(
@@ -52,10 +70,13 @@ def build_app(
 ) -> Starlette:
     """The application of one session, for holders of a key on the ring."""
     served = EndpointState(service, options)
+    generating: dict[str, ASGIApp] = {
+        "/v1/chat/completions": ChatRoute(served),
+        "/v1/completions": CompletionRoute(served),
+        "/v1/responses": ResponsesRoute(served),
+    }
     routes = [
-        Route("/v1/chat/completions", ChatRoute(served), methods=["POST"]),
-        Route("/v1/completions", CompletionRoute(served), methods=["POST"]),
-        Route("/v1/responses", ResponsesRoute(served), methods=["POST"]),
+        *[Route(path, route, methods=["POST"]) for path, route in generating.items()],
         *model_routes(served),
         *watch_routes(served, telemetry),
         *knob_routes(served),
@@ -75,6 +96,10 @@ def build_app(
         },
     )
     app.origins = options.origins
+    own = service.engine.api_paths if isinstance(service.engine, HasApi) else {}
+    app.direct = {
+        path: KeyGate(route, keyring) for path, route in generating.items() if path not in own
+    }
     app.router.redirect_slashes = False
     return app
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import msgspec
 from starlette.responses import Response
@@ -12,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from llmserve.entrypoints.http.content_encoding import Decoding, codings
 from llmserve.entrypoints.http.errors import ApiError, ClientGone
+from llmserve.entrypoints.http.leaving import Exchange, exchange_of
 
 MAX_BODY_BYTES = 8 * 2**20
 """The longest request body taken, as it comes and as it is decoded; a longer one is 413."""
@@ -45,15 +45,18 @@ async def read_json(scope: Scope, receive: Receive, context: int = 0) -> bytes:
     length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
         raise _too_large()
-    decoding = Decoding(codings(scope))
+    decoding = Decoding(codings(scope)) if b"content-encoding" in headers else None
+    reading, exchange = _read(receive, decoding, MAX_VALUES + context), exchange_of(scope)
+    if exchange is not None and exchange.body_is_here:
+        return await reading
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await _read(receive, decoding, MAX_VALUES + context)
+            return await reading
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
 
 
-async def _read(receive: Receive, decoding: Decoding, most_values: int) -> bytes:
+async def _read(receive: Receive, decoding: Decoding | None, most_values: int) -> bytes:
     body, came, values = bytearray(), 0, 0
     while True:
         message = await receive()
@@ -61,17 +64,19 @@ async def _read(receive: Receive, decoding: Decoding, most_values: int) -> bytes
             raise ClientGone
         raw = message.get("body", b"")
         came += len(raw)
-        for more in decoding.feed(raw):
+        for more in (raw,) if decoding is None else decoding.feed(raw):
             body += more
             values += sum(map(more.count, (b",", b"[", b"{")))
-            if max(came, len(body), decoding.between) > MAX_BODY_BYTES:
+            between = 0 if decoding is None else decoding.between
+            if max(came, len(body), between) > MAX_BODY_BYTES:
                 raise _too_large()
             if values > most_values:
                 raise _too_many(most_values)
             if more is not raw:  # decoding takes time that streams would miss
                 await asyncio.sleep(0)
         if not message.get("more_body", False):
-            decoding.end()
+            if decoding is not None:
+                decoding.end()
             return bytes(body)
 
 
@@ -103,8 +108,8 @@ class JsonAnswer:
     """One response. The status leaves with the first bytes, not before, so that an error that
     comes until then is still a status of its own."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, exchange: Exchange | None = None) -> None:
+        self._send, self._exchange = send, exchange
         self.headers: dict[str, str] = {}
         """Sent besides the answer's own, good or bad, if they are there when it begins."""
         self.failed: Callable[[ApiError], bytes] = error_events
@@ -120,8 +125,8 @@ class JsonAnswer:
         headers: Mapping[str, str] | None = None,
         kind: str = "application/json",
     ) -> None:
-        fields = {"content-type": kind, "content-length": str(len(body)), **(headers or {})}
-        await self._begin(status, [(k.encode(), v.encode()) for k, v in fields.items()])
+        fields = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
+        await self._begin(status, fields, headers)
         await self._write(body, more=False)
 
     async def events(self, frames: bytes, *, more: bool = True) -> None:
@@ -131,6 +136,12 @@ class JsonAnswer:
             await self._begin(200, SSE_HEADERS)
         await self._write(frames, more=more)
 
+    def write_now(self, frames: bytes) -> bool:
+        """As `events`, of a stream that has begun, without a wait; False, and nothing is sent,
+        where that cannot be: the client does not keep up, or the server is not our own."""
+        exchange = self._exchange
+        return exchange is not None and exchange.write is not None and exchange.write(frames)
+
     async def fail(self, error: ApiError) -> None:
         """The error as a status, or as the last event of a stream that has begun."""
         if not self._begun:
@@ -138,35 +149,19 @@ class JsonAnswer:
         elif self._streaming and not self._ended:
             await self.events(self.failed(error), more=False)
 
-    async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    async def _begin(
+        self,
+        status: int,
+        headers: list[tuple[bytes, bytes]],
+        more: Mapping[str, str] | None = None,
+    ) -> None:
         self._begun = True
-        more = [(name.encode(), value.encode()) for name, value in self.headers.items()]
-        start = {"type": "http.response.start", "status": status, "headers": [*headers, *more]}
+        if more or self.headers:
+            named = [*(more or {}).items(), *self.headers.items()]
+            headers = [*headers, *[(name.encode(), value.encode()) for name, value in named]]
+        start = {"type": "http.response.start", "status": status, "headers": headers}
         await self._send(start)
 
     async def _write(self, body: bytes, *, more: bool) -> None:
         self._ended = not more
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do `work` until it is done or the client leaves; then it is cancelled. ClientGone says so.
-
-    Call it with the body read to its end: what `receive` returns next is that the client left.
-    """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_left(receive))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from functools import partial
 
 import httptools
 from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from llmserve.entrypoints.http.half_closed import HalfClosed
+from llmserve.entrypoints.http.leaving import Exchange
 
 MAX_HEAD_BYTES = 64 * 1024
 """The longest request line and headers; the rest of the read that ends them comes on top."""
@@ -33,6 +35,8 @@ class Connection(HttpToolsProtocol):
     _alarm: asyncio.TimerHandle | None = None
     _answering: RequestResponseCycle | None = None
     """While `cycle` is the newest request, which may wait behind it."""
+    _exchange: Exchange | None = None
+    """Of the request that is answered."""
     _half: HalfClosed | None = None
     _ended = False
     """No request is read from here on."""
@@ -54,6 +58,8 @@ class Connection(HttpToolsProtocol):
         if self._answering is not None:
             self._answering.disconnected = not self._answering.response_complete
             self._answering.message_event.set()
+            if self._exchange is not None and self._answering.disconnected:
+                self._exchange.leave()
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
@@ -128,9 +134,14 @@ class Connection(HttpToolsProtocol):
             return
         self._heard()
         super().on_message_complete()
+        if self.cycle is self._answering and self._exchange is not None:
+            self._exchange.body_is_here = True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
+        self._exchange = Exchange(body_is_here=not cycle.more_body)
+        self._exchange.write = partial(_write, cycle)
+        self._exchange.enter(cycle.scope)
         if cycle.scope["http_version"] != "1.1":
             _as_before_1_1(cycle)
         super()._start_asgi_task(cycle, app)
@@ -175,6 +186,18 @@ class Connection(HttpToolsProtocol):
             self.send_400_response(why)
         else:
             self.transport.abort()  # in the middle of an answer
+
+
+def _write(cycle: RequestResponseCycle, body: bytes) -> bool:
+    """As the cycle's `send` writes a part of a body that is not the last, without a task."""
+    if cycle.flow.write_paused:
+        return False
+    if not (cycle.disconnected or cycle.response_complete):
+        assert cycle.response_started, "the head goes first"
+        if cycle.chunked_encoding:
+            body = b"%x\r\n%b\r\n" % (len(body), body)
+        cycle.transport.write(body)
+    return True
 
 
 def _as_before_1_1(cycle: RequestResponseCycle) -> None:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.core.types import SamplingParams
 from llmserve.engines.base import EngineError, HasApi, Repeatable
-from llmserve.entrypoints.http.asgi import JsonAnswer, read_json, unless_gone
+from llmserve.entrypoints.http.asgi import JsonAnswer, read_json
 from llmserve.entrypoints.http.caller import Claims, sender
 from llmserve.entrypoints.http.content_encoding import as_read
 from llmserve.entrypoints.http.errors import (
@@ -30,6 +30,7 @@ from llmserve.entrypoints.http.errors import (
 from llmserve.entrypoints.http.fields import Fields
 from llmserve.entrypoints.http.forwarded import check_forwarded
 from llmserve.entrypoints.http.held_response import ForwardedCall, HeldResponse
+from llmserve.entrypoints.http.leaving import unless_gone
 from llmserve.entrypoints.http.protocol import check_sequences, understood
 from llmserve.entrypoints.http.response_cache import ReplyCache, asks_anew, looked
 from llmserve.entrypoints.http.route_fields import check_fields, of_engine
@@ -95,7 +96,7 @@ class EngineApi:
         choices = _choices(fields)
         who = sender(scope, understood(fields, Claims))
         own_id = any(name == b"x-request-id" for name, _ in scope["headers"])
-        app = await self._application(engine, receive)
+        app = await self._application(engine, scope, receive)
         call = ForwardedCall(scope["path"], fields, context, choices)
         if posted:
             known = self._fields_of(engine, scope["path"])
@@ -118,20 +119,20 @@ class EngineApi:
             self._known[path] = of_engine(path, engine.api_fields[path])
         return self._known[path]
 
-    async def _application(self, engine: HasApi, receive: Receive) -> ASGIApp:
+    async def _application(self, engine: HasApi, scope: Scope, receive: Receive) -> ASGIApp:
         """The engine's, waiting for one that is being restarted or sleeps while its client waits:
         ClientGone."""
-        await self._up(receive)
+        await self._up(scope, receive)
         try:
             return await engine.api(self._submit)
         except EngineError:  # it died while nobody looked
             self._service.supervisor.died()
-            await self._up(receive)
+            await self._up(scope, receive)
             return await engine.api(self._submit)
 
-    async def _up(self, receive: Receive) -> None:
+    async def _up(self, scope: Scope, receive: Receive) -> None:
         if not self._service.ready:
-            await unless_gone(receive, self._service.when_up())
+            await unless_gone(scope, receive, self._service.when_up())
 
     def _submit(
         self,

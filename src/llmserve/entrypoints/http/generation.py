@@ -7,15 +7,15 @@ The handler owns the streams, not the response body: whatever becomes of the res
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from llmserve.core.types import Outcome, ParamError, Request, SamplingParams, Usage
-from llmserve.entrypoints.http.asgi import JsonAnswer, read_json, unless_gone
+from llmserve.entrypoints.http.asgi import JsonAnswer, read_json
 from llmserve.entrypoints.http.caller import Claims, sender
 from llmserve.entrypoints.http.errors import (
     SERVING_ERRORS,
@@ -26,15 +26,18 @@ from llmserve.entrypoints.http.errors import (
     invalid,
     stopping,
 )
-from llmserve.entrypoints.http.merged_streams import arrivals
+from llmserve.entrypoints.http.leaving import exchange_of, unless_gone
 from llmserve.entrypoints.http.prompts import Ids
 from llmserve.entrypoints.http.protocol import of_choice
+from llmserve.entrypoints.http.pushed_events import PushedEvents
 from llmserve.entrypoints.http.replies import ReplyShape
 from llmserve.entrypoints.http.response_cache import asks_anew, looked
 from llmserve.entrypoints.http.state import EndpointState
 from llmserve.serving.requests import Sender, check_tokens, make_request
 from llmserve.serving.stream import Stream
 from llmserve.serving.tokenize import tokenised
+
+log = logging.getLogger(__name__)
 
 _AS_CHARACTERS = 16
 """To write the log-probabilities of a token takes as long as to tokenise so many characters."""
@@ -104,16 +107,20 @@ class GeneratingRoute(ABC):
         """Read the body; ApiError or ParamError where it asks for what cannot be."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = JsonAnswer(send)
+        answer = JsonAnswer(send, exchange_of(scope))
         try:
             raw = await read_json(scope, receive, self.served.context)
-            await unless_gone(receive, self._answer(scope, raw, answer))
+            await unless_gone(scope, receive, self._answer(scope, raw, answer))
         except ClientGone:
             return
         except SERVING_ERRORS as error:
             await answer.fail(as_api_error(error))
         except asyncio.CancelledError:  # only Server.stop cancels what it serves
             await answer.fail(stopping())
+        except Exception as error:
+            log.exception("POST %s failed", scope["path"])
+            await answer.fail(as_api_error(error))
+            raise  # the connection is closed
 
     async def _answer(self, scope: Scope, raw: bytes, answer: JsonAnswer) -> None:
         answer.headers |= self.served.check_fields(scope["path"], raw)
@@ -149,15 +156,14 @@ class GeneratingRoute(ABC):
         return Call(asked, sender(scope, asked.claims), arrival, asks_anew(scope))
 
     async def _stream(self, call: Call, streams: Sequence[Stream], answer: JsonAnswer) -> None:
-        reply = call.asked.reply
-        async with aclosing(arrivals(streams)) as batches:
-            async for batch in batches:
-                frames = b"".join(reply.frame(choice, chunk) for choice, chunk in batch)
-                if frames:
-                    await answer.events(frames)
+        reply, served = call.asked.reply, self.served
+        pushed = PushedEvents(streams, reply, answer, served.pacer, each=served.each_chunk)
+        newest = await pushed.send_all()
+        if newest and not all(map(_is_complete, streams)):
+            await answer.events(newest)
         for stream in streams:
             _complete(stream.outcome)
-        await answer.events(reply.end(call.usage(streams)), more=False)
+        await answer.events(newest + reply.end(call.usage(streams)), more=False)
 
 
 async def _rendered(
@@ -166,9 +172,16 @@ async def _rendered(
     """The whole answer. Log-probabilities of long prompts are written beside the streams."""
     usage = call.usage(streams)
     scored = sum([len(outcome.prompt_logprobs or ()) for outcome in outcomes])
+    if not scored:
+        return call.asked.reply.whole(outcomes, usage)
     return await tokenised(
         _AS_CHARACTERS * scored, lambda whole: whole(outcomes, usage), call.asked.reply.whole
     )
+
+
+def _is_complete(stream: Stream) -> bool:
+    outcome = stream.outcome
+    return outcome is not None and outcome.finish_reason in ("stop", "length")
 
 
 def _complete(outcome: Outcome | None) -> Outcome:

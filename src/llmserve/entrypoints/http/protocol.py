@@ -6,12 +6,13 @@ Fields that no struct here has are judged before (`fields.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from llmserve.core.types import SamplingParams, Structured
-from llmserve.core.validation import whole
+from llmserve.core.validation import Bounds
 from llmserve.entrypoints.http.caller import Claims
 from llmserve.entrypoints.http.errors import invalid
 from llmserve.entrypoints.http.objects import mistyped, not_json, too_deep
@@ -30,6 +31,8 @@ DRAWN = (
     "logit_bias", "skip_special_tokens", "include_stop_str_in_output",
 )  # fmt: skip
 """Fields of a body that are fields of SamplingParams."""
+_drawn = attrgetter(*DRAWN)
+_SEQUENCES = Bounds("prompts × n", 0, MAX_SEQUENCES)
 
 Body = TypeVar("Body")
 
@@ -245,7 +248,7 @@ def check_shape(body: SamplingBody, prompts: int) -> None:
 def check_sequences(count: int) -> None:
     """Of one HTTP request: prompts × n."""
     try:
-        whole("prompts × n", count, 0, MAX_SEQUENCES)
+        _SEQUENCES.read(count)
     except ValueError as error:
         raise invalid("prompt", str(error)) from None
 
@@ -255,14 +258,16 @@ def sampling(
 ) -> SamplingParams:
     """The sampling of the first choice; ParamError where a value is out of its range. `form`: what
     the reply must match, where that is not what the body's schema says."""
-    read_param("logprobs", body.alternatives, called=body.sent_names.get("logprobs"))
-    given = {name: getattr(body, name) for name in DRAWN} | {
-        "max_tokens": max_tokens,
-        "logprobs": body.alternatives,
-        "prompt_logprobs": body.scores,
-        "structured_outputs": structured(body) if form is None else form,
-    }
-    return read_sampling({name: value for name, value in given.items() if value is not None})
+    drawn = zip(DRAWN, _drawn(body), strict=True)
+    given = {name: value for name, value in drawn if value is not None}
+    given["max_tokens"] = max_tokens
+    if (logprobs := body.alternatives) is not None:
+        given["logprobs"] = read_param("logprobs", logprobs, body.sent_names.get("logprobs"))
+    if (scores := body.scores) is not None:
+        given["prompt_logprobs"] = scores
+    if form is not None or (form := structured(body)) is not None:
+        given["structured_outputs"] = form
+    return read_sampling(given)
 
 
 def texts_of(texts: TokenTexts, body: SamplingBody, sampling: SamplingParams) -> TokenTexts:

@@ -198,5 +198,7 @@ def looked(headers: dict[str, str], found: Found | None) -> None:
 def asks_anew(scope: Scope) -> bool:
     """`Cache-Control: no-cache` or `no-store`, as HTTP has it."""
     directives = b",".join(value for name, value in scope["headers"] if name == b"cache-control")
+    if not directives:
+        return False
     words = {word.strip() for word in directives.lower().split(b",")}
     return not words.isdisjoint({b"no-cache", b"no-store"})

@@ -9,6 +9,7 @@ from llmserve.engines.base import EngineInfo
 from llmserve.engines.tokenizer import Tokenizer
 from llmserve.entrypoints.http.errors import ApiError, not_ready
 from llmserve.entrypoints.http.options import DEFAULTS, EndpointOptions
+from llmserve.entrypoints.http.pacing import Pacer
 from llmserve.entrypoints.http.response_cache import ReplyCache
 from llmserve.entrypoints.http.route_fields import check_fields, of_route
 from llmserve.entrypoints.http.token_texts import TokenTexts
@@ -22,8 +23,16 @@ class EndpointState:
         self.service = service
         self.strict = options.strict
         self.cache = ReplyCache(service, options.cache)
+        self.pacer = Pacer(self._longest_s)
         self._texts: TokenTexts | None = None
         self._fingerprint: str | None = None
+
+    def _longest_s(self) -> float:
+        return self.service.board.current.stream_interval_ms / 1e3
+
+    def each_chunk(self) -> bool:
+        """Whether each chunk of a stream is an event of its own."""
+        return not self.service.board.current.stream_interval_ms
 
     @property
     def info(self) -> EngineInfo:

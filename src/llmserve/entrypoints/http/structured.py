@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from operator import attrgetter
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -67,7 +68,10 @@ def check_supported(body: StructuredRequest, engine: Engine, *, tools: bool = Fa
 
 
 def schema_fields(body: StructuredRequest) -> list[tuple[str, Structured]]:
-    found = [(name, read(getattr(body, name))) for name, read in _READERS.items()]
+    given = _given(body)
+    if given == _NOTHING:
+        return []
+    found = [(name, read(one)) for (name, read), one in zip(_READERS.items(), given, strict=True)]
     return [(name, form) for name, form in found if form is not None]
 
 
@@ -165,3 +169,5 @@ _READERS: Mapping[str, Callable[[Any], Structured | None]] = {
     "guided_grammar": partial(_text, "grammar", "guided_grammar"),
 }
 """The fields that may ask for a form, each with its reader."""
+_given = attrgetter(*_READERS)
+_NOTHING = (None,) * len(_READERS)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from llmserve.entrypoints.http.response_cache import CacheOptions, ReplyCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,12 +47,17 @@ class LabVerbs(ABC):
         load, or more fields of `llmserve.bench.load.workload.Workload`: prompt_tokens=128,
         max_tokens=64, mix, seed …
         repeats=3, after a warmup=True; slo="ttft:200 tpot:50" (ms) counts goodput; progress=True.
+        repeat_share=0.3, response_cache=True (or as `serve` takes it): so many requests come once
+        more, and hits of a cache that starts empty in each run are shown apart from all else.
         An interrupt keeps what was measured. ValueError where the fields contradict each other.
         """
         from llmserve.bench.run.cell import bench
         from llmserve.bench.run.process import Address
 
         options.setdefault("address", Address(self.url, self.api_key))
+        kept = CacheOptions.read(options.pop("response_cache", None))
+        if kept is not None:
+            options["keep_replies"] = partial(ReplyCache, self.service, kept)
         return bench(self.runtime, self.service, self.bus, load, **options)
 
     def compare(
@@ -94,6 +102,21 @@ class LabVerbs(ABC):
         stage = here(self.service, self.bus, "calibrate")
         info = self.service.engine.info
         return calibrate(self.runtime, stage, self.telemetry, load, info=info, **options)
+
+    def validate(self, model: Calibration, loads: Any = None, **options: Any) -> Calibration:
+        """Predict held-out loads, run each twice on identical arrivals, and keep the errors with
+        the calibration that comes back: `model = session.validate(model)`.
+
+        A closed loop gives the capacity, then rates at 40, 70 and 95 % of it follow; budget_s=40.
+        loads: a Workload for its lengths, or other loads (a recorded trace) in place of all these.
+        knobs= are tried and put back, slo= counts goodput. An interrupt keeps what was measured.
+        """
+        from llmserve.lab.settings import here
+        from llmserve.lab.what_if.validate import validate
+
+        return validate(
+            self.runtime, here(self.service, self.bus, "validate"), model, loads, **options
+        )
 
     def tune(
         self, load: Load | None = None, *, slo: Mapping[str, float] | str | None = None,

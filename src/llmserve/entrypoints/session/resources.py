@@ -10,15 +10,14 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import psutil
 
 from llmserve.core.clock import Clock
-from llmserve.core.validation import real, whole
 from llmserve.engines.base import ReportsProgress
 from llmserve.entrypoints.http.server import HttpServer
 from llmserve.entrypoints.session.shutdown_report import Proof, ShutdownReport, device_used
+from llmserve.entrypoints.session.switches import Switches
 from llmserve.observe.gpu import DeviceSampler
 from llmserve.serving.interpreter import WhileServing
 from llmserve.serving.runtime import Runtime
@@ -29,22 +28,6 @@ log = logging.getLogger(__name__)
 _SAMPLE_S = 0.5
 _CLOSE_TIMEOUT_S = 30.0
 _COUNT_TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Switches:
-    """Interpreter settings to change while serving; None leaves one alone."""
-
-    switch_interval_s: float | None
-    gc_threshold: int | None
-
-    @classmethod
-    def read(cls, interval_s: float | None, threshold: int | None) -> Switches:
-        """ValueError for what the interpreter would not take, before anything is started."""
-        return cls(
-            None if interval_s is None else real("switch_interval_s", interval_s, 1e-6, 1000, "s"),
-            None if threshold is None else whole("gc_threshold", threshold, 1, 2**31 - 1),
-        )
 
 
 class SessionResources:

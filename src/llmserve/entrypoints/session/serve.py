@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from llmserve.core.knobs import SPECS, Knobs
 from llmserve.core.validation import flag
 from llmserve.engines import registry
 from llmserve.entrypoints.http.options import EndpointOptions
-from llmserve.entrypoints.session.resources import Switches
-from llmserve.entrypoints.session.session import Session
-from llmserve.observe.request_log_lines import LogOptions
+from llmserve.entrypoints.session.engine_launch import EngineLaunch
+from llmserve.entrypoints.session.switches import Switches
 from llmserve.serving.api_keys import Source, read_key_terms
 from llmserve.serving.interpreter import GC_THRESHOLD, SWITCH_INTERVAL_S
+
+if TYPE_CHECKING:
+    from llmserve.entrypoints.session.session import Session
+    from llmserve.observe.request_log_lines import LogOptions
 
 
 def serve(
@@ -64,9 +68,9 @@ def serve(
     """
     first = {name: options.pop(name) for name in list(options) if name in SPECS}
     first.update(knobs or {})
-    return Session(
-        model=model,
-        engine=registry.default() if engine == registry.AUTO else engine,
+    return _opened(
+        registry.default() if engine == registry.AUTO else engine,
+        options if model is None else {"model": model, **options},
         address=(host, port),
         api_key=api_key or f"sk-llmserve-{secrets.token_urlsafe(24)}",
         knobs=Knobs().changed(first),
@@ -74,6 +78,21 @@ def serve(
         key_terms=read_key_terms(api_keys),
         endpoint=EndpointOptions.read(response_cache, cors_origins, strict),
         allow_special_tokens=flag("allow_special_tokens", allow_special_tokens),
-        log=LogOptions.read(log_requests),
-        options=options,
+        log=_log(log_requests),
     )
+
+
+def _opened(engine: str, options: Mapping[str, object], **parts: Any) -> Session:
+    """A session of these parts, imported while the engine's process imports its own."""
+    with EngineLaunch(engine, options) as launch:
+        from llmserve.entrypoints.session.session import Session
+
+        return Session(launch=launch, **parts)
+
+
+def _log(asked: bool | str | os.PathLike[str] | Mapping[str, object] | None) -> LogOptions | None:
+    if asked is None:
+        return None
+    from llmserve.observe.request_log_lines import LogOptions
+
+    return LogOptions.read(asked)

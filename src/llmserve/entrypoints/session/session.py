@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from llmserve.core.clock import MonotonicClock
-from llmserve.core.events import EventBus
 from llmserve.core.knobs import Applied, KnobBoard, Knobs
 from llmserve.core.types import ParamError
 from llmserve.engines import registry
@@ -26,13 +24,14 @@ from llmserve.entrypoints.http.app import build_app
 from llmserve.entrypoints.http.options import EndpointOptions
 from llmserve.entrypoints.http.server import HttpServer, bind
 from llmserve.entrypoints.session.lab_verbs import LabVerbs
-from llmserve.entrypoints.session.resources import SessionResources, Switches
+from llmserve.entrypoints.session.resources import SessionResources
 from llmserve.entrypoints.session.shutdown_report import (
     MemoryStayed,
     ShutdownReport,
     came_back,
     weighed,
 )
+from llmserve.entrypoints.session.switches import Switches
 from llmserve.entrypoints.session.tenants_table import standings, tenants_frame
 from llmserve.observe import Telemetry, Why
 from llmserve.observe.request_log_lines import LifecycleLog, LogOptions
@@ -40,9 +39,7 @@ from llmserve.observe.stats import Snapshot
 from llmserve.observe.trace import TraceWriter
 from llmserve.scheduling.user_policy import Choice, try_out
 from llmserve.serving.api_keys import Keyring, KeyTerms, Source, read_key_terms, terms_of
-from llmserve.serving.publisher import publish_step
 from llmserve.serving.requests import Prompt, Reply, collect, next_piece, pieces_of, prompt_text
-from llmserve.serving.runtime import Runtime
 from llmserve.serving.service import Service
 
 if TYPE_CHECKING:
@@ -50,6 +47,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from llmserve.dashboard import Dashboards, DashboardView
+    from llmserve.entrypoints.session.engine_launch import EngineLaunch
 
 F = TypeVar("F", bound=Choice)
 
@@ -62,8 +60,7 @@ class Session(LabVerbs):
     def __init__(
         self,
         *,
-        model: str | None,
-        engine: str,
+        launch: EngineLaunch,
         address: tuple[str, int],
         api_key: str,
         knobs: Knobs,
@@ -72,27 +69,22 @@ class Session(LabVerbs):
         allow_special_tokens: bool,
         endpoint: EndpointOptions,
         log: LogOptions | None,
-        options: Mapping[str, object],
     ) -> None:
         self.api_key = api_key
-        self.clock = MonotonicClock()
+        self.clock, self.bus, self.runtime = launch.clock, launch.bus, launch.runtime
         self.board = KnobBoard(knobs)
-        self.bus = EventBus()
         self.telemetry = Telemetry(self.bus, self.clock)
         self._lock = threading.Lock()
         self._dashboards: Dashboards | None = None
-        if model is not None:
-            options = {"model": model, **options}
-        sink = partial(publish_step, self.bus)
-        made = registry.create(engine, sink=sink, clock=self.clock, **options)
         self._keyring = Keyring(api_key, key_terms)
-        self.service = Service(made, self.board, self.bus, self.clock, terms_of(key_terms))
+        self.service = Service(
+            launch.engine, self.board, self.bus, self.clock, terms_of(key_terms)
+        )
         self.service.allow_special_tokens = allow_special_tokens
         app = build_app(self.service, self.telemetry, self._keyring, endpoint)
         sock = bind(*address)
         self.host, self.port = sock.getsockname()[:2]
         server = HttpServer(app, sock)
-        self.runtime = Runtime()
         resources = SessionResources(self.runtime, self.service, server, self.clock, switches)
         self._closer = weakref.finalize(self, resources.close)
         self._resources = resources
@@ -101,7 +93,7 @@ class Session(LabVerbs):
                 lifecycle = LifecycleLog(log, partial(prompt_text, self.service))
                 self.bus.attach(lifecycle)
                 resources.after_close.append(lifecycle.close)
-            resources.open(engine)
+            resources.open(launch.name)
         except BaseException:
             self._closer()
             raise

@@ -29,12 +29,14 @@ from llmserve.lab.calibration.valid_range import (
 )
 from llmserve.lab.senders import Timed
 from llmserve.lab.simulation import Change, SimulationResult, simulate
+from llmserve.lab.what_if.errors import HeldOutErrors
 from llmserve.observe.requests import RequestLog, RequestRow
 from llmserve.observe.steps import StepLog
 from llmserve.observe.trace import read_trace, replay
 from llmserve.scheduling.user_policy import Choice
 
 if TYPE_CHECKING:
+    from llmserve.lab.what_if.prediction import Prediction
     from llmserve.plots.figures import Figure
 
 VERSION = 1
@@ -98,6 +100,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     front: FrontCosts
     valid: ValidRange
     report: FitReport = FitReport()
+    errors: HeldOutErrors | None = None
+    """Of its predictions on held-out traffic; None until `Session.validate` measured them."""
 
     @classmethod
     def of(
@@ -179,6 +183,19 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
             "delivery_ms": self.front.delivery_s * 1e3,
             "delivery": self.front.delivery,
         }
+
+    def what_if(
+        self, load: Load | str | os.PathLike[str], knobs: Mapping[str, object] | None = None,
+        *, policy: Choice | str | None = None, replicas: int = 1, **options: Any,
+    ) -> Prediction:  # fmt: skip
+        """What a load, or a recorded trace's file, would meet under these knobs; every figure
+        stands beside its error on held-out traffic. options: seed, slo, changes, terms.
+
+        CalibrationError for a knob that is not modelled, ValueError for replicas other than 1.
+        """
+        from llmserve.lab.what_if.prediction import what_if
+
+        return what_if(self, load, knobs, policy=policy, replicas=replicas, **options)
 
     def check(self, knobs: Mapping[str, object]) -> None:
         """CalibrationError that names a knob which is not modelled, or which leaves the measured

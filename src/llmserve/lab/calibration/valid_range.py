@@ -97,6 +97,10 @@ class StartLimits(msgspec.Struct, frozen=True, kw_only=True):
         return values
 
 
+_DELIVERY = ("stream_interval_ms",)
+"""Knobs of what is done with tokens that the engine has given."""
+
+
 def check_knobs(
     asked: Mapping[str, object],
     measured: Mapping[str, object],
@@ -111,6 +115,12 @@ def check_knobs(
                 f"{name} is not modelled: it is no knob, so what steps take under another {name} "
                 f"is not known from this tape{meant(name, SPECS, listed=())}; serve with it and "
                 "calibrate that session",
+                name,
+            )
+        if name in _DELIVERY:
+            raise CalibrationError(
+                f"{name} is not modelled: predictions are of tokens as the engine gives them, not "
+                "of how many leave in one event; leave it out",
                 name,
             )
         if (why := limits.unsupported.get(name)) is not None:

@@ -5,8 +5,6 @@ Who spins for long burns the core of a neighbour, and maybe that of the thread i
 
 from __future__ import annotations
 
-import platform
-import sys
 from typing import Any
 
 from numba import types
@@ -21,18 +19,14 @@ from llmserve.engines.torch.cpu_kernels.plan import (
     SPINS,
     THREADS,
 )
+from llmserve.engines.torch.cpu_kernels.waiting import FUTEX_NUMBER
 
-FUTEX = {"x86_64": 202, "aarch64": 98}
-"""The number of Linux's call."""
 WAIT_PRIVATE, WAKE_PRIVATE, ALL = 128, 129, 1 << 30
-SPIN_S = 50e-6
-PATIENCE_S = 60.0
-"""How long a thread waits for the others before it gives the step up."""
 
 
-def by_futex(number: int) -> tuple[Any, Any, float]:
+def by_futex(number: int) -> tuple[Any, Any]:
     """doze(at, seen, limit): sleeps until woken, unless the word at `at` is no more `seen`, and no
-    longer than the timespec at `limit`. And rouse(at), and that limit in seconds."""
+    longer than the timespec at `limit`. And rouse(at)."""
     call = types.ExternalFunction("syscall", types.int64(*[types.int64] * 5))
 
     @compiled
@@ -43,10 +37,10 @@ def by_futex(number: int) -> tuple[Any, Any, float]:
     def rouse(at: int) -> None:
         call(number, at, WAKE_PRIVATE, ALL, 0)
 
-    return doze, rouse, 0.1
+    return doze, rouse
 
 
-def by_polling() -> tuple[Any, Any, float]:
+def by_polling() -> tuple[Any, Any]:
     """The same where there is no futex: short naps, from which nobody need be roused."""
     usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 
@@ -58,11 +52,10 @@ def by_polling() -> tuple[Any, Any, float]:
     def rouse(at: int) -> None:
         pass
 
-    return doze, rouse, 50e-6
+    return doze, rouse
 
 
-_number = FUTEX.get(platform.machine()) if sys.platform == "linux" else None
-doze, rouse, NAP_S = by_polling() if _number is None else by_futex(_number)
+doze, rouse = by_polling() if FUTEX_NUMBER is None else by_futex(FUTEX_NUMBER)
 
 
 @compiled
@@ -93,9 +86,10 @@ def meet(plan: Any, phase: int) -> bool:
     return bool(load_acquire(gone) == 0)
 
 
-def spin(at: int, turns: int) -> None:
-    """What `meet` does while it is awake, to be timed; the word at `at` is 0."""
-    for _ in range(turns):
+def spin(at: int, turns: int) -> int:
+    """What `meet` does while it is awake, to be timed; the word at `at` is 0. Turns left."""
+    for turn in range(turns):
         if load_acquire(at) > 0:
-            return
+            return turns - turn
         pause()
+    return 0

@@ -8,17 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import types
 from torch import Tensor
 
-from llmserve.engines.torch.cpu_kernels import barrier, plan, step
-from llmserve.engines.torch.cpu_kernels.compile_cache import compiled_in, kernel_folder
+from llmserve.engines.torch.cpu_kernels import plan, waiting
+from llmserve.engines.torch.cpu_kernels.compile_cache import (
+    Kernel,
+    compiled_in,
+    kernel_folder,
+)
 from llmserve.engines.torch.cpu_kernels.limits import refuse, refuse_rows, refuse_slab
 from llmserve.engines.torch.cpu_kernels.thread_pool import ThreadPool
 from llmserve.engines.torch.kv.store import Place, Slab
 from llmserve.engines.torch.model.weights import Weights
 
 TIMED_TURNS = 1000
+_HERE = "llmserve.engines.torch.cpu_kernels"
 
 
 class FusedRows:
@@ -35,15 +39,14 @@ class FusedRows:
         self._kept: list[Any] = []
         """What is only known by its address."""
         self._plan = np.zeros(plan.PLAN_SIZE, np.int64)
+        self._plan_at = self._plan.ctypes.data
         self._logits = torch.zeros(most_rows, weights.vocabulary)
         self._bind_model()
         self._bind_memory(threads)
         folder = kernel_folder()
-        self._bind_waiting(compiled_in(folder, barrier.spin, types.void(types.int64, types.int64)))
-        self._run: Callable[[Any, int], int] = compiled_in(
-            folder, step.run, types.int64(types.int64[::1], types.int64)
-        )
-        self._pool = ThreadPool(threads, self._work, self._abandon, 2 * barrier.PATIENCE_S)
+        self._bind_waiting(compiled_in(folder, f"{_HERE}.barrier:spin", 2))
+        self._run: Callable[[int, int], int] = compiled_in(folder, f"{_HERE}.step:run", 2)
+        self._pool = ThreadPool(threads, self._work, self._abandon, 2 * waiting.PATIENCE_S)
 
     def __call__(
         self, ids: list[int], positions: list[int], places: list[Place], wanted: list[int]
@@ -80,7 +83,7 @@ class FusedRows:
         self._pool.stop()
 
     def _work(self, thread: int) -> int:
-        return self._run(self._plan, thread)
+        return self._run(self._plan_at, thread)
 
     def _abandon(self) -> None:
         self._abandoned.fill_(1)
@@ -134,26 +137,26 @@ class FusedRows:
         ):  # fmt: skip
             self._plan[fact] = self._keep(torch.zeros(size, dtype=torch.uint8))
 
-    def _bind_waiting(self, spin: Callable[[int, int], None]) -> None:
+    def _bind_waiting(self, spin: Kernel) -> None:
         phases = len(self._weights.layers) * plan.PHASES + 2
         line = plan.COUNTER_BYTES // 8
         self._counters = torch.zeros(phases + 2, line, dtype=torch.int64)
         """One for each phase; the last two are those who came to it and those asleep."""
         self._abandoned = torch.zeros(line, dtype=torch.int64)
-        nap = np.array([0, int(barrier.NAP_S * 1e9)], np.int64)
+        nap = np.array([0, int(waiting.NAP_S * 1e9)], np.int64)
         self._kept.append(nap)
         self._plan[plan.COUNTERS] = self._counters.data_ptr()
         self._plan[[plan.ARRIVED, plan.ASLEEP]] = [one.data_ptr() for one in self._counters[-2:]]
         self._plan[plan.ABANDONED] = self._abandoned.data_ptr()
         self._plan[[plan.NAP, plan.NAPS]] = (
-            nap.ctypes.data, int(barrier.PATIENCE_S / barrier.NAP_S),
+            nap.ctypes.data, int(waiting.PATIENCE_S / waiting.NAP_S),
         )  # fmt: skip
         took = []
         for _ in range(5):
             start = time.perf_counter()
             spin(self._abandoned.data_ptr(), TIMED_TURNS)
             took.append(time.perf_counter() - start)
-        self._plan[plan.SPINS] = int(barrier.SPIN_S * TIMED_TURNS / min(took)) + 1
+        self._plan[plan.SPINS] = int(waiting.SPIN_S * TIMED_TURNS / min(took)) + 1
 
     def _keep(self, tensor: Tensor) -> int:
         self._kept.append(tensor)

@@ -107,9 +107,10 @@ def mlp(
     return bool(meet(plan, phase + 1))
 
 
-def run(plan: Any, thread: int) -> int:
-    """The part of a step that thread `thread` does. 0 when all is done, 1 when it was given up:
-    all threads must run, or those that do wait in vain."""
+def run(at: int, thread: int) -> int:
+    """The part of a step, by the plan at this address, that thread `thread` does. 0 when all is
+    done, 1 when it was given up: all threads must run, or those that do wait in vain."""
+    plan = integers(at)
     scratch = plan[SCRATCH] + thread * plan[SCRATCH_BYTES]
     normed = plan[NORMED] + thread * plan[NORMED_BYTES]
     # few rows: small chunks, or one thread waits for the other's last; many: they spare readings

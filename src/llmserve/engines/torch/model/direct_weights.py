@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from llmserve.engines.torch.model.weights import (
     position_table,
     tensors_of,
 )
+from llmserve.engines.torch.options import cores
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -62,7 +64,8 @@ class NetworkFacts(msgspec.Struct, frozen=True):
 
 
 class FolderTensors:
-    """The tensors of a folder's safetensors files by name, each a copy in one dtype."""
+    """The tensors of a folder's safetensors files by name, in one dtype. What has it in the file is
+    mapped and not yet read: `needed` copies, and so does `layer_weights`."""
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         """OSError or ValueError where the files are not there or not readable."""
@@ -86,17 +89,17 @@ class FolderTensors:
 
     def __call__(self, name: str) -> Tensor | None:
         file = self._files.get(name)
-        return None if file is None else file.get_tensor(name).to(self._dtype, copy=True)
+        return None if file is None else file.get_tensor(name).to(self._dtype)
 
     def of_layer(self, index: int, name: str) -> Tensor | None:
         return self(f"model.layers.{index}.{name}")
 
     def needed(self, name: str) -> Tensor:
-        """KeyError where it is not there."""
+        """A copy. KeyError where it is not there."""
         found = self(name)
         if found is None:
             raise KeyError(f"the weights have no {name}")
-        return found
+        return found.clone()
 
 
 def read_weights(folder: Path, facts: NetworkFacts) -> Weights:
@@ -116,8 +119,11 @@ def read_weights(folder: Path, facts: NetworkFacts) -> Weights:
 
 
 def _layers(tensors: FolderTensors, facts: NetworkFacts) -> Iterator[LayerWeights]:
-    for index in range(facts.layers):
-        yield layer_weights(partial(tensors.of_layer, index))
+    """By all cores: what takes the time is memory that is touched for the first time."""
+    with ThreadPoolExecutor(cores(), "weights") as readers:
+        yield from readers.map(
+            lambda index: layer_weights(partial(tensors.of_layer, index)), range(facts.layers)
+        )
 
 
 def _position_table(facts: NetworkFacts) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,13 @@ the folder, and the proven form must give the kept logits again. All else is as 
 
 from __future__ import annotations
 
+import threading
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 
@@ -27,6 +31,7 @@ from llmserve.engines.torch.model.select_forward import (
     chosen,
     load,
 )
+from llmserve.engines.torch.model.verify import check_again
 from llmserve.engines.torch.model.weights import Weights
 from llmserve.engines.torch.options import TorchOptions
 
@@ -67,6 +72,7 @@ class DirectChoices(ForwardChoices):
         self._folder, self.facts, self.expected = folder, facts, expected
         self._settled = settled
         self.settled_wide: int | None = None
+        self._beside: Future[float] | None = None
         self.report = report
         super().__init__(options, report)
 
@@ -92,11 +98,37 @@ class DirectChoices(ForwardChoices):
             self._weights = read_weights(self._folder, self.facts)
         return self._weights
 
+    def _compare(self, quantization: str | None = None) -> float:
+        """Of a form that is settled, the first comparison runs beside the second, where there is
+        one: of torch's products and of kernels over the same weights."""
+        if self._settled is None or quantization is not None:
+            return super()._compare(quantization)
+        if self._settled.form == "fused" and self.model.few is None:
+            compact = replace(self.model)  # takes long prompts alone
+            self._beside = in_thread(partial(check_again, compact, self._expected, decodes=False))
+            return 0.0
+        off = check_again(self.model, self._expected)
+        return max(off, self._beside.result()) if self._beside is not None else off
+
     def _race(self, weights: Weights, wide: int | None) -> None:
         if self._settled is None:
             super()._race(weights, wide)
         elif self._settled.most_few is not None:
             self.model.most_few = self._settled.most_few
+
+
+def in_thread(work: Callable[[], float]) -> Future[float]:
+    """What it comes to, in a thread of its own."""
+    found: Future[float] = Future()
+
+    def main() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:  # raised in who waits
+            found.set_exception(error)
+
+    threading.Thread(target=main, name="comparison", daemon=True).start()
+    return found
 
 
 def open_model(

@@ -78,6 +78,28 @@ def check_few(model: FlatModel, expected: list[Tensor]) -> float:
     return within(difference(torch.cat(found), its), TOLERANCE[model.geometry.dtype])
 
 
+def check_again(model: FlatModel, expected: list[Tensor], decodes: bool = True) -> float:
+    """Of a form that passed the above at an earlier start: a step of prompts and, where the form
+    takes such, one of decodes, both ragged, must give these logits again. Each step reads all
+    weights, so few are taken."""
+    kv, (long, short) = KvStore(model.geometry), expected
+    first, other = (check_ids(length, model.vocab_size) for length in LENGTHS)
+    prompts = [
+        Stretch("first", first, 0, len(first) - 1), Stretch("other", other, 0, len(other)),
+        Stretch("again", other, 0, len(other) - 1),
+    ]  # fmt: skip
+    found = after(model, kv, prompts)[:2]
+    its = [long[-2], short[-1]]
+    if decodes:
+        last = [
+            Stretch("first", first, len(first) - 1, len(first)),
+            Stretch("again", other, len(other) - 1, len(other)),
+        ]
+        found = torch.cat([found, after(model, kv, last)])
+        its += [long[-1], short[-1]]
+    return within(difference(found, torch.stack(its)), TOLERANCE[model.geometry.dtype])
+
+
 def after(model: FlatModel, kv: KvStore, stretches: list[Stretch]) -> Tensor:
     """Logits behind each stretch, computed in one step."""
     for one in stretches:

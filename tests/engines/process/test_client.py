@@ -12,8 +12,8 @@ import pytest
 
 from llmserve.core.types import Chunk, Request, SamplingParams, TokenLogprob
 from llmserve.engines.base import EngineError, RequestFailed
-from llmserve.engines.torch.messages import Delta, Stepped
-from llmserve.engines.torch.process_client import ProcessClient
+from llmserve.engines.process.client import ProcessClient
+from llmserve.engines.process.messages import Delta, Stepped
 
 ONE = Request(id="r", prompt_ids=(1,), sampling=SamplingParams(logprobs=0), arrival=0.0)
 
@@ -24,7 +24,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def living() -> AsyncIterator[ProcessClient]:
-    life = ProcessClient(lambda record: None, {})
+    life = ProcessClient("test", "none", lambda record: None, {})
     yield life
     await life.stop()
 

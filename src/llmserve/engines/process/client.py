@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import msgspec
 
-from llmserve.core.types import Chunk, ParamError, Request
+from llmserve.core.types import Chunk, ParamError, Request, joined
 from llmserve.engines.base import Deliver, EngineError, RequestFailed, StepSink
 from llmserve.engines.process.child import Child
 from llmserve.engines.process.delivery import Delivery, LoopTurn
-from llmserve.engines.torch.messages import (
+from llmserve.engines.process.messages import (
     Abort,
     Adopted,
     Busy,
@@ -26,65 +26,56 @@ from llmserve.engines.torch.messages import (
     Retune,
     Stepped,
     SubmitRequest,
-    ToChild,
     Weigh,
     Weighed,
 )
-
-WORKER = "llmserve.engines.torch.worker"
 
 
 class Inbox:
     """Collects what came for one request in this turn of the loop, to send it as one chunk."""
 
-    def __init__(self, turn: LoopTurn, deliver: Deliver) -> None:
+    def __init__(self, deliver: Deliver) -> None:
         self.delivery = Delivery(deliver)
         self.finished = False
-        self._turn = turn
-        self._deltas: list[Delta] = []
+        self._chunks: list[Chunk] = []
+        self._failure: Exception | None = None
 
-    def put(self, delta: Delta) -> None:
-        if delta.finish_reason is not None:
-            self.finished = True
-        if not self._deltas:
-            self._turn.note(self._hand_on)
-        self._deltas.append(delta)
+    def put(self, chunk: Chunk) -> bool:
+        """True with the first of this turn: then `hand_on` is to be called once it is over."""
+        self._chunks.append(chunk)
+        return len(self._chunks) == 1
+
+    def end(self, delta: Delta) -> bool:
+        """The last of its request, as `put`."""
+        self.finished = True
+        if delta.error is not None:
+            named = delta.param and ParamError(delta.param, delta.error)
+            self._failure = named or RequestFailed(delta.error)
+        return self.put(_chunk(delta))
 
     def fail(self, failure: Exception) -> None:
         """End with this failure; what came before is still sent first."""
         self.finished = True
-        self._hand_on()
+        self.hand_on()
         self.delivery.fail(failure)
 
-    def _hand_on(self) -> None:
-        deltas, self._deltas = self._deltas, []
-        if not deltas:
-            return
-        if (error := deltas[-1].error) is not None:
-            param = deltas[-1].param
-            self.delivery.fail(ParamError(param, error) if param else RequestFailed(error))
-        else:
-            self.delivery.give(_joined(deltas))
+    def hand_on(self) -> None:
+        chunks, self._chunks = self._chunks, []
+        if self._failure is not None:
+            self.delivery.fail(self._failure)
+        elif chunks:
+            self.delivery.give(joined(chunks))
 
 
-def _joined(deltas: list[Delta]) -> Chunk:
-    last = deltas[-1]
-    if len(deltas) == 1:
-        text, token_ids, logprobs = last.text, last.token_ids, last.logprobs
-    else:
-        text = "".join(delta.text for delta in deltas)
-        token_ids = tuple(token for delta in deltas for token in delta.token_ids)
-        asked = last.logprobs is not None
-        every = (one for delta in deltas for one in delta.logprobs or ())
-        logprobs = tuple(every) if asked else None
+def _chunk(delta: Delta) -> Chunk:
     return Chunk(
-        text=text,
-        token_ids=token_ids,
-        logprobs=logprobs,
-        finish_reason=last.finish_reason,
-        stop_reason=last.stop_reason,
-        cached_tokens=deltas[0].cached_tokens,
-        prompt_logprobs=deltas[0].prompt_logprobs,
+        text=delta.text,
+        token_ids=delta.token_ids,
+        logprobs=delta.logprobs,
+        finish_reason=delta.finish_reason,
+        stop_reason=delta.stop_reason,
+        cached_tokens=delta.cached_tokens,
+        prompt_logprobs=delta.prompt_logprobs,
     )
 
 
@@ -93,12 +84,16 @@ class ProcessClient:
 
     def __init__(
         self,
+        engine: str,
+        worker: str,
         sink: StepSink,
         environment: dict[str, str],
         reformed: Callable[[dict[str, str]], None] = lambda _: None,
     ) -> None:
-        """reformed: takes what changed of the details that `ready` has."""
-        self.child = Child(WORKER, environment, self)
+        """engine: its name, for messages. worker: the module that the child runs. reformed: takes
+        what changed of the details that `ready` has."""
+        self.child = Child(worker, environment, self)
+        self._engine = engine
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._sink = sink
         self._reformed = reformed
@@ -115,7 +110,8 @@ class ProcessClient:
     def over(self) -> bool:
         return self._cause is not None
 
-    def say(self, message: ToChild) -> None:
+    def say(self, message: msgspec.Struct) -> None:
+        """Send one of `ToChild`, or the engine's own first message."""
         self.child.send(self._encode(message))
 
     async def ask(self, message: Retune | ResetCache | Weigh) -> int:
@@ -135,7 +131,7 @@ class ProcessClient:
         self.say(
             SubmitRequest(request.id, request.prompt_ids, request.sampling)
         )  # may raise: half a pair
-        inbox = self._inboxes[request.id] = Inbox(self._turn, deliver)
+        inbox = self._inboxes[request.id] = Inbox(deliver)
         return inbox
 
     def close(self, request_id: str) -> None:
@@ -143,7 +139,7 @@ class ProcessClient:
             self.say(Abort(request_id))
 
     async def stop(self) -> None:
-        self._end(EngineError("the torch engine was stopped"))
+        self._end(EngineError(f"the {self._engine} engine was stopped"))
         await self.child.stop()
         if self._burial is not None:
             with contextlib.suppress(asyncio.CancelledError):
@@ -153,12 +149,7 @@ class ProcessClient:
         message = self._decode(frame)
         match message:
             case Stepped():
-                if message.record is not None:
-                    self._sink(message.record)
-                for delta in message.deltas:
-                    inbox = self._inboxes.get(delta.id)
-                    if inbox is not None:  # else it was aborted meanwhile
-                        inbox.put(delta)
+                self._stepped(message)
             case Adopted():
                 self._answer(message.number, message.step)
             case Weighed():
@@ -171,6 +162,23 @@ class ProcessClient:
                 self.ready.set_result(message)
             case Failed():
                 self._end(EngineError(message.message))
+
+    def _stepped(self, message: Stepped) -> None:
+        """Once for each token: as little as can be."""
+        if message.record is not None:
+            self._sink(message.record)
+        inboxes, note = self._inboxes, self._turn.note
+        for request_id, text, token in zip(
+            message.ids, message.texts, message.tokens, strict=True
+        ):
+            inbox = inboxes.get(request_id)  # none where it was aborted meanwhile
+            if inbox is not None and inbox.put(Chunk(text=text, token_ids=(token,))):
+                note(inbox.hand_on)
+        for delta in message.deltas:
+            if (inbox := inboxes.get(delta.id)) is not None:
+                put = inbox.put(_chunk(delta)) if delta.finish_reason is None else inbox.end(delta)
+                if put:
+                    note(inbox.hand_on)
 
     def _answer(self, number: int, answer: int) -> None:
         asked = self._asked.get(number)
@@ -190,7 +198,7 @@ class ProcessClient:
                 how = signal.Signals(-status).name
         words = self.child.last_lines()
         said = f"; its last lines were:\n{words}" if words else ""
-        self._end(EngineError(f"the torch engine's process died ({how}){said}"))
+        self._end(EngineError(f"the {self._engine} engine's process died ({how}){said}"))
 
     def _end(self, error: EngineError) -> None:
         if self.over:

@@ -1,0 +1,1 @@
+"""What-if: predictions of a calibrated server, each beside its error on held-out traffic."""
