@@ -51,16 +51,20 @@ def held(served: Served) -> Held:
     async def look() -> Held:
         gc.collect()
         now = served.telemetry.stats.snapshot(served.service.clock.now())
-        pacers = [one for one in gc.get_objects() if isinstance(one, Pacer)]
+        pacers = [one for one in gc.get_objects() if type(one) is Pacer]
         return Held(
             now.running + now.waiting,
             now.kv_used_tokens or 0,
-            len(list(Path("/proc/self/fd").iterdir())),
+            _descriptors(),
             len(asyncio.all_tasks()) - 1,
             sum(one.open + len(one._due) + len(one._later) for one in pacers),
         )
 
     return served.runtime.call(look())
+
+
+def _descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def rss_bytes() -> int:

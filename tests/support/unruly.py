@@ -92,12 +92,16 @@ class Unruly:
 
     async def learn(self, numbers: int) -> None:
         """Ask each request of each form once, not streamed: what it says is what it shall say."""
-        for form in FORMS:
-            for number in range(numbers):
-                path, body = asked(form, number, self._max_tokens)
-                found = answer(await self._read_all(await self._open(self._bytes(path, body))))
-                assert found.status == 200, found.body
-                self._whole[form, number] = said(found)
+
+        async def learn_one(form: str, number: int) -> None:
+            path, body = asked(form, number, self._max_tokens)
+            found = answer(await self._read_all(await self._open(self._bytes(path, body))))
+            assert found.status == 200, found.body
+            self._whole[form, number] = said(found)
+
+        await asyncio.gather(
+            *[learn_one(form, number) for form in FORMS for number in range(numbers)]
+        )
 
     async def client(self, kind: str, draw: random.Random) -> None:
         """One client of this kind; what it met is in `seen`."""
