@@ -37,7 +37,7 @@ TIMED_NOTEBOOKS := $(addprefix notebooks/,06_dashboard.ipynb 07_benchmark.ipynb 
 .PHONY: help lab test test-long venv dev lint unit serial notebooks browser widgets system \
   vllm vllm-packages vllm-cpu vllm-test vllm-contract gpu-check gpu-wheels \
   clients clients-test clients-env clients-pins prometheus \
-  bench-torch bench-cold bench-simulator bench-front bench-vllm bench-peers clean
+  bench-torch bench-cold bench-simulator bench-front bench-vllm bench-peers soak clean
 
 help:
 	@echo 'make lab    install and open JupyterLab on the quickstart (ARGS="--no-browser --port 8899")'
@@ -55,6 +55,7 @@ help:
 	@echo 'make gpu-check             what only a GPU can show, in ten minutes, into a table'
 	@echo 'make gpu-wheels            what a bare machine with a GPU needs for that, into build/gpu-wheels'
 	@echo 'make bench-front           what delivery costs per token and request (ARGS=--profile: by layer)'
+	@echo 'make soak                  a thousand unruly clients for minutes: what leaks (ARGS="--minutes 10")'
 	@echo 'make bench-vllm            our endpoint with vLLM against vllm serve, and what the tape costs'
 
 lab: $(VENV)/.lab
@@ -235,6 +236,9 @@ bench-simulator: $(VENV)/.dev
 bench-front: $(VENV)/.dev
 	cd tests && ../$(PY) -m benchmarks.front \
 	  $(if $(wildcard $(VLLM)/bin/python),--vllm ../$(VLLM)/bin/python) $(ARGS)
+
+soak: $(VENV)/.dev
+	cd tests && ../$(PY) -m benchmarks.soak $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(LOAD) .venv-peers build dist widgets/node_modules src/llmserve/dashboard/static .mypy_cache .ruff_cache \
