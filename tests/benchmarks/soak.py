@@ -39,6 +39,8 @@ from support.unruly import LEAVERS, READERS, Unruly, crowd
 
 HONEST = 32
 STALL_S = 0.05
+MOST_PLACES = 1024
+"""The knob takes no more; who comes then waits."""
 _BEAT_S = 0.005
 _REST_S = 3.0
 _INTERVALS_MS = (50.0, 20.0, 50.0, 5.0)
@@ -55,9 +57,10 @@ print(late)
 
 
 def serving(decode_ms: float, clients: int) -> Session:
+    places = min(MOST_PLACES, 2 * clients)  # a reader of three choices takes three
     return llmserve.serve(
         engine="simulator", process=True, prefill_ms=0.0, decode_ms=decode_ms,
-        kv_capacity_tokens=10_000_000, max_num_seqs_ceiling=2 * clients, max_num_seqs=2 * clients,
+        kv_capacity_tokens=10_000_000, max_num_seqs_ceiling=places, max_num_seqs=places,
         max_num_batched_tokens=16_384,
     )  # fmt: skip
 
