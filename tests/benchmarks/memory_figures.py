@@ -33,8 +33,8 @@ def _asking(session: Session, number: int) -> Iterator[None]:
 
 
 def _each(places: int) -> float:
-    """Bytes that Python allocated for each of many requests, of which so many run: RSS does not show
-    what reuses the room of those before. Sockets' buffers and uvloop's own are not in it."""
+    """Bytes that Python allocated for each of many requests, of which so many run: RSS shows not
+    what reuses the room of those before. The buffers of sockets and of uvloop are not in it."""
     with llmserve.serve(
         engine="simulator", process=True, prefill_ms=0.0, decode_ms=1000.0, max_num_seqs=places,
         max_num_seqs_ceiling=NUMBER + 1, kv_capacity_tokens=10_000_000,
