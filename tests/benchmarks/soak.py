@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import random
 import resource
@@ -38,6 +39,8 @@ from support.unruly import LEAVERS, READERS, Unruly, crowd
 
 HONEST = 32
 STALL_S = 0.05
+MOST_PLACES = 1024
+"""The knob takes no more; who comes then waits."""
 _BEAT_S = 0.005
 _REST_S = 3.0
 _INTERVALS_MS = (50.0, 20.0, 50.0, 5.0)
@@ -54,9 +57,10 @@ print(late)
 
 
 def serving(decode_ms: float, clients: int) -> Session:
+    places = min(MOST_PLACES, 2 * clients)  # a reader of three choices takes three
     return llmserve.serve(
         engine="simulator", process=True, prefill_ms=0.0, decode_ms=decode_ms,
-        kv_capacity_tokens=10_000_000, max_num_seqs_ceiling=2 * clients, max_num_seqs=2 * clients,
+        kv_capacity_tokens=10_000_000, max_num_seqs_ceiling=places, max_num_seqs=places,
         max_num_batched_tokens=16_384,
     )  # fmt: skip
 
@@ -66,6 +70,14 @@ class Stalls:
 
     def __init__(self) -> None:
         self.own, self.machines = 0, 0
+        self.longest_collection_s, self._began = 0.0, 0.0
+
+    def _collects(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._began = time.monotonic()
+        else:
+            took = time.monotonic() - self._began
+            self.longest_collection_s = max(self.longest_collection_s, took)
 
     @contextlib.contextmanager
     def counted(self, session: Session) -> Iterator[None]:
@@ -82,9 +94,11 @@ class Stalls:
         )  # fmt: skip
         beating = threading.Thread(target=session.runtime.call, args=(beat(),))
         beating.start()
+        gc.callbacks.append(self._collects)
         try:
             yield
         finally:
+            gc.callbacks.remove(self._collects)
             over.set()
             beating.join()
             told, _ = sleeper.communicate()
@@ -196,6 +210,7 @@ def soak(options: argparse.Namespace, rate: float) -> bool:
     print(f"| clients | {sum(met['kinds'].values()):,} |")
     print(f"| RSS growth in the second half, MB a minute | {growth:.2f} |")
     print(f"| stalls over 50 ms (the machine's own) | {stalls.own} ({stalls.machines}) |")
+    print(f"| longest garbage collection, ms | {stalls.longest_collection_s * 1e3:.0f} |")
     print(f"| honest ITL p50, ms: with the crowd / without | {p50:.1f} / {p50_alone:.1f} |")
     print(f"| honest ITL p99, ms: with the crowd / without | {p99:.1f} / {p99_alone:.1f} |")
     for one in met["wrong"][:10]:
