@@ -72,11 +72,11 @@ class Stream:
         self._chunks.clear()
         return chunks
 
-    def listen(self, news: Callable[[], None]) -> None:
+    def listen(self, news: Callable[[], None] | None) -> None:
         """Call `news` with each chunk and with the end, instead of waiting for them: no task is
-        woken. It must return at once; what there is, `ready` and `ended` say."""
+        woken. It must return at once; what there is, `ready` and `ended` say. None ends that."""
         self._news = news
-        if self._chunks or self._ended:
+        if news is not None and (self._chunks or self._ended):
             news()
 
     @property

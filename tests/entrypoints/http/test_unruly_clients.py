@@ -4,13 +4,16 @@ nothing of the crowd stays."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
+from llmserve.entrypoints.http.leaving import Exchange
 from support.leaks import Held, held
 from support.serving import KEY, PATIENCE_S, Serving, serving
 from support.unruly import LEAVERS, READERS, Unruly
@@ -73,3 +76,19 @@ def test_an_open_answer_and_its_client_are_seen_as_held(served: Serving) -> None
             more = held(served).beyond(before)
     assert {"slots", "blocks", "descriptors", "tasks", "streams"} <= more.keys()
     assert settled(served, before) == {}
+
+
+def test_what_an_answer_held_is_free_before_the_collector_looks(served: Serving) -> None:
+    host = f"127.0.0.1:{served.server.port}"
+    body = {"prompt": "a b", "max_tokens": 4, "stream": True}
+    with httpx.Client(base_url=f"http://{host}", headers={"authorization": f"Bearer {KEY}"}) as one:
+        one.post("/v1/completions", json=body)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                assert one.post("/v1/completions", json=body).text.endswith("data: [DONE]\n\n")
+            alive = [each for each in gc.get_objects() if type(each) is Exchange]
+        finally:
+            gc.enable()
+    assert len(alive) < 5

@@ -60,6 +60,7 @@ class Connection(HttpToolsProtocol):
             self._answering.message_event.set()
             if self._exchange is not None and self._answering.disconnected:
                 self._exchange.leave()
+        self._exchange_over()
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
@@ -145,6 +146,16 @@ class Connection(HttpToolsProtocol):
         if cycle.scope["http_version"] != "1.1":
             _as_before_1_1(cycle)
         super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self._exchange_over()
+        super().on_response_complete()
+
+    def _exchange_over(self) -> None:
+        """Nothing more is written of this answer: without the way to, who holds whom is no ring,
+        and what an answer held is free at once rather than when the collector looks."""
+        if self._exchange is not None:
+            self._exchange.write = None
 
     def _last_answer(self) -> RequestResponseCycle | None:
         """No more requests come: the last that is to be answered, if one is. One that was cut

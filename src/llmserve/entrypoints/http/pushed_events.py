@@ -76,6 +76,8 @@ class PushedEvents:
         finally:
             self._pacer.open -= 1
             self._pushing = False
+            for stream in self._streams:  # who holds whom is no ring then
+                stream.listen(None)
             if self._slow is not None:
                 self._slow.cancel()
 
