@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from llmserve.entrypoints.http.pacing import Pacer
 from llmserve.observe import Telemetry
@@ -56,11 +56,19 @@ def held(served: Served) -> Held:
             now.running + now.waiting,
             now.kv_used_tokens or 0,
             _descriptors(),
-            len(asyncio.all_tasks()) - 1,
+            sum(_name(task) not in _OWN for task in asyncio.all_tasks()),
             sum(one.open + len(one._due) + len(one._later) for one in pacers),
         )
 
     return served.runtime.call(look())
+
+
+_OWN = ("held.<locals>.look", "Event.wait")
+"""This look, and what uvicorn's clock waits for, which is a task anew each second."""
+
+
+def _name(task: asyncio.Task[Any]) -> str:
+    return str(getattr(task.get_coro(), "__qualname__", ""))
 
 
 def _descriptors() -> int:
