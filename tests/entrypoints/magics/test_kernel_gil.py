@@ -27,8 +27,6 @@ STREAMS = 32
 ROUNDS = 7
 BLOCK_S = 0.7
 SIMULATOR = "simulator decode_ms=3 prefill_ms=1"
-OURS, PYTHONS = 5e-5, 5e-3
-"""Switch intervals: what serving sets, and what Python has by itself."""
 SLEEP = "time.sleep(0.01)"
 LOOP = "for i in range(1000): i * i"
 SETUP = """
@@ -40,7 +38,6 @@ def serving_cpu():
 print(json.dumps([session.url, session.api_key, session.info.model_id]))
 """
 BLOCK = """
-sys.setswitchinterval({interval} or sys.getswitchinterval())
 print("begun", flush=True)
 cell, serving, end = time.thread_time(), serving_cpu(), time.monotonic() + {s}
 while time.monotonic() < end:
@@ -87,9 +84,9 @@ class Block:
     """The serving thread's part of the CPU time that it and the cell had together."""
 
 
-def block(served: Kernel, clients: Crowd, work: str = LOOP, interval: float = 0) -> Block:
-    """What is delivered while a cell works; `interval` 0 leaves what serving has set."""
-    started = served.start(BLOCK.format(interval=interval, s=BLOCK_S, work=work))
+def block(served: Kernel, clients: Crowd, work: str = LOOP) -> Block:
+    """What is delivered while a cell works."""
+    started = served.start(BLOCK.format(s=BLOCK_S, work=work))
     served.wait_for_output(started, "begun")
     began, before = time.monotonic(), clients.characters
     served.wait_for_output(started, "over")
@@ -130,19 +127,6 @@ def test_a_python_loop_cell_leaves_half_the_throughput_of_32_streams(
     left = median_ratio(under, beside)
     share = statistics.median(one.share for one in under)
     assert left >= 0.5 or share >= 0.4, (left, share, beside, under)
-
-
-def test_the_switch_interval_that_serving_sets_is_what_keeps_delivery_going(
-    served: Kernel,
-) -> None:
-    served.ok(f"%llmserve start --engine {SIMULATOR}", timeout=120)
-    ours, pythons = list[Block](), list[Block]()
-    with crowd(served) as clients:
-        assert float(served.ok("print(sys.getswitchinterval())").stdout) == pytest.approx(OURS)
-        for _ in range(ROUNDS):  # each sets what the other leaves
-            ours.append(block(served, clients, interval=OURS))
-            pythons.append(block(served, clients, interval=PYTHONS))
-    assert median_ratio(ours, pythons) > 1.2, (ours, pythons)
 
 
 def test_a_cell_in_one_c_call_delays_delivery_and_loses_no_token(served: Kernel) -> None:
