@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import count
 from pathlib import Path
 
 import msgspec
 
 from llmserve.core.clock import Clock
-from llmserve.core.knobs import Applied, Knobs, differences
 from llmserve.core.types import ParamError, Request, Structured, blame
 from llmserve.core.validation import wholes
 from llmserve.engines.base import Deliver, EngineError, EngineInfo, StepSink
-from llmserve.engines.limits import clamp
 from llmserve.engines.process.client import ProcessClient
-from llmserve.engines.process.messages import Ready, ResetCache, Retune, Weigh
+from llmserve.engines.process.engine import ProcessEngine
+from llmserve.engines.process.messages import Ready, Weigh
 from llmserve.engines.tokenizer import Tokenizer
 from llmserve.engines.torch import cpu_isa
 from llmserve.engines.torch.messages import LoadModel
@@ -25,23 +23,20 @@ from llmserve.engines.torch.text.tokenizer import ModelTokenizer, open_tokenizer
 WORKER = "llmserve.engines.torch.worker"
 
 
-class TorchEngine:
+class TorchEngine(ProcessEngine):
     """Satisfies `engines.base.Engine`. One loop's; may be started again after `stop`.
 
     Raises TypeError for an unknown option and ValueError for a wrong value (`TorchOptions`).
     """
 
     def __init__(self, *, sink: StepSink, clock: Clock, **options: object) -> None:
-        self._sink = sink
-        self._clock = clock
         self._options = parse(options)
         self._cpu_isa = cpu_isa.limit()
-        self._ceilings = {
+        ceilings = {
             "max_num_seqs": self._options.max_num_seqs_ceiling,
             "max_num_batched_tokens": self._options.max_num_batched_tokens_ceiling,
         }
-        self._knobs, _ = clamp(Knobs(), self._ceilings)
-        self._run: ProcessClient | None = None
+        super().__init__("the torch engine", sink, clock, ceilings)
         self._launched = False
         """A process waits for `start`."""
         self._info: EngineInfo | None = None
@@ -49,7 +44,6 @@ class TorchEngine:
         self._details: dict[str, str] = {}
         self._vocab_size = 0
         self._constrains = False
-        self._questions = count(1)
 
     @property
     def info(self) -> EngineInfo:
@@ -125,36 +119,12 @@ class TorchEngine:
             self._info = msgspec.structs.replace(self._info, details=known)
 
     async def stop(self) -> None:
-        run, self._run = self._run, None
         self._launched = False
-        if run is not None:
-            await run.stop()
-
-    @property
-    def dead(self) -> bool:
-        return self._run is not None and self._run.over
+        await super().stop()
 
     @property
     def busy_with(self) -> str:
         return "" if self._run is None else self._run.busy_with
-
-    async def apply(self, knobs: Knobs) -> Applied:
-        asked_at = self._clock.now()
-        run = self._running()
-        before, (values, clamps) = self._knobs, clamp(knobs, self._ceilings)
-        step = await run.ask(Retune(next(self._questions), values))
-        self._knobs = values
-        return Applied(
-            values=values,
-            changed=differences(before, values),
-            clamped=clamps,
-            adopted_step=step,
-            ms=(self._clock.now() - asked_at) * 1e3,
-        )
-
-    async def reset_cache(self) -> None:
-        """Forget all cached prefixes that no running request holds."""
-        await self._running().ask(ResetCache(next(self._questions)))
 
     async def device_bytes(self) -> int | None:
         if not self.info.device.startswith("cuda"):
@@ -177,17 +147,7 @@ class TorchEngine:
         failed on this request alone.
         """
         self._check(request)
-        run = self._running()
-        inbox = run.open(request, deliver)
-        try:
-            await inbox.delivery.over
-        finally:
-            run.close(request.id)
-
-    def _running(self) -> ProcessClient:
-        if self._run is None:
-            raise EngineError("the torch engine is not running")
-        return self._run
+        await super().generate(request, deliver)
 
     def _check(self, request: Request) -> None:
         ids, longest = request.prompt_ids, self.info.max_model_len
