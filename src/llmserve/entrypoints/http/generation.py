@@ -159,10 +159,13 @@ class GeneratingRoute(ABC):
         reply, served = call.asked.reply, self.served
         pushed = PushedEvents(streams, reply, answer, served.pacer, each=served.each_chunk)
         newest = await pushed.send_all()
-        if newest and not all(map(_is_complete, streams)):
-            await answer.events(newest)
-        for stream in streams:
-            _complete(stream.outcome)
+        try:
+            for stream in streams:
+                _complete(stream.outcome)
+        except ApiError:
+            if newest:
+                await answer.events(newest)
+            raise
         await answer.events(newest + reply.end(call.usage(streams)), more=False)
 
 
@@ -177,11 +180,6 @@ async def _rendered(
     return await tokenised(
         _AS_CHARACTERS * scored, lambda whole: whole(outcomes, usage), call.asked.reply.whole
     )
-
-
-def _is_complete(stream: Stream) -> bool:
-    outcome = stream.outcome
-    return outcome is not None and outcome.finish_reason in ("stop", "length")
 
 
 def _complete(outcome: Outcome | None) -> Outcome:

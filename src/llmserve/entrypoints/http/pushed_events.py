@@ -132,15 +132,11 @@ class PushedEvents:
 
     def _frames(self) -> bytes:
         news, self._news = self._news, {}
-        frame = self._reply.frame
-        if self._each():
-            return b"".join(
-                [frame(choice, one) for choice in news for one in self._streams[choice].ready()]
-            )
-        frames = []
+        frame, each, frames = self._reply.frame, self._each(), list[bytes]()
         for choice in news:
             if chunks := self._streams[choice].ready():
-                frames.append(frame(choice, joined(chunks)))
+                own = chunks if each else [joined(chunks)]
+                frames += [frame(choice, one) for one in own]
         return b"".join(frames)
 
     async def _wait_for_client(self, frames: bytes) -> None:
