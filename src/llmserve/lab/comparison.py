@@ -6,7 +6,6 @@ at most 5 of 100 comparisons, however many figures are looked at.
 
 from __future__ import annotations
 
-import html
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from llmserve.bench.results.report import (
     unseen,
 )
 from llmserve.core.quantities import duration, number
+from llmserve.lab.tables import verdict_html
 from llmserve.plots.figures import in_unit, lines
 
 if TYPE_CHECKING:
@@ -256,17 +256,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         page.text(str(self))
 
     def _repr_html_(self) -> str:
-        first, *rows = self._rows()
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in first)
-        body = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-        )
-        verdict, *more = self._words()
-        words = "<br>".join(html.escape(line) for line in more)
-        return (
-            f"<p><b>{html.escape(verdict)}</b><br>{words}</p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
+        return verdict_html(self._words(), self._rows())
 
     def _words(self) -> list[str]:
         how = f"{self.pairs} pairs on identical arrivals, in the order {self.order}"

@@ -21,6 +21,7 @@ from llmserve.bench.results.report import (
 )
 from llmserve.core.quantities import Unit, spread, unit_of
 from llmserve.lab.comparison import CONFIDENCE, HIGHER_IS_BETTER, apart
+from llmserve.lab.tables import html_table
 from llmserve.plots.figures import Series, heat, in_unit, lines
 from llmserve.plots.live_figure import LiveFigure, sketch
 
@@ -272,13 +273,8 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         page.text(str(self))
 
     def _repr_html_(self) -> str:
-        head, *rows = self._rows()
-        cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-        body = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-        )
         words = "<br>".join(html.escape(line) for line in self._words())
-        return f"<p>{words}</p><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<p>{words}</p>{html_table(self._rows())}"
 
     def _words(self) -> list[str]:
         rounds = "one round" if self.rounds == 1 else f"{self.rounds} rounds"

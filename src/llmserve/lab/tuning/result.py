@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import msgspec
 from llmserve.bench.results.intervals import Interval
 from llmserve.bench.results.report import Report, miscounted, not_served
 from llmserve.core.quantities import duration, number
+from llmserve.lab.tables import verdict_html
 from llmserve.lab.tuning.limits import UNITS
 from llmserve.lab.tuning.race import confirmed, margin
 from llmserve.lab.tuning.shape import frontier
@@ -200,17 +200,7 @@ class TuneResult(msgspec.Struct, frozen=True, kw_only=True):
         page.text(str(self))
 
     def _repr_html_(self) -> str:
-        head, *rows = self._rows()
-        cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-        body = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-        )
-        verdict, *more = self._words()
-        words = "<br>".join(html.escape(line) for line in more)
-        return (
-            f"<p><b>{html.escape(verdict)}</b><br>{words}</p>"
-            f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
-        )
+        return verdict_html(self._words(), self._rows())
 
     def _words(self) -> list[str]:
         tried = [each for each in self.points if each.trials]

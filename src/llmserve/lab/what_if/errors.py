@@ -7,13 +7,14 @@ difference of the two runs is the least error that any predictor could show.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import msgspec
 
 from llmserve.bench.results.report import Report, is_time
 from llmserve.core.quantities import NONE, duration
+from llmserve.lab.tables import html_table, text_table
 
 FIGURES = (
     "ttft_p50", "ttft_p95", "itl_p50", "itl_p95", "generated_tokens_per_s", "goodput_per_s",
@@ -181,16 +182,3 @@ def shown(figure: str, value: float | None) -> str:
     if value is None:
         return NONE
     return duration(value) if is_time(figure) else f"{value:,.2f}"
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
-def html_table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = ["".join(f"<td>{html.escape(c)}</td>" for c in row) for row in rows]
-    lines = "".join(f"<tr>{row}</tr>" for row in body)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"

@@ -17,15 +17,14 @@ from llmserve.bench.load.workload import Load
 from llmserve.bench.results.report import Report
 from llmserve.bench.results.result import Result
 from llmserve.core.validation import out_of
+from llmserve.lab.tables import html_table, text_table
 from llmserve.lab.what_if.errors import (
     FIGURES,
     HeldOut,
     HeldOutErrors,
     figures_of,
-    html_table,
     shown,
     target_of,
-    text_table,
 )
 from llmserve.plots.figures import lines
 from llmserve.scheduling.user_policy import Choice
