@@ -65,10 +65,8 @@ class Client:
         return [msgspec.json.decode(line) for line in b"".join([*self.parts, newest]).splitlines()]
 
 
-def push(
-    streams: Sequence[Stream], client: Client, pacer: Pacer, *, each: bool = False
-) -> PushedEvents:
-    return PushedEvents(streams, Lines(), client.answer, pacer, each=lambda: each)
+def push(streams: Sequence[Stream], client: Client, pacer: Pacer) -> PushedEvents:
+    return PushedEvents(streams, Lines(), client.answer, pacer)
 
 
 _CHUNKS = st.lists(
@@ -82,11 +80,10 @@ _CHUNKS = st.lists(
     pauses=st.lists(st.integers(0, 2), min_size=1, max_size=8),
     slow=st.lists(st.booleans(), min_size=1, max_size=5),
     longest_s=st.sampled_from([0.0, 0.0001, 0.002]),
-    each=st.booleans(),
 )
 def test_every_chunk_arrives_once_and_in_order(
     chunks: list[tuple[int, str, int]], pauses: list[int], slow: list[bool],
-    longest_s: float, each: bool,
+    longest_s: float,
 ) -> None:  # fmt: skip
     counts = iter(range(10_000))
 
@@ -94,7 +91,7 @@ def test_every_chunk_arrives_once_and_in_order(
         streams = [stream(str(i)) for i in range(3)]
         client = Client(lambda: not slow[next(counts) % len(slow)])
         pacer = Pacer(lambda: longest_s)
-        pushed = asyncio.create_task(push(streams, client, pacer, each=each).send_all())
+        pushed = asyncio.create_task(push(streams, client, pacer).send_all())
         for place, (choice, text, tokens) in enumerate(chunks):
             logprobs = tuple(TokenLogprob(place, 0.0) for _ in range(tokens))
             streams[choice].put(
@@ -177,7 +174,7 @@ def test_a_client_that_does_not_read_gets_all_of_it_later_in_one_event() -> None
             await send(message)  # type: ignore[arg-type]
 
         client.answer._send = held
-        pushed = asyncio.create_task(push([one], client, Pacer(lambda: 0.0)).send_all())
+        pushed = asyncio.create_task(push([one], client, Pacer(lambda: 1e-6)).send_all())
         for number in range(50):
             one.put(Chunk(text=f"{number} ", token_ids=(number,)), 1.0)
             await asyncio.sleep(0)

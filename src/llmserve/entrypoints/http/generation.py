@@ -156,9 +156,8 @@ class GeneratingRoute(ABC):
         return Call(asked, sender(scope, asked.claims), arrival, asks_anew(scope))
 
     async def _stream(self, call: Call, streams: Sequence[Stream], answer: JsonAnswer) -> None:
-        reply, served = call.asked.reply, self.served
-        pushed = PushedEvents(streams, reply, answer, served.pacer, each=served.each_chunk)
-        newest = await pushed.send_all()
+        reply = call.asked.reply
+        newest = await PushedEvents(streams, reply, answer, self.served.pacer).send_all()
         try:
             for stream in streams:
                 _complete(stream.outcome)

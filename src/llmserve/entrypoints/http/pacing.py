@@ -50,6 +50,11 @@ class Pacer:
         """At least so long lies between two events of one answer."""
         return min(self._longest_s(), self.open * self._cost_s / SHARE)
 
+    @property
+    def joins(self) -> bool:
+        """Whether what has come for an answer since its last event is one event."""
+        return self._longest_s() > 0
+
     def note(self, answer: Paced) -> None:
         """The answer has news; call it once until it was sent."""
         if not self._due:

@@ -8,7 +8,7 @@ client does not keep up, a task waits for it, and what comes meanwhile stays in 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from llmserve.core.types import joined
@@ -27,13 +27,9 @@ class PushedEvents:
         reply: ReplyShape,
         answer: JsonAnswer,
         pacer: Pacer,
-        *,
-        each: Callable[[], bool],
     ) -> None:
-        """each: whether each chunk is an event of its own."""
         self.sent_at = 0.0
         self._streams, self._reply, self._answer, self._pacer = streams, reply, answer, pacer
-        self._each = each
         self._news: dict[int, None] = {}
         """Choices with news, in the order in which it came."""
         self._loop = asyncio.get_running_loop()
@@ -132,10 +128,10 @@ class PushedEvents:
 
     def _frames(self) -> bytes:
         news, self._news = self._news, {}
-        frame, each, frames = self._reply.frame, self._each(), list[bytes]()
+        frame, joins, frames = self._reply.frame, self._pacer.joins, list[bytes]()
         for choice in news:
             if chunks := self._streams[choice].ready():
-                own = chunks if each else [joined(chunks)]
+                own = [joined(chunks)] if joins else chunks
                 frames += [frame(choice, one) for one in own]
         return b"".join(frames)
 

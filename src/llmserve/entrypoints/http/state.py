@@ -30,10 +30,6 @@ class EndpointState:
     def _longest_s(self) -> float:
         return self.service.board.current.stream_interval_ms / 1e3
 
-    def each_chunk(self) -> bool:
-        """Whether each chunk of a stream is an event of its own."""
-        return not self.service.board.current.stream_interval_ms
-
     @property
     def info(self) -> EngineInfo:
         """While the engine sleeps or is restarted this is what it was: requests may queue."""
